@@ -1,0 +1,14 @@
+//! The vocabulary of Sluice: who talks to whom, what was decided, how it ended.
+//!
+//! Every other crate speaks in these types. Only the standard library is used, nothing here performs I/O
+//! and nothing consults a clock.
+
+mod address;
+mod endpoint;
+mod outcome;
+mod verdict;
+
+pub use address::{ClientAddr, DialedAddr, OrigDst, Protocol, Tuple, UpstreamSource, canonical_ip};
+pub use endpoint::{Endpoint, Owner, Pod, Service};
+pub use outcome::{EndCause, Outcome};
+pub use verdict::{Decision, Generation, PolicyKind, PolicyRef, Reason, SideVerdict, Tier, Verdict};
