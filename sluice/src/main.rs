@@ -1,2 +1,44 @@
-//! The `sluice` command.
-fn main() {}
+//! The `sluice` command: command line, configuration, wiring. Exit codes: 0 done, 1 the answer is no,
+//! 2 bad input or usage.
+
+mod cmd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Node-level, sidecar-free L4 policy enforcer for Kubernetes, without eBPF.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enforce NetworkPolicy on this node's pods and record their connections
+    Run(cmd::run::Args),
+    /// A cluster of network namespaces on this machine: the real datapath, real traffic
+    Lab(cmd::lab::Args),
+    /// Decide probes offline: JSON lines in, JSON lines out
+    Verdict(cmd::verdict::Args),
+    /// Print the rules that would be installed on this node
+    Rules(cmd::rules::Args),
+    /// Remove every rule, route and mark that Sluice has left on this node
+    Cleanup(cmd::cleanup::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => cmd::run::execute(args),
+        Command::Lab(args) => cmd::lab::execute(args),
+        Command::Verdict(args) => cmd::verdict::execute(args),
+        Command::Rules(args) => cmd::rules::execute(args),
+        Command::Cleanup(args) => cmd::cleanup::execute(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("sluice: {error:#}");
+        ExitCode::from(2)
+    })
+}

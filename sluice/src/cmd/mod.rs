@@ -1,0 +1,7 @@
+//! One file per subcommand.
+
+pub(crate) mod cleanup;
+pub(crate) mod lab;
+pub(crate) mod rules;
+pub(crate) mod run;
+pub(crate) mod verdict;

@@ -1,0 +1,12 @@
+//! `sluice rules`.
+
+use std::process::ExitCode;
+
+/// Arguments of `sluice rules`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command.
+pub(crate) fn execute(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not available in this build")
+}
