@@ -127,6 +127,8 @@ pub enum Reason {
     OwnAddress,
     /// A local address without a known running pod: refused.
     UnknownLocalPod,
+    /// The pod that this connection was decided for no longer exists: refused.
+    PodGone,
     /// No snapshot has been published yet: refused.
     NoSnapshot,
 }
@@ -142,6 +144,7 @@ impl Reason {
             Self::OwnNode => "own-node",
             Self::OwnAddress => "own-address",
             Self::UnknownLocalPod => "unknown-local-pod",
+            Self::PodGone => "pod-gone",
             Self::NoSnapshot => "no-snapshot",
         }
     }
