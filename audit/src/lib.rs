@@ -1,1 +1,24 @@
-//! (being written)
+//! The connection record and where it goes.
+//!
+//! The datapath describes what happened to a connection as a [`Record`] and hands it to a [`Recorder`],
+//! which never waits. A [`Writer`] on a thread of its own turns records into lines of JSON with the names of
+//! the Elastic Common Schema, and appends them to a file. Every record has a number; a record that could not
+//! be kept leaves a gap in the numbers and is counted in [`Metrics`].
+//!
+//! This crate decides nothing and knows no policy: it writes what it is told.
+
+mod community;
+mod line;
+mod metrics;
+mod output;
+mod queue;
+mod record;
+mod recorder;
+mod writer;
+
+pub use line::SCHEMA;
+pub use metrics::{Age, ByteDirection, DeniedSide, GateDrop, Label, Metrics, PerLabel};
+pub use output::{Sink, SinkError};
+pub use record::{Action, ConnectionId, Record, Timing, Traffic};
+pub use recorder::{ConfigProblem, Recorder, RecorderConfig};
+pub use writer::{CloseReport, Writer};

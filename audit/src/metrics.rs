@@ -1,0 +1,412 @@
+//! What Sluice counts about itself, as Prometheus sees it: `sluice_…`.
+//!
+//! Labels take only values listed here, and every series exists from the start with 0, so that a rate can be
+//! taken over the first event. No address and no name of a pod is ever a label.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use flow::{Decision, EndCause};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Every metric of the process. Cloning shares the counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Connections established on both legs: `sluice_connections_opened_total`.
+    pub connections_opened: Counter,
+    /// Established connections that ended, by cause: `sluice_connections_closed_total{cause}`.
+    pub connections_closed: PerLabel<EndCause>,
+    /// Connections that policy refused, by side: `sluice_connections_denied_total{side}`.
+    pub connections_denied: PerLabel<DeniedSide>,
+    /// Allowed connections that were not established, by cause: `sluice_connections_failed_total{cause}`.
+    pub connections_failed: PerLabel<EndCause>,
+    /// Connections established now: `sluice_connections_live`.
+    pub connections_live: Gauge,
+    /// Payload carried, by direction: `sluice_bytes_total{direction}`.
+    pub bytes: PerLabel<ByteDirection>,
+    /// Packets the kernel handed to the gate: `sluice_gate_packets_total`.
+    pub gate_packets: Counter,
+    /// Connection attempts the gate holds now: `sluice_gate_pending`.
+    pub gate_pending: Gauge,
+    /// Packets the gate dropped, by reason: `sluice_gate_dropped_total{reason}`.
+    pub gate_dropped: PerLabel<GateDrop>,
+    /// From the first packet to the gate's verdict: `sluice_gate_latency_seconds`.
+    pub gate_latency: Histogram,
+    /// From the first packet towards the server to the established leg: `sluice_connect_latency_seconds`.
+    pub connect_latency: Histogram,
+    /// Records that reached the sink: `sluice_records_written_total`.
+    pub records_written: Counter,
+    /// Records that did not: `sluice_records_lost_total`.
+    pub records_lost: Counter,
+    /// Live connections ended by a change of policy: `sluice_policy_revocations_total`.
+    pub policy_revocations: Counter,
+    /// The generation in force: `sluice_snapshot_generation`.
+    pub snapshot_generation: Gauge,
+    /// Since the objects behind the snapshot were last read in full: `sluice_snapshot_age_seconds`.
+    pub snapshot_age: Age,
+    /// Rules, routes or set elements restored after someone else changed them: `sluice_ruleset_repairs_total`.
+    pub ruleset_repairs: Counter,
+    /// Pipes that carry bytes now: `sluice_pipes_in_use`.
+    pub pipes_in_use: Gauge,
+    /// Idle pipes kept for the next connection: `sluice_pipes_pooled`.
+    pub pipes_pooled: Gauge,
+    /// Descriptors this process has open: `sluice_descriptors_open`.
+    pub descriptors_open: Gauge,
+    /// Descriptors this process may open: `sluice_descriptors_limit`.
+    pub descriptors_limit: Gauge,
+    /// Server legs that could not keep the client's port: `sluice_upstream_port_fallbacks_total`.
+    pub upstream_port_fallbacks: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            connections_opened: Counter::default(),
+            connections_closed: PerLabel::default(),
+            connections_denied: PerLabel::default(),
+            connections_failed: PerLabel::default(),
+            connections_live: Gauge::default(),
+            bytes: PerLabel::default(),
+            gate_packets: Counter::default(),
+            gate_pending: Gauge::default(),
+            gate_dropped: PerLabel::default(),
+            gate_latency: Histogram::new(LATENCY_BUCKETS),
+            connect_latency: Histogram::new(LATENCY_BUCKETS),
+            records_written: Counter::default(),
+            records_lost: Counter::default(),
+            policy_revocations: Counter::default(),
+            snapshot_generation: Gauge::default(),
+            snapshot_age: Age::default(),
+            ruleset_repairs: Counter::default(),
+            pipes_in_use: Gauge::default(),
+            pipes_pooled: Gauge::default(),
+            descriptors_open: Gauge::default(),
+            descriptors_limit: Gauge::default(),
+            upstream_port_fallbacks: Counter::default(),
+        }
+    }
+}
+
+/// Seconds. A decision on the node takes tens of microseconds, a connection in the cluster a millisecond; a
+/// lost SYN shows at 1, 3 and 7 seconds (tcp(7), `tcp_syn_retries`), a silent server at 130.
+const LATENCY_BUCKETS: [f64; 18] = [
+    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 3.5,
+    7.5, 130.0,
+];
+
+impl Metrics {
+    /// Adds every metric to `registry` under the prefix `sluice_`. The encoder appends `_total` to counters
+    /// and a full stop to help texts, so neither is written here.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("sluice");
+        self.register_connections(registry);
+        self.register_gate(registry);
+        self.register_records(registry);
+        self.register_state(registry);
+    }
+
+    fn register_connections(&self, registry: &mut Registry) {
+        registry.register(
+            "connections_opened",
+            "Connections established on both legs",
+            self.connections_opened.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Established connections that ended, by cause",
+            self.connections_closed.clone(),
+        );
+        registry.register(
+            "connections_denied",
+            "Connections that policy refused, by the side that refused first",
+            self.connections_denied.clone(),
+        );
+        registry.register(
+            "connections_failed",
+            "Allowed connections that could not be established, by cause",
+            self.connections_failed.clone(),
+        );
+        registry.register("connections_live", "Connections established now", self.connections_live.clone());
+        registry.register(
+            "bytes",
+            "Payload carried: sent by clients, or received by them",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "upstream_port_fallbacks",
+            "Legs to servers that could not keep the port of the client",
+            self.upstream_port_fallbacks.clone(),
+        );
+        registry.register(
+            "policy_revocations",
+            "Live connections ended because a change of policy, labels or pods no longer allows them",
+            self.policy_revocations.clone(),
+        );
+        registry.register_with_unit(
+            "connect_latency",
+            "From the first packet towards the server to the established leg",
+            Unit::Seconds,
+            self.connect_latency.clone(),
+        );
+    }
+
+    fn register_gate(&self, registry: &mut Registry) {
+        registry.register("gate_packets", "Packets the kernel handed to the gate", self.gate_packets.clone());
+        registry.register("gate_pending", "Connection attempts held at the gate", self.gate_pending.clone());
+        registry.register(
+            "gate_dropped",
+            "Packets dropped at the gate, by reason",
+            self.gate_dropped.clone(),
+        );
+        registry.register_with_unit(
+            "gate_latency",
+            "From the first packet of a connection to the verdict on it",
+            Unit::Seconds,
+            self.gate_latency.clone(),
+        );
+    }
+
+    fn register_records(&self, registry: &mut Registry) {
+        registry.register(
+            "records_written",
+            "Connection records that reached the sink",
+            self.records_written.clone(),
+        );
+        registry.register(
+            "records_lost",
+            "Connection records that did not reach the sink: the queue was full or a write failed",
+            self.records_lost.clone(),
+        );
+    }
+
+    fn register_state(&self, registry: &mut Registry) {
+        registry.register(
+            "snapshot_generation",
+            "Generation of the policy snapshot in force",
+            self.snapshot_generation.clone(),
+        );
+        registry.register_with_unit(
+            "snapshot_age",
+            "Time since the objects behind the snapshot were last read in full, or since the start",
+            Unit::Seconds,
+            self.snapshot_age.clone(),
+        );
+        registry.register(
+            "ruleset_repairs",
+            "Times that rules, routes or sets were restored after a change by someone else",
+            self.ruleset_repairs.clone(),
+        );
+        registry.register("pipes_in_use", "Pipes that carry bytes now", self.pipes_in_use.clone());
+        registry.register(
+            "pipes_pooled",
+            "Idle pipes kept for the next connection",
+            self.pipes_pooled.clone(),
+        );
+        registry.register(
+            "descriptors_open",
+            "File descriptors this process has open",
+            self.descriptors_open.clone(),
+        );
+        registry.register(
+            "descriptors_limit",
+            "File descriptors this process may open",
+            self.descriptors_limit.clone(),
+        );
+    }
+}
+
+/// A closed set of values for one metric label.
+pub trait Label: Copy + fmt::Debug + Send + Sync + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// Every value.
+    const ALL: &'static [Self];
+    /// The value as it is exported.
+    fn value(self) -> &'static str;
+    /// Where the value stands in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $label:literal { $($(#[$variant_doc:meta])* $variant:ident = $value:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant),* }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            fn value(self) -> &'static str {
+                match self { $(Self::$variant => $value),* }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// Which side refused a connection.
+    DeniedSide, "side" {
+        /// Egress at the source, whatever ingress said.
+        Egress = "egress",
+        /// Ingress at the destination, egress having allowed.
+        Ingress = "ingress",
+        /// Neither: no side had a say, and it was refused all the same.
+        None = "none",
+    }
+}
+
+label! {
+    /// Which way bytes went.
+    ByteDirection, "direction" {
+        /// From clients to servers.
+        Sent = "sent",
+        /// From servers to clients.
+        Received = "received",
+    }
+}
+
+label! {
+    /// Why the gate dropped a packet without a decision.
+    GateDrop, "reason" {
+        /// A limit of the whole process was reached.
+        Overload = "overload",
+        /// One client holds too many attempts.
+        Flood = "flood",
+        /// A retransmission of a SYN that is already held.
+        Duplicate = "duplicate",
+        /// No TCP SYN that could be read.
+        Malformed = "malformed",
+        /// The kernel's queue was full, and the packet never reached this process.
+        QueueFull = "queue-full",
+        /// The process is stopping.
+        Shutdown = "shutdown",
+    }
+}
+
+impl Label for EndCause {
+    const NAME: &'static str = "cause";
+    const ALL: &'static [Self] = &EndCause::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl DeniedSide {
+    /// The side that `decision` was refused by; egress is asked first.
+    pub fn of(decision: &Decision) -> Self {
+        if !decision.egress.verdict.is_allow() {
+            Self::Egress
+        } else if !decision.ingress.verdict.is_allow() {
+            Self::Ingress
+        } else {
+            Self::None
+        }
+    }
+}
+
+/// One counter for every value of a label, found without a lock.
+#[derive(Debug)]
+pub struct PerLabel<L> {
+    counters: Arc<[Counter]>,
+    label: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> PerLabel<L> {
+    /// The counter for `value`.
+    pub fn of(&self, value: L) -> &Counter {
+        &self.counters[value.index()]
+    }
+}
+
+impl<L> Clone for PerLabel<L> {
+    fn clone(&self) -> Self {
+        Self { counters: Arc::clone(&self.counters), label: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> Default for PerLabel<L> {
+    fn default() -> Self {
+        Self {
+            counters: L::ALL.iter().map(|_| Counter::default()).collect(),
+            label: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<L> TypedMetric for PerLabel<L> {
+    const TYPE: MetricType = MetricType::Counter;
+}
+
+impl<L: Label> EncodeMetric for PerLabel<L> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for value in L::ALL {
+            let labels = [(L::NAME, value.value())];
+            self.of(*value).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// The time since something last happened, read when it is scraped. Monotonic: stepping the clock does not
+/// change it.
+#[derive(Clone, Debug, Default)]
+pub struct Age {
+    /// Nanoseconds from the process's epoch to the last reset.
+    reset_at: Arc<AtomicU64>,
+}
+
+/// The first use of a metric, which is the start of the process for all purposes.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Age {
+    /// It happened just now.
+    pub fn reset(&self) {
+        let nanos = u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.reset_at.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Seconds since the last reset, or since the start when there was none.
+    pub fn seconds(&self) -> f64 {
+        let reset_at = std::time::Duration::from_nanos(self.reset_at.load(Ordering::Relaxed));
+        EPOCH.elapsed().saturating_sub(reset_at).as_secs_f64()
+    }
+}
+
+impl TypedMetric for Age {
+    const TYPE: MetricType = MetricType::Gauge;
+}
+
+impl EncodeMetric for Age {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.seconds())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

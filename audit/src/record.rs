@@ -1,0 +1,134 @@
+//! What happened to one connection, as the datapath describes it.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use flow::{Decision, EndCause, Endpoint, Service, Tuple, UpstreamSource};
+
+/// What a record reports. The name goes into `event.action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The connection was allowed and established; a record with [`Action::Ended`] will follow.
+    Started,
+    /// An established connection ended.
+    Ended,
+    /// Policy refused the connection before it was established.
+    Denied,
+    /// The connection was allowed and could not be established.
+    Failed,
+}
+
+impl Action {
+    /// The name in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "connection-started",
+            Self::Ended => "connection-ended",
+            Self::Denied => "connection-denied",
+            Self::Failed => "connection-failed",
+        }
+    }
+}
+
+/// Names one connection in all of its records (`event.id`).
+///
+/// The first half is drawn at random once per process, the second counts connections, so that two ids differ
+/// within a process, after a restart and between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u128);
+
+impl ConnectionId {
+    /// The next id of this process.
+    pub fn next() -> Self {
+        static PROCESS: OnceLock<u64> = OnceLock::new();
+        static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+        // `RandomState` takes its keys from the operating system's random source.
+        let process = *PROCESS.get_or_init(|| RandomState::new().hash_one(SystemTime::now()));
+        let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        Self(u128::from(process) << 64 | u128::from(connection))
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    /// Sixteen hexadecimal digits for the process, a dash, the connection's number in hexadecimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.0 >> 64, self.0 & u128::from(u64::MAX))
+    }
+}
+
+/// Bytes carried, counted where they were accepted by the other leg.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// What the client sent and the server's leg accepted: `source.bytes`.
+    pub client_bytes: u64,
+    /// What the server sent and the client's leg accepted: `destination.bytes`.
+    pub server_bytes: u64,
+}
+
+/// How long the steps before the first byte took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// From the arrival of the connection's first packet to the decision.
+    pub decide: Option<Duration>,
+    /// From the first packet towards the server to the established (or failed) leg.
+    pub connect: Option<Duration>,
+}
+
+/// One event of one connection.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What happened.
+    pub action: Action,
+    /// Which connection; the same in its started and ended records.
+    pub id: ConnectionId,
+    /// Protocol and addresses, after DNAT.
+    pub tuple: Tuple,
+    /// Who stands behind the client's address.
+    pub source: Endpoint,
+    /// Who stands behind the destination's address.
+    pub destination: Endpoint,
+    /// The Service that was dialled, when one was.
+    pub service: Option<Service>,
+    /// The decision that admitted or refused the connection.
+    pub decision: Decision,
+    /// How it ended; `None` in a started record.
+    pub cause: Option<EndCause>,
+    /// The decision that ended a live connection. Its sides and its generation are then what the record
+    /// shows, in place of those of `decision`.
+    pub revoked_by: Option<Decision>,
+    /// When its first packet arrived.
+    pub start: SystemTime,
+    /// When it ended, was refused or failed; `None` in a started record.
+    pub end: Option<SystemTime>,
+    /// From start to end by the monotonic clock, so that a stepped wall clock cannot falsify it.
+    pub duration: Option<Duration>,
+    /// Bytes carried; written in ended records only.
+    pub traffic: Traffic,
+    /// The source address of the server's leg, when it differs from the client's.
+    pub upstream_source: Option<UpstreamSource>,
+    /// True when a pod reached itself through a Service, and was connected from the node's address.
+    pub hairpin: bool,
+    /// Latency of the steps.
+    pub timing: Timing,
+    /// What went wrong, for people: `connect: No route to host`.
+    pub detail: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_of_one_process_differ_and_share_its_half() {
+        let ids: Vec<String> = (0..1000).map(|_| ConnectionId::next().to_string()).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+        assert_eq!(ids.iter().map(|id| &id[..17]).collect::<HashSet<_>>().len(), 1);
+        assert!(ids.iter().all(|id| id.len() > 17 && id.as_bytes()[16] == b'-'));
+    }
+}
