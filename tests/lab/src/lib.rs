@@ -1,1 +1,31 @@
-//! (being written)
+//! Turns a description of nodes, pods and Services into network namespaces that behave like a cluster.
+//!
+//! Every node and every pod is a network namespace of its own; pods hang on routed veth pairs, nodes on one
+//! bridge, and kube-proxy's and a CNI's translations are played by two small nftables tables. Everything is
+//! removed on drop, and what a killed process left behind is swept by the next one.
+//!
+//! Nothing here touches the network namespace of the caller, decides a policy, or waits without a limit.
+
+mod cluster;
+mod error;
+mod http;
+mod iproute;
+mod manifests;
+mod metrics;
+mod netns;
+mod process;
+mod server;
+mod services;
+mod sockets;
+mod spec;
+mod topology;
+mod wait;
+
+pub use cluster::{Cluster, External, Node, Pod};
+pub use error::LabError;
+pub use iproute::{ip_batch, nft_script};
+pub use netns::{Netns, remove_namespaces};
+pub use process::{Sluice, SluiceOptions};
+pub use server::{GREETING, Server, greeting_peer};
+pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort};
+pub use wait::{wait_for, wait_until};

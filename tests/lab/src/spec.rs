@@ -1,0 +1,240 @@
+//! What a cluster is to consist of, as its user writes it down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::cluster::Cluster;
+use crate::error::LabError;
+
+/// A pod to be: its own network namespace on a node, or a process of the node's with `host_network`.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) node: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) deployment: Option<String>,
+    pub(crate) host_network: bool,
+}
+
+impl PodSpec {
+    /// A pod named `namespace/name`; without a slash it is in `default`. Where it runs is the builder's
+    /// choice until [`PodSpec::on`] says so.
+    pub fn new(full_name: &str) -> Self {
+        let (namespace, name) = split_name(full_name);
+        Self {
+            namespace,
+            name,
+            node: None,
+            labels: BTreeMap::new(),
+            ports: Vec::new(),
+            deployment: None,
+            host_network: false,
+        }
+    }
+
+    /// Runs on this node.
+    pub fn on(mut self, node: &str) -> Self {
+        self.node = Some(node.to_owned());
+        self
+    }
+
+    /// Carries this label.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Declares a named TCP container port. Nothing listens there by itself.
+    pub fn port(mut self, name: &str, port: u16) -> Self {
+        self.ports.push((name.to_owned(), port));
+        self
+    }
+
+    /// Belongs to this Deployment, through a ReplicaSet as Kubernetes does it.
+    pub fn deployment(mut self, name: &str) -> Self {
+        self.deployment = Some(name.to_owned());
+        self
+    }
+
+    /// Shares the node's network namespace and address.
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The port of a pod that a Service leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// This port of every pod.
+    Number(u16),
+    /// The container port of this name, pod by pod.
+    Name(String),
+}
+
+impl From<u16> for TargetPort {
+    fn from(port: u16) -> Self {
+        Self::Number(port)
+    }
+}
+
+impl From<&str> for TargetPort {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug)]
+pub(crate) struct ServicePort {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) target: TargetPort,
+    pub(crate) node_port: Option<u16>,
+}
+
+/// A Service to be: a ClusterIP, and NodePorts where asked for.
+#[derive(Clone, Debug)]
+pub struct ServiceSpec {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) selector: BTreeMap<String, String>,
+    pub(crate) ports: Vec<ServicePort>,
+    pub(crate) cluster_ip: Option<Ipv4Addr>,
+}
+
+impl ServiceSpec {
+    /// A Service named `namespace/name`; without a slash it is in `default`.
+    pub fn new(full_name: &str) -> Self {
+        let (namespace, name) = split_name(full_name);
+        Self { namespace, name, selector: BTreeMap::new(), ports: Vec::new(), cluster_ip: None }
+    }
+
+    /// Leads to the namespace's pods that carry this label, and all others asked for.
+    pub fn selector(mut self, key: &str, value: &str) -> Self {
+        self.selector.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Listens on `port` and leads to `target`.
+    pub fn port(mut self, name: &str, port: u16, target: impl Into<TargetPort>) -> Self {
+        self.ports.push(ServicePort { name: name.to_owned(), port, target: target.into(), node_port: None });
+        self
+    }
+
+    /// Opens the last port added on every node, too.
+    pub fn node_port(mut self, node_port: u16) -> Self {
+        if let Some(port) = self.ports.last_mut() {
+            port.node_port = Some(node_port);
+        }
+        self
+    }
+
+    /// Has this ClusterIP instead of the next free one.
+    pub fn cluster_ip(mut self, address: Ipv4Addr) -> Self {
+        self.cluster_ip = Some(address);
+        self
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A cluster to be. Begin with [`Cluster::builder`].
+#[derive(Clone, Debug)]
+pub struct ClusterBuilder {
+    pub(crate) nodes: u8,
+    pub(crate) pods: Vec<PodSpec>,
+    pub(crate) services: Vec<ServiceSpec>,
+    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub(crate) declared_elsewhere: BTreeSet<String>,
+    pub(crate) rp_filter: u8,
+    pub(crate) prefix: Option<String>,
+    pub(crate) folder: Option<std::path::PathBuf>,
+}
+
+impl ClusterBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            nodes: 1,
+            pods: Vec::new(),
+            services: Vec::new(),
+            namespaces: BTreeMap::new(),
+            declared_elsewhere: BTreeSet::new(),
+            rp_filter: 0,
+            prefix: None,
+            folder: None,
+        }
+    }
+
+    /// How many nodes, 1 to 9; they are named `node1`, `node2`… The default is one.
+    pub fn nodes(mut self, count: u8) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// Adds a pod.
+    pub fn pod(mut self, pod: PodSpec) -> Self {
+        self.pods.push(pod);
+        self
+    }
+
+    /// Adds a Service.
+    pub fn service(mut self, service: ServiceSpec) -> Self {
+        self.services.push(service);
+        self
+    }
+
+    /// Declares a namespace with labels. Those that pods and Services use are declared without labels of
+    /// their own if not here.
+    pub fn namespace(mut self, name: &str, labels: &[(&str, &str)]) -> Self {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        self.namespaces.insert(name.to_owned(), labels);
+        self
+    }
+
+    /// Leaves a namespace out of the cluster's manifests, because a policy file declares it.
+    pub fn namespace_declared_elsewhere(mut self, name: &str) -> Self {
+        self.declared_elsewhere.insert(name.to_owned());
+        self
+    }
+
+    /// Reverse path filtering on every interface of the nodes: 0 off (the default), 1 strict, 2 loose.
+    pub fn rp_filter(mut self, mode: u8) -> Self {
+        self.rp_filter = mode;
+        self
+    }
+
+    /// Names the namespaces `PREFIX-ROLE` instead of uniquely. They are not swept when this process dies.
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = Some(prefix.to_owned());
+        self
+    }
+
+    /// Keeps manifests, records and logs in this folder, which exists already and is not removed.
+    pub fn folder(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Makes it. On an error nothing of it is left.
+    pub fn build(self) -> Result<Cluster, LabError> {
+        Cluster::build(self)
+    }
+}
+
+fn split_name(full_name: &str) -> (String, String) {
+    match full_name.split_once('/') {
+        Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
+        None => ("default".to_owned(), full_name.to_owned()),
+    }
+}
