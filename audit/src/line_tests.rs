@@ -1,1 +1,422 @@
+//! What each kind of record looks like, field by field.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use flow::{
+    Decision, EndCause, Endpoint, Generation, Owner, Pod, PolicyKind, PolicyRef, Reason, Service,
+    SideVerdict, Tier, Tuple, UpstreamSource, Verdict,
+};
+use serde_json::{Value, json};
+
+use super::append;
+use crate::{Action, ConnectionId, Record, Timing, Traffic};
+
+fn pod(namespace: &str, name: &str, local: bool) -> Pod {
+    Pod {
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: format!("uid-{name}").into(),
+        node: Some(if local { "node-a" } else { "node-b" }.into()),
+        local,
+        owner: Some(Owner { kind: "Deployment".into(), name: "web".into() }),
+        labels: Arc::new(BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())])),
+    }
+}
+
+fn policy(name: &str, rule: Option<u32>) -> Arc<[PolicyRef]> {
+    Arc::new([PolicyRef {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: Some("shop".into()),
+        name: name.into(),
+        rule,
+    }])
+}
+
+fn allowed() -> Decision {
+    Decision {
+        generation: Generation(7),
+        egress: SideVerdict {
+            verdict: Verdict::Allow,
+            tier: Some(Tier::Default),
+            policies: None,
+            reason: Reason::NotIsolated,
+        },
+        ingress: SideVerdict {
+            verdict: Verdict::Allow,
+            tier: Some(Tier::NetworkPolicy),
+            policies: Some(policy("web", Some(2))),
+            reason: Reason::RuleMatched,
+        },
+    }
+}
+
+fn refused_at_ingress(generation: u64) -> Decision {
+    Decision {
+        generation: Generation(generation),
+        ingress: SideVerdict {
+            verdict: Verdict::Deny,
+            tier: Some(Tier::NetworkPolicy),
+            policies: Some(policy("deny-all", None)),
+            reason: Reason::NoRuleMatched,
+        },
+        ..allowed()
+    }
+}
+
+/// 2026-08-01T12:00:00.000000123Z
+fn noon() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::new(1_785_585_600, 123)
+}
+
+fn record(action: Action) -> Record {
+    Record {
+        action,
+        id: ConnectionId::next(),
+        tuple: Tuple::tcp("10.244.1.2:40000".parse().unwrap(), "10.244.2.3:8080".parse().unwrap()),
+        source: Endpoint::Pod(Arc::new(pod("front", "client", true))),
+        destination: Endpoint::Pod(Arc::new(pod("shop", "web-0", false))),
+        service: Some(Service {
+            namespace: "shop".into(),
+            name: "web".into(),
+            address: "10.96.0.10:80".parse().unwrap(),
+        }),
+        decision: allowed(),
+        cause: None,
+        revoked_by: None,
+        start: noon(),
+        end: None,
+        duration: None,
+        traffic: Traffic::default(),
+        upstream_source: None,
+        hairpin: false,
+        timing: Timing::default(),
+        detail: None,
+    }
+}
+
+fn finished(action: Action, cause: EndCause) -> Record {
+    Record {
+        cause: Some(cause),
+        end: Some(noon() + Duration::from_millis(1500)),
+        duration: Some(Duration::from_nanos(1_500_000_001)),
+        timing: Timing { decide: Some(Duration::from_nanos(41_900)), connect: None },
+        ..record(action)
+    }
+}
+
+fn line(sequence: u64, record: &Record) -> Value {
+    let mut lines = Vec::new();
+    append(&mut lines, sequence, "node-a", record).unwrap();
+    let text = String::from_utf8(lines).unwrap();
+    assert_eq!(text.find('\n'), Some(text.len() - 1), "one line: {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn client_side() -> Value {
+    json!({
+        "ip": "10.244.1.2", "port": 40000,
+        "k8s": {
+            "namespace": "front", "pod": "client", "uid": "uid-client", "node": "node-a",
+            "owner": {"kind": "Deployment", "name": "web"},
+            "labels": {"app.kubernetes.io/name": "web"},
+        },
+    })
+}
+
+fn server_side() -> Value {
+    json!({
+        "ip": "10.244.2.3", "port": 8080,
+        "k8s": {
+            "namespace": "shop", "pod": "web-0", "uid": "uid-web-0", "node": "node-b",
+            "owner": {"kind": "Deployment", "name": "web"},
+            "labels": {"app.kubernetes.io/name": "web"},
+        },
+        "service": {"namespace": "shop", "name": "web", "ip": "10.96.0.10", "port": 80},
+    })
+}
+
+fn network() -> Value {
+    json!({
+        "transport": "tcp", "type": "ipv4", "direction": "egress",
+        "community_id": "1:tM5WfeBi6fC064ILLlgUnt6uzJw=",
+    })
+}
+
+fn egress_not_isolated() -> Value {
+    json!({"verdict": "allow", "tier": "Default", "policies": [], "reason": "not-isolated"})
+}
+
+fn ingress_allowed() -> Value {
+    json!({
+        "verdict": "allow", "tier": "NetworkPolicy", "policies": ["NetworkPolicy/shop/web#2"],
+        "reason": "rule-matched",
+    })
+}
+
+fn ingress_refused() -> Value {
+    json!({
+        "verdict": "deny", "tier": "NetworkPolicy", "policies": ["NetworkPolicy/shop/deny-all"],
+        "reason": "no-rule-matched",
+    })
+}
+
+#[test]
+fn a_started_record_names_both_ends_and_the_allowing_rule() {
+    let record = Record {
+        timing: Timing {
+            decide: Some(Duration::from_nanos(41_900)),
+            connect: Some(Duration::from_micros(350)),
+        },
+        ..record(Action::Started)
+    };
+    let expected = json!({
+        "@timestamp": "2026-08-01T12:00:00.000000123Z",
+        "event": {
+            "kind": "event", "category": ["network"], "type": ["connection", "allowed", "start"],
+            "action": "connection-started", "outcome": "success", "id": record.id.to_string(), "sequence": 3,
+            "start": "2026-08-01T12:00:00.000000123Z",
+        },
+        "network": network(),
+        "source": client_side(),
+        "destination": server_side(),
+        "observer": {"name": "node-a", "product": "sluice"},
+        "sluice": {
+            "schema": 1, "generation": 7,
+            "egress": egress_not_isolated(), "ingress": ingress_allowed(),
+            "timing": {"decide_us": 41, "connect_us": 350},
+        },
+    });
+    assert_eq!(line(3, &record), expected);
+}
+
+#[test]
+fn an_ended_record_adds_bytes_duration_cause_and_the_upstream_source() {
+    let record = Record {
+        traffic: Traffic { client_bytes: 17, server_bytes: 1 << 40 },
+        upstream_source: Some(UpstreamSource("10.244.1.2:20000".parse().unwrap())),
+        ..finished(Action::Ended, EndCause::ServerReset)
+    };
+    let mut source = client_side();
+    source["bytes"] = json!(17);
+    let mut destination = server_side();
+    destination["bytes"] = json!(1_u64 << 40);
+    let expected = json!({
+        "@timestamp": "2026-08-01T12:00:01.500000123Z",
+        "event": {
+            "kind": "event", "category": ["network"], "type": ["connection", "allowed", "end"],
+            "action": "connection-ended", "outcome": "success", "id": record.id.to_string(), "sequence": 4,
+            "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
+            "duration": 1_500_000_001_u64,
+        },
+        "network": network(),
+        "source": source,
+        "destination": destination,
+        "observer": {"name": "node-a", "product": "sluice"},
+        "sluice": {
+            "schema": 1, "generation": 7,
+            "egress": egress_not_isolated(), "ingress": ingress_allowed(),
+            "end_cause": "server-reset", "upstream": {"ip": "10.244.1.2", "port": 20000},
+            "timing": {"decide_us": 41},
+        },
+    });
+    assert_eq!(line(4, &record), expected);
+}
+
+#[test]
+fn a_denied_record_says_which_side_refused_and_why() {
+    let record =
+        Record { decision: refused_at_ingress(7), ..finished(Action::Denied, EndCause::PolicyDenied) };
+    let expected = json!({
+        "@timestamp": "2026-08-01T12:00:01.500000123Z",
+        "event": {
+            "kind": "event", "category": ["network"], "type": ["connection", "denied"],
+            "action": "connection-denied", "outcome": "success", "id": record.id.to_string(), "sequence": 1,
+            "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
+            "duration": 1_500_000_001_u64, "reason": "ingress no-rule-matched",
+        },
+        "network": network(),
+        "source": client_side(),
+        "destination": server_side(),
+        "observer": {"name": "node-a", "product": "sluice"},
+        "sluice": {
+            "schema": 1, "generation": 7,
+            "egress": egress_not_isolated(), "ingress": ingress_refused(),
+            "end_cause": "policy-denied", "timing": {"decide_us": 41},
+        },
+    });
+    assert_eq!(line(1, &record), expected);
+}
+
+#[test]
+fn a_failed_record_says_what_failed() {
+    let record = Record {
+        detail: Some("connect: No route to host".to_owned()),
+        ..finished(Action::Failed, EndCause::Unreachable)
+    };
+    let expected = json!({
+        "@timestamp": "2026-08-01T12:00:01.500000123Z",
+        "event": {
+            "kind": "event", "category": ["network"], "type": ["connection", "allowed", "end"],
+            "action": "connection-failed", "outcome": "failure", "id": record.id.to_string(), "sequence": 9,
+            "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
+            "duration": 1_500_000_001_u64, "reason": "connect: No route to host",
+        },
+        "network": network(),
+        "source": client_side(),
+        "destination": server_side(),
+        "observer": {"name": "node-a", "product": "sluice"},
+        "sluice": {
+            "schema": 1, "generation": 7,
+            "egress": egress_not_isolated(), "ingress": ingress_allowed(),
+            "end_cause": "unreachable", "timing": {"decide_us": 41},
+        },
+    });
+    assert_eq!(line(9, &record), expected);
+
+    let silent = Record { detail: None, ..record };
+    assert_eq!(line(1, &silent)["event"]["reason"], "unreachable");
+}
+
+#[test]
+fn a_revoked_connection_shows_the_decision_that_ended_it() {
+    let record = Record {
+        revoked_by: Some(refused_at_ingress(8)),
+        ..finished(Action::Ended, EndCause::PolicyRevoked)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["sluice"]["generation"], 8);
+    assert_eq!(line["sluice"]["ingress"], ingress_refused());
+    assert_eq!(line["sluice"]["end_cause"], "policy-revoked");
+    assert_eq!(line["event"]["reason"], "ingress no-rule-matched");
+    assert_eq!(line["event"]["outcome"], "success");
+}
+
+#[test]
+fn the_reason_of_a_refusal_names_every_side_that_refused() {
+    let record = Record {
+        decision: Decision::refused(Generation(0), Reason::NoSnapshot),
+        ..finished(Action::Denied, EndCause::PolicyDenied)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["event"]["reason"], "egress no-snapshot, ingress no-snapshot");
+    assert_eq!(
+        line["sluice"]["egress"],
+        json!({"verdict": "deny", "policies": [], "reason": "no-snapshot"}),
+        "no tier decided"
+    );
+}
+
+#[test]
+fn direction_is_seen_from_local_pods() {
+    let local = || Endpoint::Pod(Arc::new(pod("a", "b", true)));
+    let remote = || Endpoint::Pod(Arc::new(pod("a", "b", false)));
+    let node = || Endpoint::Node { name: "node-a".into(), own: true };
+    let table = [
+        (local(), local(), "internal"),
+        (local(), remote(), "egress"),
+        (local(), Endpoint::External, "egress"),
+        (local(), node(), "egress"),
+        (remote(), local(), "ingress"),
+        (node(), local(), "ingress"),
+        (Endpoint::External, Endpoint::UnknownLocal, "ingress"),
+        (Endpoint::UnknownLocal, Endpoint::External, "egress"),
+        (Endpoint::External, Endpoint::External, "unknown"),
+    ];
+    for (source, destination, expected) in table {
+        let record = Record { source, destination, ..record(Action::Started) };
+        assert_eq!(line(1, &record)["network"]["direction"], expected, "{record:?}");
+    }
+}
+
+#[test]
+fn a_node_has_its_name_and_nothing_else_and_a_stranger_has_nothing() {
+    let record = Record {
+        source: Endpoint::Node { name: "node-b".into(), own: false },
+        destination: Endpoint::External,
+        service: None,
+        ..record(Action::Started)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["source"], json!({"ip": "10.244.1.2", "port": 40000, "k8s": {"node": "node-b"}}));
+    assert_eq!(line["destination"], json!({"ip": "10.244.2.3", "port": 8080}));
+}
+
+#[test]
+fn what_a_pod_does_not_have_is_left_out() {
+    let bare = Pod {
+        uid: "".into(),
+        node: None,
+        owner: None,
+        labels: Arc::default(),
+        ..pod("front", "client", true)
+    };
+    let record = Record { source: Endpoint::Pod(Arc::new(bare)), ..record(Action::Started) };
+    assert_eq!(line(1, &record)["source"]["k8s"], json!({"namespace": "front", "pod": "client"}));
+}
+
+#[test]
+fn an_upstream_source_equal_to_the_client_is_left_out() {
+    let mut record = record(Action::Started);
+    record.upstream_source = Some(UpstreamSource(record.tuple.client.0));
+    assert_eq!(line(1, &record)["sluice"].get("upstream"), None);
+}
+
+#[test]
+fn a_hairpin_says_so() {
+    let record = Record { hairpin: true, ..record(Action::Started) };
+    assert_eq!(line(1, &record)["sluice"]["hairpin"], true);
+}
+
+#[test]
+fn ipv6_is_named_and_written_in_its_short_form() {
+    let record = Record {
+        tuple: Tuple::tcp("[fd00:0:0:1::2]:1".parse().unwrap(), "[fd00::3]:2".parse().unwrap()),
+        ..record(Action::Started)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["network"]["type"], "ipv6");
+    assert_eq!(line["source"]["ip"], "fd00:0:0:1::2");
+}
+
+#[test]
+fn hostile_text_stays_inside_its_string() {
+    let hostile = "a\"b\\c\nd\re\u{0}f\u{1b}[31mg\u{2028}h\u{85}i\u{fffd}ß 🦀 }{";
+    let mut record = finished(Action::Failed, EndCause::InternalError);
+    record.detail = Some(hostile.to_owned());
+    record.source = Endpoint::Pod(Arc::new(Pod {
+        labels: Arc::new(BTreeMap::from([(hostile.to_owned(), hostile.to_owned())])),
+        ..pod(hostile, hostile, true)
+    }));
+    record.decision.egress.policies = Some(policy(hostile, Some(0)));
+
+    let mut lines = Vec::new();
+    append(&mut lines, 1, hostile, &record).unwrap();
+    append(&mut lines, 2, hostile, &record).unwrap();
+    let text = String::from_utf8(lines).unwrap();
+    assert!(text.chars().all(|c| c == '\n' || u32::from(c) >= 0x20), "control characters are escaped");
+    assert_eq!(text.split_terminator('\n').count(), 2);
+    for line in text.split_terminator('\n') {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["event"]["reason"], hostile);
+        assert_eq!(line["observer"]["name"], hostile);
+        assert_eq!(line["source"]["k8s"]["pod"], hostile);
+        assert_eq!(line["source"]["k8s"]["labels"][hostile], hostile);
+        assert_eq!(line["sluice"]["egress"]["policies"][0], format!("NetworkPolicy/shop/{hostile}#0"));
+    }
+}
+
+#[test]
+fn impossible_clocks_still_make_a_line() {
+    let record = Record {
+        start: SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+        end: SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1 << 40)),
+        duration: Some(Duration::MAX),
+        ..finished(Action::Ended, EndCause::ClientClosed)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["event"]["start"], "1969-12-31T23:59:59.000000000Z");
+    assert_eq!(line["event"]["end"], "1970-01-01T00:00:00.000000000Z");
+    assert_eq!(line["event"]["duration"], u64::MAX);
+}

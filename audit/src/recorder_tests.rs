@@ -1,1 +1,281 @@
+//! Records on their way from the datapath to a real file.
 
+use std::collections::HashMap;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use flow::{Decision, Endpoint, Generation, SideVerdict, Tuple};
+use serde_json::Value;
+
+use super::*;
+use crate::{ConnectionId, Timing, Traffic};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn record(action: Action) -> Record {
+    Record {
+        action,
+        id: ConnectionId::next(),
+        tuple: Tuple::tcp("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()),
+        source: Endpoint::External,
+        destination: Endpoint::External,
+        service: None,
+        decision: Decision {
+            generation: Generation(1),
+            egress: SideVerdict::not_applicable(),
+            ingress: SideVerdict::not_applicable(),
+        },
+        cause: None,
+        revoked_by: None,
+        start: SystemTime::now(),
+        end: None,
+        duration: None,
+        traffic: Traffic::default(),
+        upstream_source: None,
+        hairpin: false,
+        timing: Timing::default(),
+        detail: None,
+    }
+}
+
+fn start(config: RecorderConfig, sink: Sink) -> (Recorder, Writer, Metrics) {
+    let metrics = Metrics::default();
+    let (recorder, writer) = Recorder::start(config, sink, "node-a", metrics.clone()).unwrap();
+    (recorder, writer, metrics)
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn sequences(path: &Path) -> Vec<u64> {
+    lines(path).iter().map(|line| line["event"]["sequence"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn every_record_of_many_threads_is_written_once_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    let (recorder, writer, metrics) = start(RecorderConfig::default(), Sink::File(path.clone()));
+    let submitted: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let submit = || {
+            let records = (0..2_000).map(|_| record(Action::Ended));
+            records
+                .map(|record| {
+                    let id = record.id.to_string();
+                    recorder.submit(record);
+                    id
+                })
+                .collect()
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(submit)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(writer.close(LIMIT), crate::CloseReport { written: 8_000, lost: 0, finished: true });
+
+    assert_eq!(sequences(&path), (1..=8_000).collect::<Vec<_>>());
+    let place: HashMap<String, usize> = lines(&path)
+        .iter()
+        .enumerate()
+        .map(|(place, line)| (line["event"]["id"].as_str().unwrap().to_owned(), place))
+        .collect();
+    assert_eq!(place.len(), 8_000);
+    for ids in submitted {
+        assert!(ids.windows(2).all(|pair| place[&pair[0]] < place[&pair[1]]), "one thread's order is kept");
+    }
+    assert_eq!((metrics.records_written.get(), metrics.records_lost.get()), (8_000, 0));
+}
+
+/// A FIFO that nobody reads holds 64 KiB (pipe(7)): the writer then hangs in its write.
+fn hanging_sink(folder: &Path) -> Sink {
+    let path = folder.join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    Sink::File(path)
+}
+
+#[test]
+fn records_beyond_the_queue_are_counted_and_leave_gaps() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = hanging_sink(folder.path());
+    let Sink::File(fifo) = sink.clone() else { unreachable!() };
+    let config = RecorderConfig { queue_records: 100, gather_ms: 0, ..RecorderConfig::default() };
+    let (recorder, writer, metrics) = start(config, sink);
+
+    let slowest = (0..5_000)
+        .map(|_| {
+            let started = Instant::now();
+            recorder.submit(record(Action::Ended));
+            started.elapsed()
+        })
+        .max()
+        .unwrap();
+    assert!(slowest < Duration::from_secs(1), "submitting waited {slowest:?} for a sink that hangs");
+    let lost = metrics.records_lost.get();
+    assert!(lost > 0, "5000 records fit neither a queue of 100 nor a pipe");
+
+    // A reader comes: what was kept arrives, in order, and the gaps are exactly what was lost.
+    let reader = std::thread::spawn(move || {
+        use std::io::BufRead;
+
+        let fifo = std::io::BufReader::new(std::fs::File::open(fifo).unwrap());
+        let numbers = fifo.lines().map(|line| {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            line["event"]["sequence"].as_u64().unwrap()
+        });
+        let expected = usize::try_from(5_000 - lost).unwrap();
+        numbers.take(expected).collect::<Vec<_>>()
+    });
+    let report = writer.close(LIMIT);
+    assert_eq!(report, crate::CloseReport { written: 5_000 - lost, lost, finished: true });
+    let arrived = reader.join().unwrap();
+    assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "in order");
+    assert_eq!(arrived.len() as u64, 5_000 - lost);
+    assert!(arrived.last().unwrap() <= &5_000);
+}
+
+#[test]
+fn closing_does_not_wait_longer_than_its_limit_for_a_sink_that_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = RecorderConfig { gather_ms: 0, ..RecorderConfig::default() };
+    let (recorder, writer, _) = start(config, hanging_sink(folder.path()));
+    for _ in 0..2_000 {
+        recorder.submit(record(Action::Ended));
+    }
+    let started = Instant::now();
+    let report = writer.close(Duration::from_millis(50));
+    assert!(started.elapsed() < LIMIT);
+    assert!(!report.finished);
+    assert_eq!(report.written + report.lost, 2_000);
+    assert!(report.lost > 0);
+}
+
+#[test]
+fn a_reopened_file_is_the_one_that_has_the_name_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, rotated) = (folder.path().join("records"), folder.path().join("records.1"));
+    let (recorder, writer, metrics) = start(RecorderConfig::default(), Sink::File(path.clone()));
+    recorder.submit(record(Action::Ended));
+    wait_until("first record", || metrics.records_written.get() == 1);
+
+    std::fs::rename(&path, &rotated).unwrap();
+    recorder.submit(record(Action::Ended));
+    wait_until("second record", || metrics.records_written.get() == 2);
+    assert!(!path.exists(), "a rename alone changes nothing");
+
+    writer.reopen();
+    recorder.submit(record(Action::Ended));
+    assert_eq!(writer.close(LIMIT).written, 3);
+    assert_eq!(sequences(&rotated), [1, 2]);
+    assert_eq!(sequences(&path), [3]);
+}
+
+#[test]
+fn a_file_that_cannot_be_reopened_stays_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inside, moved) = (folder.path().join("logs"), folder.path().join("moved"));
+    std::fs::create_dir(&inside).unwrap();
+    let (recorder, writer, _) = start(RecorderConfig::default(), Sink::File(inside.join("records")));
+    std::fs::rename(&inside, &moved).unwrap();
+    writer.reopen();
+    recorder.submit(record(Action::Ended));
+    assert_eq!(writer.close(LIMIT).written, 1);
+    assert_eq!(sequences(&moved.join("records")), [1]);
+}
+
+#[test]
+fn a_failing_sink_loses_records_that_are_counted_and_is_used_again_when_it_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, healthy) = (folder.path().join("records"), folder.path().join("healthy"));
+    symlink("/dev/full", &path).unwrap();
+    let (recorder, writer, metrics) = start(RecorderConfig::default(), Sink::File(path.clone()));
+    for _ in 0..3 {
+        recorder.submit(record(Action::Ended));
+    }
+    wait_until("three lost records", || metrics.records_lost.get() == 3);
+    assert_eq!(metrics.records_written.get(), 0);
+
+    symlink(&healthy, folder.path().join("new")).unwrap();
+    std::fs::rename(folder.path().join("new"), &path).unwrap();
+    recorder.submit(record(Action::Ended));
+    recorder.submit(record(Action::Ended));
+    assert_eq!(writer.close(LIMIT), crate::CloseReport { written: 2, lost: 3, finished: true });
+    assert_eq!(sequences(&healthy), [4, 5]);
+    assert_eq!((metrics.records_written.get(), metrics.records_lost.get()), (2, 3));
+}
+
+#[test]
+fn started_records_can_be_left_out_without_a_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    let config = RecorderConfig { started: false, ..RecorderConfig::default() };
+    let (recorder, writer, _) = start(config, Sink::File(path.clone()));
+    for action in [Action::Started, Action::Ended, Action::Started, Action::Denied, Action::Failed] {
+        recorder.submit(record(action));
+    }
+    assert_eq!(writer.close(LIMIT).written, 3);
+    assert_eq!(sequences(&path), [1, 2, 3]);
+}
+
+#[test]
+fn closing_writes_what_is_queued_and_refuses_what_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    // The writer would let records gather for a second; closing must not wait for that.
+    let config = RecorderConfig { gather_ms: 1_000, ..RecorderConfig::default() };
+    let (recorder, writer, metrics) = start(config, Sink::File(path.clone()));
+    for _ in 0..10 {
+        recorder.submit(record(Action::Ended));
+    }
+    let started = Instant::now();
+    assert_eq!(writer.close(LIMIT), crate::CloseReport { written: 10, lost: 0, finished: true });
+    assert!(started.elapsed() < Duration::from_millis(900));
+    assert_eq!(sequences(&path), (1..=10).collect::<Vec<_>>());
+
+    recorder.submit(record(Action::Ended));
+    assert_eq!(metrics.records_lost.get(), 1);
+}
+
+#[test]
+fn a_discarding_sink_counts_as_any_other() {
+    let (recorder, writer, metrics) = start(RecorderConfig::default(), Sink::Discard);
+    recorder.submit(record(Action::Ended));
+    assert_eq!(writer.close(LIMIT).written, 1);
+    assert_eq!(metrics.records_written.get(), 1);
+}
+
+#[test]
+fn a_second_process_appends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    for _ in 0..2 {
+        let (recorder, writer, _) = start(RecorderConfig::default(), Sink::File(path.clone()));
+        recorder.submit(record(Action::Ended));
+        writer.close(LIMIT);
+    }
+    assert_eq!(sequences(&path), [1, 1]);
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_named() {
+    assert_eq!(RecorderConfig::default().validate(), []);
+    let config = RecorderConfig { queue_records: 0, gather_ms: 5_000, ..RecorderConfig::default() };
+    let problems: Vec<_> = config.validate().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        ["queue_records: 0 must be from 1 to 4194304", "gather_ms: 5000 must be at most 1000"]
+    );
+    let refused = Recorder::start(config, Sink::Discard, "node-a", Metrics::default()).unwrap_err();
+    assert_eq!(refused.to_string(), "records.queue_records: 0 must be from 1 to 4194304");
+}
