@@ -1,0 +1,140 @@
+//! Takes away everything an installation may have left, after a stop, a crash or a kill, whatever it was
+//! configured to be.
+
+use std::fmt;
+
+use rtnetlink::IpVersion;
+
+use crate::config::RedirectConfig;
+use crate::gate::{GateListing, Iptables};
+use crate::listing::list_table;
+use crate::marks::{Marks, MarksError};
+use crate::nfnetlink::{Family, Nfnetlink};
+use crate::routes::{RouteError, RouteSpec, Routes};
+use crate::ruleset::{CreatedBases, GATE_CHAIN, TABLE};
+use crate::tool::{ToolError, nft};
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CleanupReport {
+    /// One line for each thing.
+    pub removed: Vec<String>,
+}
+
+/// One thing that could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The configuration's mark mask says not which rules are ours.
+    #[error(transparent)]
+    Marks(#[from] MarksError),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A rule or route was refused.
+    #[error(transparent)]
+    Routes(#[from] RouteError),
+}
+
+impl CleanupError {
+    /// Whether the caller lacks the privilege.
+    pub fn not_permitted(&self) -> bool {
+        match self {
+            Self::Marks(_) => false,
+            Self::Tool(error) => matches!(error, ToolError::NotPermitted { .. }),
+            Self::Routes(error) => error.not_permitted(),
+        }
+    }
+}
+
+/// What could not be removed, and what was removed nevertheless.
+#[derive(Debug, thiserror::Error)]
+pub struct CleanupErrors {
+    /// What failed, at least one.
+    pub errors: Vec<CleanupError>,
+    /// What was done.
+    pub report: CleanupReport,
+}
+
+impl fmt::Display for CleanupErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.errors.iter().enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { "; " }, crate::kernel::chain(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes the table, the iptables gate, the routing rules and the routes, in both families, in the network
+/// namespace of the calling thread. With nothing there, removes nothing and succeeds.
+pub async fn cleanup(config: &RedirectConfig) -> Result<CleanupReport, CleanupErrors> {
+    let mut report = CleanupReport::default();
+    let mut errors = Vec::new();
+    // The table goes first: without it no packet is sent to the gate or the routes.
+    let created = match remove_table(&mut report).await {
+        Ok(created) => created,
+        Err(error) => {
+            errors.push(error.into());
+            CreatedBases::default()
+        }
+    };
+    for (family, table, input) in
+        [(Family::V4, created.table4, created.input4), (Family::V6, created.table6, created.input6)]
+    {
+        if let Err(error) = remove_gate(family, table, input, &mut report).await {
+            errors.push(error.into());
+        }
+    }
+    if let Err(error) = remove_routes(config, &mut report).await {
+        errors.push(error);
+    }
+    if errors.is_empty() { Ok(report) } else { Err(CleanupErrors { errors, report }) }
+}
+
+async fn remove_table(report: &mut CleanupReport) -> Result<CreatedBases, ToolError> {
+    let Some(listing) = list_table().await? else { return Ok(CreatedBases::default()) };
+    nft(&["-f", "-"], &format!("delete table inet {TABLE}\n")).await?;
+    report.removed.push(format!("nft table inet {TABLE}"));
+    Ok(listing.created)
+}
+
+async fn remove_gate(
+    family: Family,
+    table: bool,
+    input: bool,
+    report: &mut CleanupReport,
+) -> Result<(), ToolError> {
+    let iptables = match Iptables::find(family).await {
+        Ok(iptables) => iptables,
+        // Without the tool there never was a gate of its making.
+        Err(ToolError::Missing { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let command = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    let GateListing { declared, jumps, .. } = iptables.remove().await?;
+    report.removed.extend(jumps.iter().map(|jump| format!("{command} -t mangle {jump}")));
+    if declared {
+        report.removed.push(format!("{command} -t mangle chain {GATE_CHAIN}"));
+    }
+    let Ok(netlink) = Nfnetlink::open() else { return Ok(()) };
+    // Made for the gate, and taken away unless somebody uses them by now: the kernel refuses then.
+    if input && netlink.remove_empty_chain(family, "mangle", "INPUT").unwrap_or(false) {
+        report.removed.push(format!("{command} -t mangle base chain INPUT (empty)"));
+    }
+    if table && netlink.remove_empty_table(family, "mangle").unwrap_or(false) {
+        report.removed.push(format!("{command} table mangle (empty)"));
+    }
+    Ok(())
+}
+
+async fn remove_routes(config: &RedirectConfig, report: &mut CleanupReport) -> Result<(), CleanupError> {
+    let marks = Marks::from_mask(config.mark_mask)?;
+    let routes = Routes::open()?;
+    let want = RouteSpec {
+        mark: marks.proxy,
+        table: config.route_table,
+        priority: config.rule_priority,
+        ipv6: routes.has_rules(IpVersion::V6).await,
+    };
+    report.removed.extend(routes.remove(want).await?);
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! The `redirect:` section of the configuration file, and what is wrong with it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::marks::Marks;
+
+/// Mark bits that kube-proxy gives a meaning of its own (masquerade and drop).
+const KUBE_PROXY_BITS: u32 = 0x4000 | 0x8000;
+
+/// How traffic is intercepted on this node.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedirectConfig {
+    /// Packet mark bits that are Sluice's; five single bits are taken from it, lowest first. Default 0x3e.
+    pub mark_mask: u32,
+    /// Port of the proxy's listener on the loopback addresses. Default 15093.
+    pub listener_port: u16,
+    /// Number of the first NFQUEUE of the gate. Default 1093.
+    pub queue: u16,
+    /// How many queues connections are spread over. Default 1.
+    pub queues: u16,
+    /// Routing table of the proxy's packets. Default 1093.
+    pub route_table: u32,
+    /// Priority of the routing rule that leads to it. Default 93.
+    pub rule_priority: u32,
+    /// What becomes of new connections while no proxy listens. Default `isolation`.
+    pub fail_mode: FailMode,
+    /// Which part of the kernel holds the first packet. Default `auto`.
+    pub backend: BackendChoice,
+}
+
+impl Default for RedirectConfig {
+    fn default() -> Self {
+        Self {
+            mark_mask: 0x3e,
+            listener_port: 15093,
+            queue: 1093,
+            queues: 1,
+            route_table: 1093,
+            rule_priority: 93,
+            fail_mode: FailMode::default(),
+            backend: BackendChoice::default(),
+        }
+    }
+}
+
+/// What becomes of a pod's new connections while no proxy listens.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum FailMode {
+    /// Pods that a policy isolates are closed, the others open.
+    #[default]
+    Isolation,
+    /// Every local pod is closed.
+    Closed,
+    /// Every local pod is open.
+    Open,
+}
+
+/// Which part of the kernel the gate uses.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// nft `queue` where the kernel has it, else iptables NFQUEUE.
+    #[default]
+    Auto,
+    /// nft `queue`, or fail.
+    Nft,
+    /// iptables NFQUEUE, or fail.
+    Iptables,
+}
+
+/// One field of the configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// The field's name in the `redirect:` section.
+    pub field: &'static str,
+    /// Its value, as written.
+    pub value: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "redirect.{}: {}: {}", self.field, self.value, self.problem)
+    }
+}
+
+impl RedirectConfig {
+    /// Everything that is wrong with these values; empty when they can be used.
+    pub fn validate(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let mut report = |field, value: String, problem: String| {
+            problems.push(ConfigProblem { field, value, problem });
+        };
+        match Marks::from_mask(self.mark_mask) {
+            Err(error) => {
+                report(
+                    "mark_mask",
+                    format!("{:#x}", self.mark_mask),
+                    format!("{} bits, five are needed", error.bits),
+                );
+            }
+            Ok(marks) if marks.used() & KUBE_PROXY_BITS != 0 => report(
+                "mark_mask",
+                format!("{:#x}", self.mark_mask),
+                "its five lowest bits include 0x4000 or 0x8000, which kube-proxy uses".into(),
+            ),
+            Ok(_) => {}
+        }
+        if self.listener_port == 0 {
+            report("listener_port", "0".into(), "a port from 1 to 65535 is needed".into());
+        }
+        if self.queues == 0 {
+            report("queues", "0".into(), "at least one queue is needed".into());
+        } else if self.queue.checked_add(self.queues - 1).is_none() {
+            let problem = format!(
+                "queues {} to {} end beyond 65535",
+                self.queue,
+                u32::from(self.queue) + u32::from(self.queues) - 1
+            );
+            report("queues", self.queues.to_string(), problem);
+        }
+        if matches!(self.route_table, 0 | 253..=255) {
+            report(
+                "route_table",
+                self.route_table.to_string(),
+                "0 and 253 to 255 are the kernel's own tables".into(),
+            );
+        }
+        // The rule for the table `main` stands at 32766 (ip-rule(8)); a later rule would never be asked.
+        if !(1..=32765).contains(&self.rule_priority) {
+            report(
+                "rule_priority",
+                self.rule_priority.to_string(),
+                "a priority from 1 to 32765 is needed".into(),
+            );
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(RedirectConfig::default().validate(), vec![]);
+    }
+
+    #[test]
+    fn each_unusable_value_is_named() {
+        let default = RedirectConfig::default();
+        let cases = [
+            ("mark_mask", RedirectConfig { mark_mask: 0xf, ..default.clone() }),
+            ("mark_mask", RedirectConfig { mark_mask: 0xf800, ..default.clone() }),
+            ("listener_port", RedirectConfig { listener_port: 0, ..default.clone() }),
+            ("queues", RedirectConfig { queues: 0, ..default.clone() }),
+            ("queues", RedirectConfig { queue: 65535, queues: 2, ..default.clone() }),
+            ("route_table", RedirectConfig { route_table: 254, ..default.clone() }),
+            ("route_table", RedirectConfig { route_table: 0, ..default.clone() }),
+            ("rule_priority", RedirectConfig { rule_priority: 0, ..default.clone() }),
+            ("rule_priority", RedirectConfig { rule_priority: 32766, ..default.clone() }),
+        ];
+        for (field, config) in cases {
+            let problems = config.validate();
+            assert_eq!(problems.iter().map(|p| p.field).collect::<Vec<_>>(), [field], "{config:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_queue_may_be_65535() {
+        let config = RedirectConfig { queue: 65532, queues: 4, ..RedirectConfig::default() };
+        assert_eq!(config.validate(), vec![]);
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let config = RedirectConfig {
+            mark_mask: 0,
+            listener_port: 0,
+            queues: 0,
+            route_table: 0,
+            rule_priority: 0,
+            ..RedirectConfig::default()
+        };
+        assert_eq!(config.validate().len(), 5);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_and_absent_ones_have_defaults() {
+        let config: RedirectConfig =
+            serde_json::from_str(r#"{"fail_mode":"closed","backend":"iptables"}"#).unwrap();
+        assert_eq!(
+            config,
+            RedirectConfig {
+                fail_mode: FailMode::Closed,
+                backend: BackendChoice::Iptables,
+                ..RedirectConfig::default()
+            }
+        );
+        assert!(serde_json::from_str::<RedirectConfig>(r#"{"mark":2}"#).is_err());
+    }
+}

@@ -1,0 +1,189 @@
+//! Keeps the interception as it should be: applies changes of the pods, notices what others delete or change,
+//! and puts it back within a second.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use crate::kernel::{Difference, InstallError, Kernel};
+use crate::pods::LocalPods;
+use crate::ruleset::RedirectSpec;
+
+/// How often the guard asks whether anything has changed.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The installer of the interception.
+#[derive(Debug)]
+pub struct Redirect;
+
+/// The state of the interception, as the guard last saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Whether everything is in place.
+    pub installed: bool,
+    /// How many things others had deleted or changed were put back.
+    pub repairs: u64,
+    /// Why something could not be applied or looked at; `None` again once it could.
+    pub last_error: Option<String>,
+    /// The version of the pods that the kernel has, see [`RedirectHandle::set_local_pods`].
+    pub applied_version: u64,
+}
+
+/// The guard has ended; nothing will be applied any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guard of the interception has ended")]
+pub struct GuardEnded;
+
+/// The hold on a running guard. Dropping it ends the guard and leaves the rules in place.
+#[derive(Debug)]
+pub struct RedirectHandle {
+    pods: watch::Sender<(u64, LocalPods)>,
+    health: watch::Receiver<Health>,
+    guard: JoinHandle<()>,
+}
+
+impl Redirect {
+    /// Installs routes and rules in the network namespace of the calling thread, over whatever a former
+    /// process left, and starts the guard on the current tokio runtime.
+    ///
+    /// The spec's pods are version 0. Give it the pods the policy cache knows: the table replaces the one of
+    /// a former process at once, and with empty sets nobody is protected until the first change.
+    pub async fn start(spec: RedirectSpec) -> Result<RedirectHandle, InstallError> {
+        let pods = spec.pods.clone();
+        let kernel = Kernel::install(spec).await?;
+        let (pods, wanted) = watch::channel((0, pods));
+        let (report, health) = watch::channel(Health { installed: true, ..Health::default() });
+        let guard = tokio::spawn(Guard { kernel, wanted, report, applied: true }.run());
+        Ok(RedirectHandle { pods, health, guard })
+    }
+}
+
+impl RedirectHandle {
+    /// Asks for these pods; of several requests the last wins. Gives back the request's version, for
+    /// [`applied`](Self::applied).
+    pub fn set_local_pods(&self, pods: LocalPods) -> u64 {
+        let mut version = 0;
+        self.pods.send_modify(|wanted| {
+            version = wanted.0 + 1;
+            *wanted = (version, pods);
+        });
+        version
+    }
+
+    /// The state of the interception, and word of its changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Waits until the kernel has the pods of `version` or of a later one.
+    pub async fn applied(&self, version: u64) -> Result<(), GuardEnded> {
+        let mut health = self.health.clone();
+        let reached = health.wait_for(|health| health.applied_version >= version).await;
+        reached.map(drop).map_err(|_| GuardEnded)
+    }
+
+    /// Ends the guard. The rules stay: they keep isolated pods closed while no proxy runs.
+    pub async fn stop(self) {
+        let Self { pods, guard, .. } = self;
+        drop(pods);
+        if let Err(error) = guard.await {
+            tracing::error!(%error, "guard of the interception panicked");
+        }
+    }
+}
+
+struct Guard {
+    kernel: Kernel,
+    wanted: watch::Receiver<(u64, LocalPods)>,
+    report: watch::Sender<Health>,
+    /// Whether the last application of pods succeeded.
+    applied: bool,
+}
+
+impl Guard {
+    async fn run(mut self) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = self.wanted.changed() => match changed {
+                    Ok(()) => self.apply().await,
+                    Err(_) => return,
+                },
+                _ = look.tick() => self.look().await,
+            }
+        }
+    }
+
+    async fn apply(&mut self) {
+        let (version, pods) = self.wanted.borrow_and_update().clone();
+        let outcome = self.kernel.set_pods(pods).await;
+        self.applied = outcome.is_ok();
+        match outcome {
+            Ok(()) => self.report.send_modify(|health| {
+                health.applied_version = version;
+                health.installed = true;
+                health.last_error = None;
+            }),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    async fn look(&mut self) {
+        match self.repair().await {
+            Ok(repaired) => {
+                for difference in &repaired {
+                    tracing::warn!(what = difference.name(), "interception repaired");
+                }
+                self.settle(repaired.len());
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Puts back what differs, and says what it was.
+    async fn repair(&mut self) -> Result<Vec<Difference>, InstallError> {
+        let mut repaired = self.kernel.repair_routes().await?;
+        let differences = self.kernel.differences().await?;
+        if !differences.is_empty() {
+            self.kernel.replace().await?;
+            // What a failed application left undone is no stranger's doing.
+            if self.applied {
+                repaired.extend(differences);
+            }
+        }
+        Ok(repaired)
+    }
+
+    fn settle(&mut self, repaired: usize) {
+        self.applied = true;
+        let version = self.wanted.borrow().0;
+        // A version that has come meanwhile is applied by the next turn, not by this one.
+        let seen = !self.wanted.has_changed().unwrap_or(false);
+        self.report.send_if_modified(|health| {
+            let before = health.clone();
+            health.repairs += u64::try_from(repaired).unwrap_or(u64::MAX);
+            health.installed = true;
+            health.last_error = None;
+            if seen {
+                health.applied_version = version;
+            }
+            *health != before
+        });
+    }
+
+    fn failed(&self, error: &InstallError) {
+        let text = crate::kernel::chain(error);
+        self.report.send_if_modified(|health| {
+            let news = health.installed || health.last_error.as_deref() != Some(text.as_str());
+            if news {
+                tracing::error!(error = %text, "interception not in place");
+            }
+            health.installed = false;
+            health.last_error = Some(text.clone());
+            news
+        });
+    }
+}

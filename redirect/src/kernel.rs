@@ -1,0 +1,249 @@
+//! Owns the installed state of one network namespace: installs it whole, changes its sets, and tells what has
+//! come to differ from what was installed.
+//!
+//! Order of installation: gate, routes, table. The table is what sends packets, so it comes last.
+
+use std::io;
+
+use serde_json::Value;
+
+use crate::gate::{GateListing, Iptables};
+use crate::listing::{Listing, list_table, mangle_exists};
+use crate::nfnetlink::{Family, Nfnetlink};
+use crate::pods::{LocalPods, delta_of};
+use crate::probe::{MissingParts, probe};
+use crate::routes::{RouteError, RouteSpec, Routes};
+use crate::ruleset::{GateBackend, RedirectSpec, ruleset};
+use crate::tool::{ToolError, nft};
+
+/// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
+const QUIET_ATTEMPTS: u32 = 5;
+
+/// Why the interception could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The node lacks parts.
+    #[error("{0}")]
+    Missing(MissingParts),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A rule or route was refused.
+    #[error(transparent)]
+    Routes(#[from] RouteError),
+    /// No word from nf_tables.
+    #[error("ask nf_tables for its generation")]
+    Generation(#[from] io::Error),
+    /// The table was accepted and is not there.
+    #[error("table inet sluice vanished while it was installed")]
+    Vanished,
+}
+
+/// Something that differs from what was installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Difference {
+    /// The whole table is gone.
+    TableMissing,
+    /// A chain, rule or set is gone, changed or added.
+    TableChanged,
+    /// A set has other elements.
+    ElementsChanged,
+    /// The gate's chain or jump.
+    Gate(Family),
+    /// A routing rule or route, by name.
+    Route(&'static str),
+}
+
+impl Difference {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::TableMissing => "table inet sluice missing",
+            Self::TableChanged => "table inet sluice changed",
+            Self::ElementsChanged => "set elements changed",
+            Self::Gate(Family::V4) => "iptables gate changed",
+            Self::Gate(Family::V6) => "ip6tables gate changed",
+            Self::Route(name) => name,
+        }
+    }
+}
+
+/// The owner of the installed state.
+pub(crate) struct Kernel {
+    spec: RedirectSpec,
+    netlink: Nfnetlink,
+    routes: Routes,
+    iptables: Vec<Iptables>,
+    installed: Option<Installed>,
+    /// The ruleset's generation at which everything was last seen to be as installed.
+    generation: Option<u32>,
+}
+
+/// What the kernel showed right after the installation.
+struct Installed {
+    shape: Vec<Value>,
+    gates: Vec<GateListing>,
+}
+
+impl Kernel {
+    /// Installs everything, over whatever a former process may have left.
+    pub(crate) async fn install(spec: RedirectSpec) -> Result<Self, InstallError> {
+        let mut iptables = Vec::new();
+        if spec.gate == GateBackend::IptablesNfqueue {
+            iptables.push(Iptables::find(Family::V4).await?);
+            if spec.ipv6 {
+                iptables.push(Iptables::find(Family::V6).await?);
+            }
+        }
+        let (netlink, routes) = (Nfnetlink::open()?, Routes::open()?);
+        let mut kernel = Self { spec, netlink, routes, iptables, installed: None, generation: None };
+        match kernel.replace().await {
+            Ok(()) => Ok(kernel),
+            Err(InstallError::Tool(error @ ToolError::Failed { .. })) => {
+                let capabilities = probe().await;
+                Err(match capabilities.lacks_for(kernel.spec.gate) {
+                    Some(missing) => InstallError::Missing(missing),
+                    None => error.into(),
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts everything in place anew.
+    pub(crate) async fn replace(&mut self) -> Result<(), InstallError> {
+        self.generation = None;
+        let gates = self.replace_gates().await?;
+        self.routes.ensure(RouteSpec::of(&self.spec)).await?;
+        let (shape, generation) = self.replace_table().await?;
+        self.installed = Some(Installed { shape, gates });
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Changes the sets. A change that fails is followed by a replacement of everything.
+    pub(crate) async fn set_pods(&mut self, pods: LocalPods) -> Result<(), InstallError> {
+        let old = self.spec.elements();
+        self.spec.pods = pods;
+        if self.installed.is_some() {
+            let Some(script) = delta_of(&old, &self.spec.elements()) else { return Ok(()) };
+            match nft(&["-f", "-"], &script).await {
+                // The table may have been replaced by a stranger's meanwhile; the next look will tell.
+                Ok(_) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "set change refused; replacing the ruleset"),
+            }
+        }
+        self.replace().await
+    }
+
+    /// Looks for differences. Cheap while the ruleset's generation stands still.
+    pub(crate) async fn differences(&mut self) -> Result<Vec<Difference>, InstallError> {
+        let Some(installed) = &self.installed else { return Ok(vec![Difference::TableMissing]) };
+        let generation = self.netlink.generation()?;
+        if self.generation == Some(generation) {
+            return Ok(Vec::new());
+        }
+        let mut differences = Vec::new();
+        match list_table().await? {
+            None => differences.push(Difference::TableMissing),
+            Some(Listing { shape, .. }) if shape != installed.shape => {
+                differences.push(Difference::TableChanged)
+            }
+            Some(Listing { elements, .. }) if elements != Some(self.spec.elements()) => {
+                differences.push(Difference::ElementsChanged);
+            }
+            Some(_) => {}
+        }
+        for (iptables, gate) in self.iptables.iter().zip(&installed.gates) {
+            if iptables.list().await? != *gate {
+                differences.push(Difference::Gate(iptables.family));
+            }
+        }
+        if differences.is_empty() {
+            // Read before the lists, so that a change between is looked at next time.
+            self.generation = Some(generation);
+        }
+        Ok(differences)
+    }
+
+    /// Puts back routing rules and routes that are missing.
+    pub(crate) async fn repair_routes(&self) -> Result<Vec<Difference>, InstallError> {
+        let repaired = self.routes.ensure(RouteSpec::of(&self.spec)).await?;
+        Ok(repaired.into_iter().map(Difference::Route).collect())
+    }
+
+    async fn replace_gates(&mut self) -> Result<Vec<GateListing>, InstallError> {
+        if self.iptables.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.installed.is_none()
+            && let Some(left) = list_table().await?
+        {
+            self.spec.created = left.created;
+        }
+        let mut gates = Vec::new();
+        for iptables in &self.iptables {
+            let (table, input) = mangle_exists(iptables.family.word()).await?;
+            let created = &mut self.spec.created;
+            match iptables.family {
+                Family::V4 => {
+                    (created.table4, created.input4) = (created.table4 | !table, created.input4 | !input)
+                }
+                Family::V6 => {
+                    (created.table6, created.input6) = (created.table6 | !table, created.input6 | !input)
+                }
+            }
+            gates.push(self.replace_gate(iptables).await?);
+        }
+        Ok(gates)
+    }
+
+    async fn replace_gate(&self, iptables: &Iptables) -> Result<GateListing, InstallError> {
+        let mut attempt = 1;
+        loop {
+            let before = self.netlink.generation()?;
+            iptables.install(&self.spec).await?;
+            let listing = iptables.list().await?;
+            let whole = listing.declared && listing.jumps.len() == 1 && listing.rules.len() == 1;
+            let quiet = self.netlink.generation()? == before.wrapping_add(1);
+            if whole && (quiet || attempt >= QUIET_ATTEMPTS) {
+                return Ok(listing);
+            }
+            if attempt >= QUIET_ATTEMPTS {
+                return Err(InstallError::Vanished);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Replaces the table and gives back what the kernel shows of it. When the generation moved by exactly
+    /// one, what it shows is ours alone and no stranger's change is taken for wanted.
+    async fn replace_table(&self) -> Result<(Vec<Value>, Option<u32>), InstallError> {
+        let script = ruleset(&self.spec).nft;
+        let mut attempt = 1;
+        loop {
+            let before = self.netlink.generation()?;
+            nft(&["-f", "-"], &script).await?;
+            let listing = list_table().await?;
+            let after = self.netlink.generation()?;
+            let quiet = after == before.wrapping_add(1);
+            match listing {
+                Some(listing) if quiet => return Ok((listing.shape, Some(after))),
+                Some(listing) if attempt >= QUIET_ATTEMPTS => return Ok((listing.shape, None)),
+                None if attempt >= QUIET_ATTEMPTS => return Err(InstallError::Vanished),
+                _ => attempt += 1,
+            }
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

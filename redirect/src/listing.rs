@@ -1,0 +1,137 @@
+//! Turns `nft -j list table` into what can be compared: the rules without handles and counts, and the sets'
+//! elements as addresses.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use crate::pods::{LocalPods, SetElements};
+use crate::ruleset::{CreatedBases, TABLE};
+use crate::tool::{ToolError, nft};
+
+/// What the kernel holds of our table.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Listing {
+    /// Everything but the sets' elements: table, chains, rules in order, sets' types.
+    pub(crate) shape: Vec<Value>,
+    /// The sets' elements; `None` when one of them is not a plain address.
+    pub(crate) elements: Option<SetElements>,
+    /// The marker chains.
+    pub(crate) created: CreatedBases,
+}
+
+/// Lists our table; `None` when there is none.
+pub(crate) async fn list_table() -> Result<Option<Listing>, ToolError> {
+    match nft(&["-j", "list", "table", "inet", TABLE], "").await {
+        Ok(text) => Ok(parse(&text)),
+        Err(ToolError::Failed { message, .. }) if message.contains("No such file or directory") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Which of iptables' bases exist: table `mangle` of `family`, and its chain `INPUT`.
+pub(crate) async fn mangle_exists(family: &str) -> Result<(bool, bool), ToolError> {
+    let text = nft(&["-j", "list", "chains", family], "").await?;
+    let tables = nft(&["-j", "list", "tables", family], "").await?;
+    let has = |text: &str, kind: &str, key: &str, wanted: &str| {
+        objects(text).iter().any(|object| {
+            let object = &object[kind];
+            object[key] == wanted && (kind == "table" || object["table"] == "mangle")
+        })
+    };
+    Ok((has(&tables, "table", "name", "mangle"), has(&text, "chain", "name", "INPUT")))
+}
+
+fn objects(text: &str) -> Vec<Value> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(mut document)) => match document.remove("nftables") {
+            Some(Value::Array(objects)) => objects,
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+fn parse(text: &str) -> Option<Listing> {
+    let mut shape = Vec::new();
+    let mut pods = LocalPods::default();
+    let mut plain = true;
+    let mut created = CreatedBases::default();
+    for mut object in objects(text) {
+        if object.get("metainfo").is_some() {
+            continue;
+        }
+        if let Some(set) = object.get_mut("set").and_then(Value::as_object_mut) {
+            let members = match set.remove("elem") {
+                Some(Value::Array(members)) => members,
+                _ => Vec::new(),
+            };
+            let addresses = members.iter().map(|member| member.as_str()?.parse::<IpAddr>().ok());
+            let addresses: Option<Vec<IpAddr>> = addresses.collect();
+            match (set.get("name").and_then(Value::as_str), addresses) {
+                (Some("isolated4" | "isolated6"), Some(addresses)) => pods.isolated.extend(addresses),
+                (Some("observed4" | "observed6"), Some(addresses)) => pods.observed.extend(addresses),
+                (Some(_), None) => plain = false,
+                _ => {}
+            }
+        }
+        match object["chain"]["name"].as_str() {
+            Some("created_ip_mangle") => created.table4 = true,
+            Some("created_ip_mangle_input") => created.input4 = true,
+            Some("created_ip6_mangle") => created.table6 = true,
+            Some("created_ip6_mangle_input") => created.input6 = true,
+            _ => {}
+        }
+        forget_the_passing(&mut object);
+        shape.push(object);
+    }
+    // An address in both sets would be told apart from the wanted one by the sets' sizes alone.
+    let overlap = pods.isolated.intersection(&pods.observed).next().is_some();
+    let elements = (plain && !overlap).then(|| SetElements::of(&pods, true));
+    (!shape.is_empty()).then_some(Listing { shape, elements, created })
+}
+
+/// Handles change with every replacement, counts with every packet.
+fn forget_the_passing(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for passing in ["handle", "packets", "bytes"] {
+                fields.remove(passing);
+            }
+            fields.values_mut().for_each(forget_the_passing);
+        }
+        Value::Array(values) => values.iter_mut().for_each(forget_the_passing),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+        {"table": {"family": "inet", "name": "sluice", "handle": 3}},
+        {"set": {"family": "inet", "name": "isolated4", "table": "sluice", "type": "ipv4_addr", "handle": 7, "elem": ["10.0.0.1", "10.0.0.2"]}},
+        {"set": {"family": "inet", "name": "observed6", "table": "sluice", "type": "ipv6_addr", "handle": 8}},
+        {"rule": {"family": "inet", "table": "sluice", "chain": "closed", "handle": 12, "expr": [{"counter": {"packets": 5, "bytes": 300}}, {"drop": null}]}}]}"#;
+
+    #[test]
+    fn handles_and_counts_are_no_difference() {
+        let later = LISTING.replace("\"handle\": 12", "\"handle\": 99").replace("300", "301");
+        assert_eq!(parse(LISTING), parse(&later));
+    }
+
+    #[test]
+    fn a_changed_rule_or_element_is_a_difference() {
+        let listing = parse(LISTING).unwrap();
+        assert_ne!(listing.shape, parse(&LISTING.replace("drop", "accept")).unwrap().shape);
+        assert_ne!(listing.elements, parse(&LISTING.replace("10.0.0.2", "10.0.0.3")).unwrap().elements);
+        assert_eq!(listing.shape, parse(&LISTING.replace("10.0.0.2", "10.0.0.3")).unwrap().shape);
+    }
+
+    #[test]
+    fn elements_that_are_not_plain_addresses_are_a_difference() {
+        let odd = LISTING.replace("\"10.0.0.2\"", r#"{"prefix": {"addr": "10.0.0.0", "len": 8}}"#);
+        assert_eq!(parse(&odd).unwrap().elements, None);
+    }
+}

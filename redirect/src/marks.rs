@@ -1,0 +1,99 @@
+//! Turns the configured mark mask into the five single bits the datapath speaks with.
+//!
+//! Packet marks are shared with kube-proxy and with network plugins, so every rule sets and matches one bit
+//! and never writes the whole mark.
+
+/// The bits of a packet mark that are Sluice's, one meaning each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Marks {
+    /// The packet belongs to the proxy: it is routed to the local table.
+    pub proxy: u32,
+    /// `SO_MARK` of upstream sockets to pods: untracked in both directions.
+    pub cluster: u32,
+    /// `SO_MARK` of upstream sockets that stay in conntrack; also the connection mark of own-node legs.
+    pub tracked: u32,
+    /// Set by the gate's verdict: answer the SYN with a TCP reset.
+    pub reset: u32,
+    /// Set by the gate's verdict: answer the SYN with ICMP host unreachable.
+    pub unreachable: u32,
+    /// All bits the configuration gives to Sluice.
+    pub mask: u32,
+}
+
+/// Why a mask cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("mark mask {mask:#x} has {bits} bits, five are needed")]
+pub struct MarksError {
+    /// The mask as configured.
+    pub mask: u32,
+    /// How many bits it has.
+    pub bits: u32,
+}
+
+impl Marks {
+    /// Takes the five lowest bits of `mask`, lowest first, in the order of the fields.
+    pub fn from_mask(mask: u32) -> Result<Self, MarksError> {
+        let mut rest = mask;
+        let mut next = || {
+            let bit = rest & rest.wrapping_neg();
+            rest ^= bit;
+            bit
+        };
+        let marks = Self {
+            proxy: next(),
+            cluster: next(),
+            tracked: next(),
+            reset: next(),
+            unreachable: next(),
+            mask,
+        };
+        if marks.unreachable == 0 {
+            return Err(MarksError { mask, bits: mask.count_ones() });
+        }
+        Ok(marks)
+    }
+
+    /// The five bits in use, or'ed together.
+    pub fn used(&self) -> u32 {
+        self.proxy | self.cluster | self.tracked | self.reset | self.unreachable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_taken_from_the_mask_lowest_first() {
+        let marks = Marks::from_mask(0x3e).unwrap();
+        assert_eq!(
+            (marks.proxy, marks.cluster, marks.tracked, marks.reset, marks.unreachable),
+            (0x02, 0x04, 0x08, 0x10, 0x20)
+        );
+        let scattered = Marks::from_mask(0x8100_1090).unwrap();
+        assert_eq!(scattered.proxy, 0x10);
+        assert_eq!(scattered.unreachable, 0x8000_0000);
+        assert_eq!(scattered.used(), 0x8100_1090);
+    }
+
+    #[test]
+    fn bits_beyond_the_fifth_are_left_alone() {
+        assert_eq!(Marks::from_mask(0xffff_ffff).unwrap().used(), 0x1f);
+    }
+
+    #[test]
+    fn every_bit_is_single_and_inside_the_mask() {
+        for mask in [0x1f_u32, 0x3e, 0xf100, 0xffff_0000, u32::MAX, 0xf800_0000] {
+            let marks = Marks::from_mask(mask).unwrap();
+            let bits = [marks.proxy, marks.cluster, marks.tracked, marks.reset, marks.unreachable];
+            assert!(bits.iter().all(|bit| bit.count_ones() == 1 && bit & mask == *bit));
+            assert_eq!(marks.used().count_ones(), 5);
+        }
+    }
+
+    #[test]
+    fn a_mask_of_fewer_than_five_bits_is_refused() {
+        assert_eq!(Marks::from_mask(0x1e), Err(MarksError { mask: 0x1e, bits: 4 }));
+        assert_eq!(Marks::from_mask(0), Err(MarksError { mask: 0, bits: 0 }));
+    }
+}

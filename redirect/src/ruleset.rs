@@ -1,0 +1,417 @@
+//! Turns the desired interception into the text of one nftables transaction and, for the iptables gate, one
+//! restore script per family. Pure.
+//!
+//! The order of a packet's questions, most frequent answer first: does it come from loopback, is it TCP, does
+//! it open a connection, does a socket of the proxy own it. The rule for SYN stands before the one for owned
+//! packets: a SYN that meets a TIME_WAIT socket of the proxy must reach the listener, not that socket.
+
+use std::fmt::Write;
+
+use crate::config::{FailMode, RedirectConfig};
+use crate::marks::{Marks, MarksError};
+use crate::pods::{LocalPods, SetElements, element_list};
+
+/// The nftables table, family `inet`.
+pub(crate) const TABLE: &str = "sluice";
+/// The chain of the iptables gate, in table `mangle`.
+pub(crate) const GATE_CHAIN: &str = "SLUICE-GATE";
+
+/// After destination translation at -100 (`dstnat`), so that rules see pods and pod ports.
+const INTERCEPT_PRIORITY: i32 = -90;
+/// Where iptables keeps its `mangle` chains; the nft gate stands at the same place.
+const GATE_PRIORITY: i32 = -150;
+/// A packet that user space accepts goes on with the next base chain, so the refusals have their own.
+const REFUSE_PRIORITY: i32 = GATE_PRIORITY + 1;
+/// Before conntrack, at -200.
+const RAW_PRIORITY: i32 = -300;
+/// After conntrack and before the filter chains.
+const MANGLE_PRIORITY: i32 = -150;
+
+/// SYN alone: the first packet of a connection, ECN bits or not.
+const OPENING: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+
+/// The part of the kernel that holds the first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GateBackend {
+    /// nft `queue`, in our own table.
+    NftQueue,
+    /// The NFQUEUE target of iptables (nf_tables variant), in our own chain of table `mangle`.
+    IptablesNfqueue,
+}
+
+/// Which of iptables' base tables and chains the node had not before the gate needed them. Written into our
+/// table as empty chains, so that cleanup by another process knows what to take away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CreatedBases {
+    /// Table `ip mangle`.
+    pub table4: bool,
+    /// Its chain `INPUT`.
+    pub input4: bool,
+    /// Table `ip6 mangle`.
+    pub table6: bool,
+    /// Its chain `INPUT`.
+    pub input6: bool,
+}
+
+impl CreatedBases {
+    /// The marker chains' names, and whether each is wanted.
+    pub(crate) fn markers(&self) -> [(&'static str, bool); 4] {
+        [
+            ("created_ip_mangle", self.table4),
+            ("created_ip_mangle_input", self.input4),
+            ("created_ip6_mangle", self.table6),
+            ("created_ip6_mangle_input", self.input6),
+        ]
+    }
+}
+
+/// All of the desired interception.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectSpec {
+    /// The mark bits.
+    pub marks: Marks,
+    /// The listener's port on the loopback addresses.
+    pub listener_port: u16,
+    /// The gate's first queue.
+    pub queue: u16,
+    /// How many queues there are, at least 1.
+    pub queues: u16,
+    /// The proxy's routing table.
+    pub route_table: u32,
+    /// The priority of the rule that leads to it.
+    pub rule_priority: u32,
+    /// What becomes of new connections while no proxy listens.
+    pub fail_mode: FailMode,
+    /// The part of the kernel that holds first packets.
+    pub gate: GateBackend,
+    /// Whether the node has IPv6.
+    pub ipv6: bool,
+    /// The pods to intercept.
+    pub pods: LocalPods,
+    /// Known to the installer; the default elsewhere.
+    pub created: CreatedBases,
+}
+
+impl RedirectSpec {
+    /// Combines the configuration with what the node offers.
+    pub fn new(
+        config: &RedirectConfig,
+        gate: GateBackend,
+        ipv6: bool,
+        pods: LocalPods,
+    ) -> Result<Self, MarksError> {
+        Ok(Self {
+            marks: Marks::from_mask(config.mark_mask)?,
+            listener_port: config.listener_port,
+            queue: config.queue,
+            queues: config.queues.max(1),
+            route_table: config.route_table,
+            rule_priority: config.rule_priority,
+            fail_mode: config.fail_mode,
+            gate,
+            ipv6,
+            pods,
+            created: CreatedBases::default(),
+        })
+    }
+
+    pub(crate) fn elements(&self) -> SetElements {
+        SetElements::of(&self.pods, self.ipv6)
+    }
+
+    fn last_queue(&self) -> u16 {
+        self.queue.saturating_add(self.queues.saturating_sub(1))
+    }
+}
+
+/// The desired interception as commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// For `nft -f -`: creates or replaces the table in one transaction.
+    pub nft: String,
+    /// The iptables gate, when that is the backend.
+    pub gate: Option<GateScripts>,
+    /// The routing rules and routes, as `ip` commands. The installer speaks rtnetlink; these are for people.
+    pub routes: Vec<String>,
+}
+
+/// The iptables gate: for `iptables-nft-restore --noflush` on a node that has no such chain yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateScripts {
+    /// For `iptables-nft-restore --noflush`.
+    pub v4: String,
+    /// For `ip6tables-nft-restore --noflush`, when the node has IPv6.
+    pub v6: Option<String>,
+}
+
+/// Writes down the desired interception.
+pub fn ruleset(spec: &RedirectSpec) -> Ruleset {
+    let gate = (spec.gate == GateBackend::IptablesNfqueue).then(|| {
+        let script = gate_script(spec, &[], true);
+        GateScripts { v6: spec.ipv6.then(|| script.clone()), v4: script }
+    });
+    Ruleset { nft: table(spec), gate, routes: route_commands(spec) }
+}
+
+/// One iptables restore script: empties or creates the chain, fills it, and makes `INPUT` jump there once.
+/// `stale` are jumps to take away first, as `iptables-save` prints them.
+pub(crate) fn gate_script(spec: &RedirectSpec, stale: &[String], jump: bool) -> String {
+    let proxy = spec.marks.proxy;
+    let target = match spec.last_queue() {
+        last if last == spec.queue => format!("--queue-num {last}"),
+        last => format!("--queue-balance {}:{last}", spec.queue),
+    };
+    let mut script = format!("*mangle\n:{GATE_CHAIN} - [0:0]\n");
+    for line in stale {
+        script.push_str(&line.replacen("-A ", "-D ", 1));
+        script.push('\n');
+    }
+    script.push_str(&format!(
+        "-A {GATE_CHAIN} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark --mark {proxy:#x}/{proxy:#x} \
+         -m comment --comment \"sluice: hold the SYN until the decision\" -j NFQUEUE {target}\n"
+    ));
+    if jump {
+        script.push_str(&format!("-I INPUT 1 -m comment --comment \"sluice: gate\" -j {GATE_CHAIN}\n"));
+    }
+    script.push_str("COMMIT\n");
+    script
+}
+
+fn route_commands(spec: &RedirectSpec) -> Vec<String> {
+    let RedirectSpec { route_table, rule_priority, marks: Marks { proxy, .. }, .. } = spec;
+    let families: &[&str] = if spec.ipv6 { &["-4", "-6"] } else { &["-4"] };
+    families
+        .iter()
+        .flat_map(|family| {
+            [
+                format!("ip {family} rule add priority {rule_priority} fwmark {proxy:#x}/{proxy:#x} lookup {route_table}"),
+                format!("ip {family} route add local default dev lo table {route_table}"),
+            ]
+        })
+        .collect()
+}
+
+fn table(spec: &RedirectSpec) -> String {
+    let mut script = Script::default();
+    // Creating before deleting makes the deletion succeed on a node without the table; all of it is one
+    // transaction (nft(8), "atomic").
+    script.line(0, &format!("table inet {TABLE}"));
+    script.line(0, &format!("delete table inet {TABLE}"));
+    script.line(0, &format!("table inet {TABLE} {{"));
+    sets(&mut script, spec);
+    for (marker, wanted) in spec.created.markers() {
+        if wanted {
+            script.line(1, &format!("chain {marker} {{ }}"));
+        }
+    }
+    targets(&mut script, spec);
+    first_packet(&mut script, spec);
+    stray(&mut script, spec);
+    intercept(&mut script, spec);
+    untracked(&mut script, spec);
+    own_node(&mut script, spec);
+    gate(&mut script, spec);
+    refuse(&mut script, spec);
+    script.line(0, "}");
+    script.text
+}
+
+fn sets(script: &mut Script, spec: &RedirectSpec) {
+    let elements = spec.elements();
+    let mut set = |name: &str, kind: &str, list: String| {
+        let elements = if list.is_empty() { String::new() } else { format!(" elements = {{ {list} }};") };
+        script.line(1, &format!("set {name} {{ type {kind};{elements} }}"));
+    };
+    set("isolated4", "ipv4_addr", element_list(&elements.isolated4));
+    set("observed4", "ipv4_addr", element_list(&elements.observed4));
+    if spec.ipv6 {
+        set("isolated6", "ipv6_addr", element_list(&elements.isolated6));
+        set("observed6", "ipv6_addr", element_list(&elements.observed6));
+    }
+}
+
+/// Whether pods of the two kinds are closed while no proxy listens: (isolated, observed).
+fn closed(mode: FailMode) -> (bool, bool) {
+    match mode {
+        FailMode::Isolation => (true, false),
+        FailMode::Closed => (true, true),
+        FailMode::Open => (false, false),
+    }
+}
+
+/// The chains that hand a SYN to the listener. nft `tproxy` without a listener ends the rule and not the
+/// packet (net/netfilter/nft_tproxy.c returns NFT_BREAK), so the rule after it states the fail mode.
+fn targets(script: &mut Script, spec: &RedirectSpec) {
+    let (isolated, observed) = closed(spec.fail_mode);
+    let verdicts = [("closed", "drop", isolated || observed), ("open", "accept", !(isolated && observed))];
+    for (name, verdict, used) in verdicts {
+        if !used {
+            continue;
+        }
+        script.chain(name, None);
+        let (port, proxy) = (spec.listener_port, spec.marks.proxy);
+        let mut families = vec![("ipv4", "ip", "127.0.0.1")];
+        if spec.ipv6 {
+            families.push(("ipv6", "ip6", "[::1]"));
+        }
+        for (protocol, family, loopback) in families {
+            let rule = format!(
+                "meta nfproto {protocol} meta l4proto tcp tproxy {family} to {loopback}:{port} \
+                 meta mark set meta mark or {proxy:#x} accept"
+            );
+            script.rule(&rule, "to the listener");
+        }
+        script.rule(&format!("counter {verdict}"), &format!("nobody listens: {name}"));
+        script.end();
+    }
+}
+
+fn first_packet(script: &mut Script, spec: &RedirectSpec) {
+    let (isolated, observed) = closed(spec.fail_mode);
+    script.chain("first_packet", None);
+    for (set, closed) in [("isolated", isolated), ("observed", observed)] {
+        let target = if closed { "closed" } else { "open" };
+        for (protocol, version) in families(spec) {
+            script
+                .rule(&format!("{protocol} daddr @{set}{version} goto {target}"), &format!("to {set} pods"));
+            script.rule(
+                &format!("{protocol} saddr @{set}{version} goto {target}"),
+                &format!("from {set} pods"),
+            );
+        }
+    }
+    script.end();
+}
+
+/// A TCP packet without SYN that no socket of the proxy owns and no tracked connection explains: forged, or
+/// left over. Closed pods get and send none of these.
+fn stray(script: &mut Script, spec: &RedirectSpec) {
+    script.chain("stray", None);
+    let (isolated, observed) = closed(spec.fail_mode);
+    for (set, closed) in [("isolated", isolated), ("observed", observed)] {
+        for (protocol, version) in families(spec).filter(|_| closed) {
+            script.rule(
+                &format!("{protocol} daddr @{set}{version} counter drop"),
+                &format!("stray to {set} pods"),
+            );
+            script.rule(
+                &format!("{protocol} saddr @{set}{version} counter drop"),
+                &format!("stray from {set} pods"),
+            );
+        }
+    }
+    script.end();
+}
+
+fn intercept(script: &mut Script, spec: &RedirectSpec) {
+    let proxy = spec.marks.proxy;
+    script.chain("intercept", Some(("filter", "prerouting", INTERCEPT_PRIORITY)));
+    script.rule("iifname lo accept", "own-node legs are never redirected again");
+    script.rule("meta l4proto != tcp accept", "only TCP");
+    script.rule(&format!("{OPENING} goto first_packet"), "a new connection; before the sockets' rule");
+    script.rule(
+        &format!("socket transparent 1 meta mark set meta mark or {proxy:#x} accept"),
+        "the proxy's connections",
+    );
+    script.rule("ct state new,invalid goto stray", "no known connection");
+    script.end();
+}
+
+/// Upstream legs to pods stay out of conntrack in both directions: they have the same addresses and ports as
+/// the client's leg, and one conntrack entry cannot be both.
+fn untracked(script: &mut Script, spec: &RedirectSpec) {
+    let cluster = spec.marks.cluster;
+    script.chain("untracked_in", Some(("filter", "prerouting", RAW_PRIORITY)));
+    script.rule(
+        &format!("meta l4proto tcp socket mark and {cluster:#x} == {cluster:#x} notrack"),
+        "replies to upstream legs",
+    );
+    script.end();
+    script.chain("untracked_out", Some(("filter", "output", RAW_PRIORITY)));
+    script.rule(&format!("meta mark and {cluster:#x} == {cluster:#x} notrack"), "upstream legs");
+    script.end();
+}
+
+/// Upstream legs that end on this node loop through lo and their replies never cross prerouting. Their
+/// replies are found by the connection mark and routed back to the proxy's socket.
+fn own_node(script: &mut Script, spec: &RedirectSpec) {
+    let Marks { proxy, tracked, .. } = spec.marks;
+    script.chain("own_node", Some(("route", "output", MANGLE_PRIORITY)));
+    script.rule(
+        &format!("ct direction reply ct mark and {tracked:#x} == {tracked:#x} meta mark set meta mark or {proxy:#x}"),
+        "replies of own-node legs return to the proxy",
+    );
+    script.rule(
+        &format!("meta mark and {tracked:#x} == {tracked:#x} fib daddr type local ct mark set ct mark or {tracked:#x}"),
+        "own-node legs",
+    );
+    script.end();
+}
+
+fn gate(script: &mut Script, spec: &RedirectSpec) {
+    if spec.gate != GateBackend::NftQueue {
+        return;
+    }
+    let proxy = spec.marks.proxy;
+    let queues = match spec.last_queue() {
+        last if last == spec.queue => last.to_string(),
+        last => format!("{}-{last}", spec.queue),
+    };
+    script.chain("gate", Some(("filter", "input", GATE_PRIORITY)));
+    // Without bypass: while nobody reads the queue, a SYN for the proxy is dropped.
+    script.rule(
+        &format!("meta mark and {proxy:#x} == {proxy:#x} {OPENING} queue num {queues}"),
+        "hold the SYN until the decision",
+    );
+    script.end();
+}
+
+fn refuse(script: &mut Script, spec: &RedirectSpec) {
+    let Marks { proxy, reset, unreachable, .. } = spec.marks;
+    // With net.ipv4.fwmark_reflect the answer inherits the mark and would be routed to this node.
+    let forget = !spec.marks.used();
+    script.chain("refuse", Some(("filter", "input", REFUSE_PRIORITY)));
+    for (bit, protocol, how) in
+        [(reset, "meta l4proto tcp ", "tcp reset"), (unreachable, "", "icmpx type host-unreachable")]
+    {
+        let bits = proxy | bit;
+        script.rule(
+            &format!(
+                "meta mark and {bits:#x} == {bits:#x} {protocol}counter meta mark set meta mark and {forget:#x} reject with {how}"
+            ),
+            "refused by the gate",
+        );
+    }
+    script.end();
+}
+
+fn families(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, u8)> + use<> {
+    let count = if spec.ipv6 { 2 } else { 1 };
+    [("ip", 4), ("ip6", 6)].into_iter().take(count)
+}
+
+#[derive(Default)]
+struct Script {
+    text: String,
+}
+
+impl Script {
+    fn line(&mut self, depth: usize, text: &str) {
+        let _ = writeln!(self.text, "{}{text}", "\t".repeat(depth));
+    }
+
+    fn chain(&mut self, name: &str, base: Option<(&str, &str, i32)>) {
+        self.line(1, &format!("chain {name} {{"));
+        if let Some((kind, hook, priority)) = base {
+            self.line(2, &format!("type {kind} hook {hook} priority {priority}; policy accept;"));
+        }
+    }
+
+    fn rule(&mut self, rule: &str, comment: &str) {
+        self.line(2, &format!("{rule} comment \"{comment}\""));
+    }
+
+    fn end(&mut self) {
+        self.line(1, "}");
+    }
+}

@@ -1,0 +1,114 @@
+//! Runs the system's network tools: a script on standard input, the answer on standard output.
+
+use std::env;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// A tool that has not answered by then hangs on a lock or a dead kernel thread.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a tool did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It is not installed.
+    #[error("{program}: not found; {remedy}")]
+    Missing {
+        /// The program.
+        program: String,
+        /// How to get it.
+        remedy: String,
+    },
+    /// The caller may not change the network.
+    #[error("{program}: not permitted; run as root or with CAP_NET_ADMIN ({message})")]
+    NotPermitted {
+        /// The program.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// It ran and refused.
+    #[error("{program} failed ({status}): {message}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// Its exit status.
+        status: String,
+        /// What it said.
+        message: String,
+    },
+    /// It could not be run.
+    #[error("run {program}")]
+    Run {
+        /// The program.
+        program: String,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// It did not answer.
+    #[error("{program}: no answer within {limit:?}")]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// How long it was given.
+        limit: Duration,
+    },
+}
+
+/// Where the first of `names` is installed: along PATH, and in the system directories that a service's PATH
+/// may leave out.
+pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> =
+        env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from)).collect();
+    names.iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()))
+}
+
+/// Runs nft, see [`run`].
+pub(crate) async fn nft(arguments: &[&str], script: &str) -> Result<String, ToolError> {
+    let Some(program) = find(&["nft"]) else {
+        return Err(ToolError::Missing { program: "nft".into(), remedy: "apt-get install nftables".into() });
+    };
+    run(&program, arguments, script).await
+}
+
+/// Runs `program` with `script` on its standard input and gives back what it printed.
+pub(crate) async fn run(program: &PathBuf, arguments: &[&str], script: &str) -> Result<String, ToolError> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let failed_to_run = |cause| ToolError::Run { program: name.clone(), cause };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed_to_run)?;
+    let mut stdin = child.stdin.take();
+    let feed = async move {
+        if let Some(stdin) = &mut stdin {
+            // A tool that has failed already closes its end; its exit status tells the story.
+            let _ = stdin.write_all(script.as_bytes()).await;
+        }
+        drop(stdin);
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = tokio::time::timeout(PATIENCE, both)
+        .await
+        .map_err(|_| ToolError::TimedOut { program: name.clone(), limit: PATIENCE })?
+        .map_err(failed_to_run)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if message.contains("Operation not permitted") || message.contains("you must be root") {
+        return Err(ToolError::NotPermitted { program: name, message });
+    }
+    Err(ToolError::Failed { program: name, status: output.status.to_string(), message })
+}
