@@ -1,5 +1,29 @@
 //! The datapath: turns a pod's connection attempt into a refusal or a carried connection, and a record.
+//!
+//! [`connection`] is the life of one connection on one screen; each of its phases is a file. Invariants: an
+//! error is never an allow; a connection is registered before the snapshot is read; one connection writes one
+//! final record. This crate installs no rules and reads no files.
 
+mod admit;
+mod authorize;
 mod config;
+mod connect;
+mod connection;
+mod datapath;
+mod descriptors;
+mod gate;
+mod held;
+mod listener;
+mod packet;
+mod pairing;
+mod pending;
+mod pipes;
+mod registry;
+mod relay;
+mod revoke;
+mod sys;
 
 pub use config::{ConfigProblem, DenyAction, PortRange, ProxyConfig};
+pub use datapath::{DatapathOptions, DrainReport, Failure, Marks, Running, StartError};
+pub use gate::GateError;
+pub use listener::ListenError;

@@ -1,0 +1,100 @@
+//! Turns a registered tuple into a permit or a refusal, and judges live connections again.
+//!
+//! Reads one snapshot. Performs no I/O and never consults the clock. What is missing is refused: no snapshot,
+//! and a connection of which neither end is a known pod of this node.
+
+use flow::{Decision, Endpoint, Generation, Reason, Tuple};
+use policy_cache::Snapshot;
+
+use crate::registry::Judged;
+
+/// Which way the leg to the server goes, and so which address it can come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leg {
+    /// To a pod: untracked, from the client's own address and port.
+    Cluster,
+    /// Out of the cluster: tracked, for the CNI's masquerade; from the client's address and a port that the
+    /// client cannot use itself, so that conntrack sees two connections.
+    External,
+    /// To a process on this node: tracked, and its replies are brought back by the connection mark.
+    OwnNode,
+    /// Back to the client's own pod: its kernel refuses packets from its own address, so it comes from the
+    /// node's.
+    Hairpin,
+}
+
+/// The proof that a connection was allowed. Only [`authorize`] makes one.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    tuple: Tuple,
+    leg: Leg,
+}
+
+impl Permit {
+    pub(crate) fn tuple(&self) -> &Tuple {
+        &self.tuple
+    }
+
+    pub(crate) fn leg(&self) -> Leg {
+        self.leg
+    }
+}
+
+/// Decides a tuple by one snapshot. The permit is there exactly when the decision allows.
+pub(crate) fn authorize(snapshot: Option<&Snapshot>, tuple: &Tuple) -> (Judged, Option<Permit>) {
+    let Some(snapshot) = snapshot else {
+        let decision = Decision::refused(Generation::default(), Reason::NoSnapshot);
+        return (Judged { source: Endpoint::External, destination: Endpoint::External, decision }, None);
+    };
+    let judged = judge(snapshot, tuple);
+    let permit =
+        judged.decision.verdict().is_allow().then(|| Permit { tuple: *tuple, leg: leg(snapshot, &judged, tuple) });
+    (judged, permit)
+}
+
+/// Judges a live connection by a newer snapshot: the decision that ends it, or `None` when it may go on.
+pub(crate) fn no_longer_allowed(snapshot: &Snapshot, tuple: &Tuple, before: &Judged) -> Option<Decision> {
+    let now = judge(snapshot, tuple);
+    let gone = !is_same_pod(&before.source, &now.source) || !is_same_pod(&before.destination, &now.destination);
+    if gone {
+        return Some(Decision::refused(snapshot.generation(), Reason::PodGone));
+    }
+    (!now.decision.verdict().is_allow()).then_some(now.decision)
+}
+
+fn judge(snapshot: &Snapshot, tuple: &Tuple) -> Judged {
+    let identified = snapshot.identify(tuple);
+    let decision = if is_local_pod(&identified.source) || is_local_pod(&identified.destination) {
+        snapshot.decide(&identified)
+    } else {
+        Decision::refused(snapshot.generation(), Reason::UnknownLocalPod)
+    };
+    Judged { source: identified.source, destination: identified.destination, decision }
+}
+
+fn leg(snapshot: &Snapshot, judged: &Judged, tuple: &Tuple) -> Leg {
+    if tuple.is_hairpin() {
+        return Leg::Hairpin;
+    }
+    match judged.destination {
+        Endpoint::Pod(_) => Leg::Cluster,
+        Endpoint::Node { own: true, .. } => Leg::OwnNode,
+        _ if snapshot.in_cluster(tuple.destination.0.ip()) => Leg::Cluster,
+        _ => Leg::External,
+    }
+}
+
+fn is_local_pod(endpoint: &Endpoint) -> bool {
+    endpoint.pod().is_some_and(|pod| pod.local)
+}
+
+/// True unless there was a pod and it is another one now, or none.
+fn is_same_pod(before: &Endpoint, now: &Endpoint) -> bool {
+    match (before.pod(), now.pod()) {
+        (None, _) => true,
+        (Some(before), Some(now)) => {
+            before.uid == now.uid && before.name == now.name && before.namespace == now.namespace
+        }
+        (Some(_), None) => false,
+    }
+}

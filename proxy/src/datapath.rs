@@ -1,0 +1,265 @@
+//! Wires the phases together, keeps them running, and brings them to an end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use audit::{GateDrop, Metrics, Recorder};
+use policy_cache::SnapshotStore;
+use tokio::task::JoinSet;
+
+use crate::config::{DenyAction, ProxyConfig};
+use crate::connect::Connector;
+use crate::descriptors::Descriptors;
+use crate::gate::{self, GateError};
+use crate::held::{Gatekeeper, HeldSyn};
+use crate::listener::{self, ListenError};
+use crate::pairing::Pairing;
+use crate::pending::Pending;
+use crate::pipes::PipePool;
+use crate::registry::{Registry, Stop};
+use crate::relay::{Carrier, LegSocket};
+use crate::revoke;
+use crate::sys;
+
+/// How often abandoned attempts are looked for, and gauges brought up to date.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The mark bits that rules and datapath agree on. Each is a single bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// `SO_MARK` of legs that conntrack must not see.
+    pub cluster: u32,
+    /// `SO_MARK` of legs that conntrack must see.
+    pub tracked: u32,
+    /// Set by a verdict: answer with a TCP reset.
+    pub reset: u32,
+    /// Set by a verdict: answer with an ICMP error.
+    pub unreachable: u32,
+}
+
+/// What the datapath needs from the rest of the process.
+#[derive(Debug)]
+pub struct DatapathOptions {
+    /// Its settings.
+    pub config: ProxyConfig,
+    /// Port of the transparent listener on loopback.
+    pub listener_port: u16,
+    /// Number of the NFQUEUE that holds SYNs.
+    pub queue: u16,
+    /// The mark bits of the rules in force.
+    pub marks: Marks,
+    /// Where decisions are read from.
+    pub policy: SnapshotStore,
+    /// Where records go.
+    pub recorder: Recorder,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Why the datapath cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The transparent listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The queue.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The limit of open files.
+    #[error("raise the limit of open files: {0}")]
+    Limit(#[source] std::io::Error),
+}
+
+/// A part of the datapath that has ended though nobody asked it to: nothing can be admitted any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Reading the queue failed.
+    #[error("the gate failed: {0}")]
+    Gate(#[source] std::io::Error),
+    /// Accepting failed.
+    #[error("the listener failed: {0}")]
+    Listener(#[source] std::io::Error),
+    /// A part panicked.
+    #[error("a part of the datapath panicked: {0}")]
+    Panic(String),
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Connections that were live when it began.
+    pub live: usize,
+    /// Connections that had to be reset at the limit.
+    pub reset: usize,
+}
+
+/// What every phase may use.
+#[derive(Debug)]
+pub(crate) struct Datapath {
+    pub(crate) policy: SnapshotStore,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) gate: Arc<Gatekeeper>,
+    pub(crate) pairing: Pairing<LegSocket>,
+    pub(crate) connector: Connector,
+    pub(crate) carrier: Carrier,
+    pub(crate) descriptors: Descriptors,
+    pub(crate) metrics: Metrics,
+    pub(crate) handshake_limit: Duration,
+    deny_action: DenyAction,
+    draining: AtomicBool,
+}
+
+impl Datapath {
+    /// Refuses a held SYN as configured.
+    pub(crate) fn refuse(&self, syn: HeldSyn) {
+        match self.deny_action {
+            DenyAction::Reset => syn.reset(),
+            DenyAction::Drop => syn.silence(),
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// The running datapath. Must be started within a tokio runtime, in the network namespace it serves.
+#[derive(Debug)]
+pub struct Running {
+    path: Arc<Datapath>,
+    parts: JoinSet<Failure>,
+}
+
+impl Running {
+    /// Opens the listener and the queue and starts serving. Rules may point at it once this has returned.
+    ///
+    /// Errors name what is missing and how to get it.
+    pub fn start(options: DatapathOptions) -> Result<Self, StartError> {
+        let DatapathOptions { config, listener_port, queue, marks, policy, recorder, metrics } = options;
+        let limit = sys::descriptors::raise_limit().map_err(StartError::Limit)?;
+        // On small hosts pipes must not eat the budget: two descriptors each.
+        let max_pipes = config.max_pipes.min(usize::try_from(limit / 16).unwrap_or(usize::MAX));
+        let kept_back = config.reserved_descriptors + 2 * max_pipes as u64;
+        let listeners = listener::open(listener_port, config.keepalive_s)?;
+        let queue = gate::open(queue)?;
+        let path = Arc::new(Datapath {
+            policy,
+            registry: Arc::new(Registry::new(recorder, metrics.clone())),
+            gate: Arc::new(Gatekeeper {
+                queue,
+                pending: Mutex::new(Pending::new(config.max_pending, config.max_pending_per_client)),
+                marks,
+                metrics: metrics.clone(),
+            }),
+            pairing: Pairing::new(),
+            connector: Connector::new(marks, config.upstream_ports, config.keepalive_s, config.connect_timeout()),
+            carrier: Carrier {
+                pipes: PipePool::new(config.pipe_bytes, max_pipes, metrics.clone()),
+                splice_threshold: config.splice_threshold_bytes,
+                idle_limit: config.idle_timeout(),
+            },
+            descriptors: Descriptors::new(limit, kept_back),
+            handshake_limit: config.handshake_timeout(),
+            deny_action: config.deny_action,
+            draining: AtomicBool::new(false),
+            metrics,
+        });
+        path.metrics.descriptors_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        Ok(Self { parts: start_parts(&path, listeners), path })
+    }
+
+    /// Waits until a part of the datapath has failed. Cancel safe.
+    pub async fn failed(&mut self) -> Failure {
+        match self.parts.join_next().await {
+            Some(Ok(failure)) => failure,
+            Some(Err(panic)) => Failure::Panic(panic.to_string()),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Connections registered now.
+    pub fn live(&self) -> usize {
+        self.path.registry.len()
+    }
+
+    /// Stops admitting connections, waits for the live ones up to `limit`, then resets those that are left.
+    /// Every one of them has written its record when this returns.
+    ///
+    /// Attempts that are held are left unanswered: their clients try again and meet the next process.
+    pub async fn drain(mut self, limit: Duration) -> DrainReport {
+        self.path.draining.store(true, Ordering::Relaxed);
+        for live in self.path.registry.all() {
+            if !live.is_in(crate::registry::Phase::Carrying) && !live.is_in(crate::registry::Phase::Closing) {
+                live.stop(Stop::Shutdown);
+            }
+        }
+        let live = self.path.registry.len();
+        let drained = tokio::time::timeout(limit, self.path.registry.emptied()).await.is_ok();
+        let mut reset = 0;
+        if !drained {
+            let left = self.path.registry.all();
+            reset = left.len();
+            for live in left {
+                live.stop(Stop::Shutdown);
+            }
+            self.path.registry.emptied().await;
+        }
+        self.parts.shutdown().await;
+        DrainReport { live, reset }
+    }
+}
+
+fn start_parts(path: &Arc<Datapath>, listeners: Vec<std::net::TcpListener>) -> JoinSet<Failure> {
+    let mut parts = JoinSet::new();
+    for listener in listeners {
+        let path = Arc::clone(path);
+        parts.spawn(async { Failure::Listener(listener::accept(path, listener).await) });
+    }
+    let of_gate = Arc::clone(path);
+    parts.spawn(async { Failure::Gate(gate::read(of_gate).await) });
+    let of_revocation = Arc::clone(path);
+    parts.spawn(async {
+        revoke::follow(of_revocation).await;
+        // The store is gone: the last snapshot stays in force.
+        std::future::pending().await
+    });
+    let of_tick = Arc::clone(path);
+    parts.spawn(async { tick(of_tick).await });
+    parts
+}
+
+/// Ends attempts whose clients have given up, and exports what only the kernel counts.
+async fn tick(path: Arc<Datapath>) -> Failure {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut queue_full = QueueFull::default();
+    loop {
+        interval.tick().await;
+        let (abandoned, held) = {
+            let pending = path.gate.pending();
+            (pending.abandoned(Instant::now()), pending.len())
+        };
+        for tuple in abandoned {
+            if let Some(live) = path.registry.get(&tuple) {
+                live.stop(Stop::ClientGone);
+            }
+        }
+        path.metrics.gate_pending.set(i64::try_from(held).unwrap_or(i64::MAX));
+        path.metrics.gate_dropped.of(GateDrop::QueueFull).inc_by(queue_full.since_last(path.gate.queue.dropped()));
+        if let Ok(open) = sys::descriptors::count_open() {
+            path.metrics.descriptors_open.set(i64::try_from(open).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// The kernel's count of packets that found no room, as a difference.
+#[derive(Default)]
+struct QueueFull(Option<u64>);
+
+impl QueueFull {
+    fn since_last(&mut self, now: Option<u64>) -> u64 {
+        let Some(now) = now else { return 0 };
+        now.saturating_sub(self.0.replace(now).unwrap_or(0))
+    }
+}

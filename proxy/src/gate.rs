@@ -1,0 +1,139 @@
+//! The gate: reads held SYNs from the kernel and starts a connection for each new one.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use audit::GateDrop;
+use flow::DialedAddr;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::connection;
+use crate::datapath::Datapath;
+use crate::held::HeldSyn;
+use crate::packet::parse_syn;
+use crate::pending::Arrival;
+use crate::registry::{Phase, Stop};
+use crate::sys::nfqueue::{Batch, Packet, PacketVerdict, Queue};
+
+/// Packets the kernel may hold: more than the table of pending attempts, so that copies find room.
+pub(crate) const MAX_HELD: u32 = 65_535;
+
+/// A gate that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("bind NFQUEUE {number}: {cause}{}", hint(cause))]
+pub struct GateError {
+    /// The configured queue number.
+    pub number: u16,
+    /// What the kernel said.
+    #[source]
+    pub cause: io::Error,
+}
+
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(nix::libc::EBUSY) => " (another process holds this queue: another sluice, or set redirect.queue)",
+        Some(nix::libc::EPERM) => " (needs CAP_NET_ADMIN in this network namespace: run as root)",
+        Some(nix::libc::EPROTONOSUPPORT | nix::libc::ENOENT | nix::libc::EOPNOTSUPP | nix::libc::EINVAL) => {
+            " (the kernel lacks nfnetlink_queue: CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
+        }
+        _ => "",
+    }
+}
+
+/// Binds the queue of this network namespace.
+pub(crate) fn open(number: u16) -> Result<Queue, GateError> {
+    Queue::bind(number, MAX_HELD).map_err(|cause| GateError { number, cause })
+}
+
+/// Reads until the queue fails; then the node can admit nothing, and the process must end.
+pub(crate) async fn read(path: Arc<Datapath>) -> io::Error {
+    let readiness = match AsyncFd::with_interest(QueueFd(&path), Interest::READABLE) {
+        Ok(readiness) => readiness,
+        Err(error) => return error,
+    };
+    let mut batch = Batch::new();
+    loop {
+        let mut ready = match readiness.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return error,
+        };
+        match path.gate.queue.read(&mut batch) {
+            Ok(()) => {
+                for packet in batch.packets() {
+                    arrive(&path, packet);
+                }
+                if !batch.is_full() {
+                    ready.clear_ready();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {
+                path.metrics.gate_dropped.of(GateDrop::QueueFull).inc();
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Judges one held packet: a new attempt becomes a connection, anything else gets its verdict here.
+fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
+    let now = Instant::now();
+    path.metrics.gate_packets.inc();
+    let Some(packet) = packet else {
+        // Not even a number to give a verdict on.
+        path.metrics.gate_dropped.of(GateDrop::Malformed).inc();
+        return;
+    };
+    let drop_packet = |reason| {
+        path.metrics.gate_dropped.of(reason).inc();
+        path.gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);
+    };
+    let syn = match parse_syn(packet.payload) {
+        Ok(syn) => syn,
+        Err(error) => {
+            tracing::debug!(%error, "a held packet is no connection attempt");
+            return drop_packet(GateDrop::Malformed);
+        }
+    };
+    if path.is_draining() {
+        return drop_packet(GateDrop::Shutdown);
+    }
+    match path.gate.pending().arrive(&syn, now) {
+        Arrival::New => {}
+        Arrival::InHandshake => return path.gate.verdicts(&[(packet.id, PacketVerdict::Accept)]),
+        Arrival::Duplicate | Arrival::Silenced => return drop_packet(GateDrop::Duplicate),
+        Arrival::ClientLimit => return drop_packet(GateDrop::Flood),
+        Arrival::TotalLimit => return drop_packet(GateDrop::Overload),
+        Arrival::Superseding => {
+            if let Some(older) = path.registry.get(&syn.tuple) {
+                older.stop(Stop::ClientGone);
+            }
+            return drop_packet(GateDrop::Duplicate);
+        }
+    }
+    let held = HeldSyn::new(&path.gate, syn.tuple, packet.id, packet.mark, now);
+    match path.registry.register(syn.tuple) {
+        Ok(registered) => {
+            tokio::spawn(connection::carry(Arc::clone(path), registered, held, packet.dialed.map(DialedAddr)));
+        }
+        // A SYN within an established connection: its socket answers it (RFC 9293, section 3.10.7.4), and a
+        // client that has lost its side of the connection resets ours and tries again.
+        Err(established) if established.is_in(Phase::Carrying) => drop(held.release()),
+        // The older connection is about to leave: the copy that follows in a second finds room.
+        Err(_) => {
+            path.metrics.gate_dropped.of(GateDrop::Duplicate).inc();
+            drop(held);
+        }
+    }
+}
+
+struct QueueFd<'a>(&'a Datapath);
+
+impl std::os::fd::AsRawFd for QueueFd<'_> {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.gate.queue.as_raw_fd()
+    }
+}

@@ -1,0 +1,111 @@
+//! Accepts what the kernel delivers by TPROXY and hands it to the connection that waits for it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flow::Tuple;
+use nix::libc;
+use tokio::io::unix::AsyncFd;
+
+use crate::datapath::Datapath;
+use crate::sys::tcp;
+
+/// Connections accepted before other tasks get a turn.
+const BURST: usize = 64;
+
+/// A listener that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("listen on {address}:{port}: {cause}{}", hint(cause))]
+pub struct ListenError {
+    /// Loopback address.
+    pub address: IpAddr,
+    /// The configured port.
+    pub port: u16,
+    /// What bind(2) or setsockopt(2) said.
+    #[source]
+    pub cause: io::Error,
+}
+
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EADDRINUSE) => " (another sluice runs here, or set redirect.listener_port)",
+        Some(libc::EPERM | libc::EACCES) => " (needs CAP_NET_ADMIN: run as root)",
+        _ => "",
+    }
+}
+
+/// Opens the listeners: IPv4, and IPv6 where the node has it.
+pub(crate) fn open(port: u16, keepalive_s: u32) -> Result<Vec<TcpListener>, ListenError> {
+    let open_one = |address: IpAddr| {
+        tcp::listen_transparent(address, port, keepalive_s).map_err(|cause| ListenError { address, port, cause })
+    };
+    let mut listeners = vec![open_one(Ipv4Addr::LOCALHOST.into())?];
+    match open_one(Ipv6Addr::LOCALHOST.into()) {
+        Ok(listener) => listeners.push(listener),
+        Err(error) if no_ipv6(&error.cause) => tracing::info!("no IPv6 on this node"),
+        Err(error) => return Err(error),
+    }
+    Ok(listeners)
+}
+
+fn no_ipv6(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+/// Accepts until the task is aborted.
+pub(crate) async fn accept(path: Arc<Datapath>, listener: TcpListener) -> io::Error {
+    let listener = match AsyncFd::new(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    loop {
+        let mut ready = match listener.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return error,
+        };
+        for _ in 0..BURST {
+            match listener.get_ref().accept() {
+                Ok((stream, peer)) => deliver(&path, stream, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(error) if is_exhaustion(&error) => {
+                    // Reservations keep this from happening; if it does all the same, connections wait in
+                    // the backlog until descriptors are free.
+                    tracing::warn!(%error, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                // The connection was reset before it was accepted: accept(2) passes its error on.
+                Err(error) => tracing::debug!(%error, "accept"),
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn deliver(path: &Datapath, stream: std::net::TcpStream, peer: std::net::SocketAddr) {
+    let prepared = stream.local_addr().and_then(|local| {
+        stream.set_nonblocking(true)?;
+        Ok(Tuple::tcp(peer, local))
+    });
+    let tuple = match prepared {
+        Ok(tuple) => tuple,
+        Err(error) => return tracing::debug!(%error, "an accepted connection broke at once"),
+    };
+    let leg = match AsyncFd::new(stream) {
+        Ok(leg) => leg,
+        Err(error) => return tracing::warn!(%error, "an accepted connection cannot be watched"),
+    };
+    if let Err(unexpected) = path.pairing.deliver(&tuple, leg) {
+        // Nobody permitted it: its attempt was given up, or its SYN never met the gate.
+        tracing::debug!(%tuple, "refusing an accepted connection that nobody expects");
+        tcp::reset_on_close(unexpected.get_ref());
+    }
+}

@@ -1,0 +1,188 @@
+//! Turns the first bytes of a held packet into the connection attempt it is. Every byte is hostile.
+//! Source: RFC 791, RFC 8200, RFC 9293.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use flow::Tuple;
+
+const TCP: u8 = 6;
+const FLAG_SYN: u8 = 0x02;
+const FLAGS_FIN_SYN_RST_ACK: u8 = 0x17;
+
+/// A connection attempt, read from its SYN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Syn {
+    /// Client and backend.
+    pub(crate) tuple: Tuple,
+    /// The initial sequence number: tells a retransmission from a new attempt with the same ports.
+    pub(crate) isn: u32,
+}
+
+/// Why a held packet is no connection attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PacketError {
+    #[error("the packet ends within its headers")]
+    Truncated,
+    #[error("IP version {0}")]
+    Version(u8),
+    #[error("protocol {0} where TCP was expected")]
+    Protocol(u8),
+    #[error("a fragment without the TCP header")]
+    Fragment,
+    #[error("flags {0:#04x} are no SYN")]
+    NotSyn(u8),
+}
+
+/// Reads the SYN of a packet that starts at its IP header.
+pub(crate) fn parse_syn(packet: &[u8]) -> Result<Syn, PacketError> {
+    let first = *packet.first().ok_or(PacketError::Truncated)?;
+    match first >> 4 {
+        4 => parse_v4(packet),
+        6 => parse_v6(packet),
+        version => Err(PacketError::Version(version)),
+    }
+}
+
+fn parse_v4(packet: &[u8]) -> Result<Syn, PacketError> {
+    let header = usize::from(packet[0] & 0x0f) * 4;
+    if header < 20 {
+        return Err(PacketError::Truncated);
+    }
+    if u16::from_be_bytes(take(packet, 6)?) & 0x1fff != 0 {
+        return Err(PacketError::Fragment);
+    }
+    let [protocol] = take(packet, 9)?;
+    if protocol != TCP {
+        return Err(PacketError::Protocol(protocol));
+    }
+    let source = Ipv4Addr::from(take::<4>(packet, 12)?);
+    let destination = Ipv4Addr::from(take::<4>(packet, 16)?);
+    parse_tcp(packet.get(header..).ok_or(PacketError::Truncated)?, source.into(), destination.into())
+}
+
+fn parse_v6(packet: &[u8]) -> Result<Syn, PacketError> {
+    let source = Ipv6Addr::from(take::<16>(packet, 8)?);
+    let destination = Ipv6Addr::from(take::<16>(packet, 24)?);
+    let [mut next] = take(packet, 6)?;
+    let mut at = 40;
+    loop {
+        match next {
+            TCP => break,
+            // Hop-by-hop, routing and destination options share one shape (RFC 8200, section 4).
+            0 | 43 | 60 => {
+                let [following, units] = take(packet, at)?;
+                next = following;
+                at += 8 + usize::from(units) * 8;
+            }
+            44 => {
+                let [following, _, high, low] = take(packet, at)?;
+                if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
+                    return Err(PacketError::Fragment);
+                }
+                next = following;
+                at += 8;
+            }
+            other => return Err(PacketError::Protocol(other)),
+        }
+    }
+    parse_tcp(packet.get(at..).ok_or(PacketError::Truncated)?, source.into(), destination.into())
+}
+
+fn parse_tcp(segment: &[u8], source: IpAddr, destination: IpAddr) -> Result<Syn, PacketError> {
+    let client = SocketAddr::new(source, u16::from_be_bytes(take(segment, 0)?));
+    let backend = SocketAddr::new(destination, u16::from_be_bytes(take(segment, 2)?));
+    let isn = u32::from_be_bytes(take(segment, 4)?);
+    let [flags] = take(segment, 13)?;
+    if flags & FLAGS_FIN_SYN_RST_ACK != FLAG_SYN {
+        return Err(PacketError::NotSyn(flags));
+    }
+    Ok(Syn { tuple: Tuple::tcp(client, backend), isn })
+}
+
+fn take<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], PacketError> {
+    bytes.get(at..at + N).and_then(|slice| slice.try_into().ok()).ok_or(PacketError::Truncated)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tcp(flags: u8) -> Vec<u8> {
+        let mut segment = vec![0; 20];
+        segment[0..2].copy_from_slice(&40_000u16.to_be_bytes());
+        segment[2..4].copy_from_slice(&80u16.to_be_bytes());
+        segment[4..8].copy_from_slice(&7u32.to_be_bytes());
+        segment[12] = 0x50;
+        segment[13] = flags;
+        segment
+    }
+
+    fn v4(options: usize, fragment: u16, protocol: u8, segment: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 20 + options];
+        packet[0] = 0x40 | u8::try_from((20 + options) / 4).unwrap();
+        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+        packet[9] = protocol;
+        packet[12..16].copy_from_slice(&[10, 0, 0, 1]);
+        packet[16..20].copy_from_slice(&[10, 0, 0, 2]);
+        packet.extend_from_slice(segment);
+        packet
+    }
+
+    fn v6(extensions: &[(u8, usize)], segment: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        packet[0] = 0x60;
+        packet[23] = 1;
+        packet[39] = 2;
+        packet[6] = extensions.first().map_or(TCP, |(kind, _)| *kind);
+        for (index, (_, length)) in extensions.iter().enumerate() {
+            let mut extension = vec![0; *length];
+            extension[0] = extensions.get(index + 1).map_or(TCP, |(kind, _)| *kind);
+            extension[1] = u8::try_from((length - 8) / 8).unwrap();
+            packet.extend_from_slice(&extension);
+        }
+        packet.extend_from_slice(segment);
+        packet
+    }
+
+    #[test]
+    fn a_syn_is_read_in_both_families_with_options_and_extensions() {
+        let four = Syn {
+            tuple: Tuple::tcp("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()),
+            isn: 7,
+        };
+        let six =
+            Syn { tuple: Tuple::tcp("[::1]:40000".parse().unwrap(), "[::2]:80".parse().unwrap()), isn: 7 };
+        for options in [0, 4, 40] {
+            assert_eq!(parse_syn(&v4(options, 0, TCP, &tcp(FLAG_SYN))), Ok(four));
+        }
+        for extensions in [&[][..], &[(0, 8)], &[(60, 16), (43, 24)], &[(44, 8)]] {
+            assert_eq!(parse_syn(&v6(extensions, &tcp(FLAG_SYN))), Ok(six));
+        }
+        // ECN setup sets ECE and CWR beside SYN (RFC 3168).
+        assert_eq!(parse_syn(&v4(0, 0, TCP, &tcp(FLAG_SYN | 0xc0))), Ok(four));
+    }
+
+    #[test]
+    fn what_is_no_syn_is_named() {
+        assert_eq!(parse_syn(&[]), Err(PacketError::Truncated));
+        assert_eq!(parse_syn(&[0x50; 40]), Err(PacketError::Version(5)));
+        assert_eq!(parse_syn(&v4(0, 0, 17, &tcp(FLAG_SYN))), Err(PacketError::Protocol(17)));
+        assert_eq!(parse_syn(&v4(0, 3, TCP, &tcp(FLAG_SYN))), Err(PacketError::Fragment));
+        assert_eq!(parse_syn(&v4(0, 0, TCP, &tcp(0x12))), Err(PacketError::NotSyn(0x12)));
+        assert_eq!(parse_syn(&v4(0, 0, TCP, &tcp(FLAG_SYN)[..13])), Err(PacketError::Truncated));
+        assert_eq!(parse_syn(&v6(&[(59, 8)], &tcp(FLAG_SYN))), Err(PacketError::Protocol(59)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120), version in 3u8..8) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = version << 4 | *first & 0x0f;
+            }
+            let _ = parse_syn(&bytes);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! The live connections: every one from the arrival of its SYN to its last record.
+//!
+//! Invariants: a connection is registered before the snapshot is read; a stop is sticky, the first one wins;
+//! one connection writes one final record, whatever ends it, a panic of its task included.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use flow::{Decision, EndCause, Endpoint, Generation, Outcome, Reason, Service, Tuple, UpstreamSource};
+use tokio::sync::Notify;
+
+/// Why a connection has to end though neither end asked for it.
+#[derive(Debug, Clone)]
+pub(crate) enum Stop {
+    /// No longer allowed, by this decision.
+    Revoked(Decision),
+    /// Its client stopped sending its SYN, or used the ports for another attempt.
+    ClientGone,
+    /// The process stops.
+    Shutdown,
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Its SYN is held.
+    Held = 0,
+    /// Its SYN was released.
+    Handshake = 1,
+    /// Both legs are up.
+    Carrying = 2,
+    /// The legs are being closed.
+    Closing = 3,
+}
+
+/// Who was judged, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Judged {
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+    pub(crate) decision: Decision,
+}
+
+/// One registered connection.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) id: ConnectionId,
+    pub(crate) tuple: Tuple,
+    /// Bytes the client sent and the server's leg accepted.
+    pub(crate) client_bytes: AtomicU64,
+    /// Bytes the server sent and the client's leg accepted.
+    pub(crate) server_bytes: AtomicU64,
+    started: Instant,
+    started_at: SystemTime,
+    phase: AtomicU8,
+    judged: OnceLock<Judged>,
+    stop: OnceLock<Stop>,
+    stopped: Notify,
+}
+
+impl Live {
+    /// Orders the connection to end. The first order stays.
+    pub(crate) fn stop(&self, stop: Stop) {
+        if self.stop.set(stop).is_ok() {
+            self.stopped.notify_one();
+        }
+    }
+
+    /// Waits for an order to end. One task waits, the connection's own. Cancel safe.
+    pub(crate) async fn stopped(&self) -> &Stop {
+        loop {
+            if let Some(stop) = self.stop.get() {
+                return stop;
+            }
+            self.stopped.notified().await;
+        }
+    }
+
+    /// The order to end, when there is one.
+    pub(crate) fn stop_order(&self) -> Option<&Stop> {
+        self.stop.get()
+    }
+
+    /// Who was judged; `None` until the decision has fallen.
+    pub(crate) fn judged(&self) -> Option<&Judged> {
+        self.judged.get()
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub(crate) fn is_in(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Acquire) == phase as u8
+    }
+}
+
+/// All registered connections, found by tuple and by either address.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    by_tuple: DashMap<Tuple, Arc<Live>>,
+    by_address: DashMap<IpAddr, HashSet<Tuple>>,
+    empty: Notify,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+impl Registry {
+    pub(crate) fn new(recorder: Recorder, metrics: Metrics) -> Self {
+        Self { by_tuple: DashMap::new(), by_address: DashMap::new(), empty: Notify::new(), recorder, metrics }
+    }
+
+    /// Registers a connection. The one that has the tuple already is given back instead when there is one.
+    pub(crate) fn register(self: &Arc<Self>, tuple: Tuple) -> Result<Registered, Arc<Live>> {
+        let live = match self.by_tuple.entry(tuple) {
+            Entry::Occupied(taken) => return Err(Arc::clone(taken.get())),
+            Entry::Vacant(vacant) => {
+                let live = Arc::new(Live {
+                    id: ConnectionId::next(),
+                    tuple,
+                    client_bytes: AtomicU64::new(0),
+                    server_bytes: AtomicU64::new(0),
+                    started: Instant::now(),
+                    started_at: SystemTime::now(),
+                    phase: AtomicU8::new(Phase::Held as u8),
+                    judged: OnceLock::new(),
+                    stop: OnceLock::new(),
+                    stopped: Notify::new(),
+                });
+                vacant.insert(Arc::clone(&live));
+                live
+            }
+        };
+        for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
+            self.by_address.entry(address).or_default().insert(tuple);
+        }
+        Ok(Registered { registry: Arc::clone(self), live, report: Mutex::default() })
+    }
+
+    /// The connection with this tuple.
+    pub(crate) fn get(&self, tuple: &Tuple) -> Option<Arc<Live>> {
+        self.by_tuple.get(tuple).map(|live| Arc::clone(&live))
+    }
+
+    /// The connections that have one of these addresses at either end.
+    pub(crate) fn of_addresses<'a>(&self, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Vec<Arc<Live>> {
+        let mut tuples = HashSet::new();
+        for address in addresses {
+            if let Some(of_address) = self.by_address.get(address) {
+                tuples.extend(of_address.iter().copied());
+            }
+        }
+        tuples.iter().filter_map(|tuple| self.get(tuple)).collect()
+    }
+
+    /// Every connection.
+    pub(crate) fn all(&self) -> Vec<Arc<Live>> {
+        self.by_tuple.iter().map(|live| Arc::clone(&live)).collect()
+    }
+
+    /// Connections registered now.
+    pub(crate) fn len(&self) -> usize {
+        self.by_tuple.len()
+    }
+
+    /// Waits until no connection is registered.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let notified = self.empty.notified();
+            if self.by_tuple.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    fn remove(&self, tuple: &Tuple) {
+        for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
+            if let Entry::Occupied(mut of_address) = self.by_address.entry(address) {
+                of_address.get_mut().remove(tuple);
+                if of_address.get().is_empty() {
+                    of_address.remove();
+                }
+            }
+        }
+        self.by_tuple.remove(tuple);
+        if self.by_tuple.is_empty() {
+            self.empty.notify_waiters();
+        }
+    }
+}
+
+/// What the phases learn about a connection, for its records.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Report {
+    pub(crate) service: Option<Service>,
+    pub(crate) upstream_source: Option<UpstreamSource>,
+    pub(crate) hairpin: bool,
+    pub(crate) decide: Option<Duration>,
+    pub(crate) connect: Option<Duration>,
+    pub(crate) established: bool,
+    pub(crate) cause: Option<EndCause>,
+    pub(crate) detail: Option<String>,
+}
+
+/// A connection's place in the registry. Dropping it, wherever that happens, removes the connection and
+/// writes its final record.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    registry: Arc<Registry>,
+    live: Arc<Live>,
+    report: Mutex<Report>,
+}
+
+impl Registered {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Notes who was judged and how. Once only.
+    pub(crate) fn judged(&self, judged: Judged) {
+        self.report(|report| report.decide = Some(self.live.started.elapsed()));
+        let _ = self.live.judged.set(judged);
+    }
+
+    /// Adds to what is known for the records.
+    pub(crate) fn report(&self, change: impl FnOnce(&mut Report)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Both legs are up: counts the connection and writes its first record.
+    pub(crate) fn established(&self) {
+        self.report(|report| report.established = true);
+        self.live.enter(Phase::Carrying);
+        self.registry.metrics.connections_opened.inc();
+        self.registry.metrics.connections_live.inc();
+        self.registry.recorder.submit(self.record(Action::Started, None));
+    }
+
+    /// Notes how it ended. The first cause stays.
+    pub(crate) fn end(&self, cause: EndCause, detail: Option<String>) {
+        self.report(|report| {
+            if report.cause.is_none() {
+                report.cause = Some(cause);
+                report.detail = detail;
+            }
+        });
+    }
+
+    fn record(&self, action: Action, cause: Option<EndCause>) -> Record {
+        let live = &self.live;
+        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let judged = live.judged().cloned().unwrap_or_else(|| Judged {
+            source: Endpoint::External,
+            destination: Endpoint::External,
+            decision: Decision::refused(Generation(0), Reason::NoSnapshot),
+        });
+        let revoked_by = match (cause, live.stop_order()) {
+            (Some(EndCause::PolicyRevoked), Some(Stop::Revoked(decision))) => Some(decision.clone()),
+            _ => None,
+        };
+        Record {
+            action,
+            id: live.id,
+            tuple: live.tuple,
+            source: judged.source,
+            destination: judged.destination,
+            service: report.service,
+            decision: judged.decision,
+            cause,
+            revoked_by,
+            start: live.started_at,
+            end: cause.map(|_| live.started_at + live.started.elapsed()),
+            duration: cause.map(|_| live.started.elapsed()),
+            traffic: Traffic {
+                client_bytes: live.client_bytes.load(Ordering::Relaxed),
+                server_bytes: live.server_bytes.load(Ordering::Relaxed),
+            },
+            upstream_source: report.upstream_source,
+            hairpin: report.hairpin,
+            timing: Timing { decide: report.decide, connect: report.connect },
+            detail: report.detail,
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let (established, cause) = {
+            let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+            (report.established, report.cause.unwrap_or(EndCause::InternalError))
+        };
+        let outcome = match (established, cause) {
+            (true, _) => Outcome::Ended,
+            (false, EndCause::PolicyDenied | EndCause::PolicyRevoked) => Outcome::Denied,
+            (false, _) => Outcome::Failed,
+        };
+        let record = self.record(action(outcome), Some(cause));
+        self.registry.remove(&self.live.tuple);
+        count(&self.registry.metrics, outcome, &record);
+        self.registry.recorder.submit(record);
+    }
+}
+
+fn action(outcome: Outcome) -> Action {
+    match outcome {
+        Outcome::Ended => Action::Ended,
+        Outcome::Denied => Action::Denied,
+        Outcome::Failed => Action::Failed,
+    }
+}
+
+fn count(metrics: &Metrics, outcome: Outcome, record: &Record) {
+    let cause = record.cause.unwrap_or(EndCause::InternalError);
+    match outcome {
+        Outcome::Ended => {
+            metrics.connections_live.dec();
+            metrics.connections_closed.of(cause).inc();
+        }
+        Outcome::Denied => {
+            metrics.connections_denied.of(DeniedSide::of(record.revoked_by.as_ref().unwrap_or(&record.decision))).inc();
+        }
+        Outcome::Failed => {
+            metrics.connections_failed.of(cause).inc();
+        }
+    }
+    metrics.bytes.of(ByteDirection::Sent).inc_by(record.traffic.client_bytes);
+    metrics.bytes.of(ByteDirection::Received).inc_by(record.traffic.server_bytes);
+}
+
+#[cfg(test)]
+mod tests;

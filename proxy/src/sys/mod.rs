@@ -1,0 +1,7 @@
+//! System calls of the datapath. Functions take or own descriptors and cite their manual page; nothing here
+//! knows of policies or connections.
+
+pub(crate) mod descriptors;
+pub(crate) mod nfqueue;
+pub(crate) mod pipe;
+pub(crate) mod tcp;

@@ -1,0 +1,97 @@
+//! Sockets of both legs: the transparent listener, and upstream sockets that speak with another host's address.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::socket::sockopt::{Ip6tOriginalDst, OriginalDst};
+use nix::sys::socket::getsockopt;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// Opens the listener that TPROXY hands connections to, on the loopback address of one family (a wildcard
+/// listener could be dialled by a pod). Accepted sockets inherit its options. Source: ip(7), `IP_TRANSPARENT`.
+pub(crate) fn listen_transparent(loopback: IpAddr, port: u16, keepalive_s: u32) -> io::Result<std::net::TcpListener> {
+    let address = SocketAddr::new(loopback, port);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    set_transparent(&socket, loopback)?;
+    if loopback.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    set_carrier_options(&socket, keepalive_s)?;
+    socket.bind(&address.into())?;
+    socket.listen(16_384)?;
+    Ok(socket.into())
+}
+
+/// Loopback of the family of `ip`.
+pub(crate) fn loopback_like(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// A non-blocking socket for the server's side, marked so that the rules know it, not yet bound.
+/// Source: socket(7), `SO_MARK` (needs CAP_NET_ADMIN).
+pub(crate) fn upstream(destination: SocketAddr, mark: u32, keepalive_s: u32) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_mark(mark)?;
+    set_carrier_options(&socket, keepalive_s)?;
+    Ok(socket)
+}
+
+/// Binds to another host's address. `SO_REUSEADDR` lets one client address and port serve several
+/// destinations; connect(2) then refuses a tuple that is taken. Source: ip(7), `IP_TRANSPARENT`.
+pub(crate) fn bind_transparent(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    set_transparent(socket, source.ip())?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())
+}
+
+/// Starts connecting. `Ok` means under way or done: wait until the socket is writable, then take its error.
+pub(crate) fn start_connect(socket: &Socket, destination: SocketAddr) -> io::Result<()> {
+    match socket.connect(&destination.into()) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes the coming close(2) send a reset instead of a FIN. Source: socket(7), `SO_LINGER` of zero.
+pub(crate) fn reset_on_close(socket: impl AsFd) {
+    // A socket that is gone already needs no reset.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// What the client dialled before DNAT, where conntrack knows it. Source: `SO_ORIGINAL_DST`.
+pub(crate) fn dialed(socket: impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
+    match local {
+        SocketAddr::V4(_) => {
+            let raw = getsockopt(&socket, OriginalDst).ok()?;
+            let ip = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+            Some(SocketAddr::new(ip.into(), u16::from_be(raw.sin_port)))
+        }
+        SocketAddr::V6(_) => {
+            let raw = getsockopt(&socket, Ip6tOriginalDst).ok()?;
+            Some(SocketAddr::new(Ipv6Addr::from(raw.sin6_addr.s6_addr).into(), u16::from_be(raw.sin6_port)))
+        }
+    }
+}
+
+fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    match ip {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// A carrier must not wait for more bytes (the ends decide that) and must notice a leg that died silently.
+fn set_carrier_options(socket: &Socket, keepalive_s: u32) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if keepalive_s > 0 {
+        let time = Duration::from_secs(keepalive_s.into());
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
+    }
+    Ok(())
+}
