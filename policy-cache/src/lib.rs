@@ -1,1 +1,26 @@
-//! (being written)
+//! Kubernetes objects → a compiled [`Snapshot`] → [`Snapshot::decide`].
+//!
+//! Manifests are read and validated as a whole ([`load`]), compiled once ([`compile`]) and published through
+//! a [`SnapshotStore`]. A decision reads one snapshot and nothing else. Only this crate knows Kubernetes
+//! objects; nothing here touches a socket or the kernel's rules.
+
+mod affected;
+mod compile;
+mod decide;
+mod manifest;
+mod objects;
+mod options;
+mod probe;
+mod snapshot;
+mod source;
+mod store;
+
+pub use affected::Affected;
+pub use compile::compile;
+pub use manifest::{LoadError, Problem, load, parse};
+pub use objects::{Counts, Objects};
+pub use options::{Options, OwnNodeEgress, PolicyConfig};
+pub use probe::{Answer, Prober};
+pub use snapshot::{IdentifiedFlow, LocalPods, Snapshot};
+pub use source::{ManifestSource, SourceStatus, WatchHandle};
+pub use store::SnapshotStore;

@@ -1,12 +1,79 @@
-//! `sluice verdict`.
+//! `sluice verdict`: probes in, decisions out, one JSON object a line. No kernel and no privilege is needed.
 
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use flow::Generation;
+use policy_cache::{Options, Prober};
+
+/// What `--probes` says for standard input.
+const STDIN: &str = "-";
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// Arguments of `sluice verdict`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Manifest files, and folders that are read with their subfolders
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    manifests: Vec<PathBuf>,
+    /// A file of probes, one JSON object a line; "-" reads standard input
+    #[arg(long, value_name = "FILE")]
+    probes: PathBuf,
+    /// Decide as this node does: an unknown address in its pod ranges is refused
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
 
-/// Runs the command.
-pub(crate) fn execute(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not available in this build")
+/// Runs the command. Exits with 2 when the manifests are unusable or any probe could not be decided.
+pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let objects = match policy_cache::load(&args.manifests) {
+        Ok(objects) => objects,
+        Err(error) => {
+            eprintln!("{error}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let options = Options { node: args.node, ..Options::default() };
+    let snapshot = Arc::new(policy_cache::compile(&objects, &options, Generation(1)));
+    let prober = Prober::new(&objects, snapshot);
+    drop(objects);
+    let input = open(&args.probes).with_context(|| format!("open {}", args.probes.display()))?;
+    let output = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
+    match answer_all(&prober, input, output) {
+        Ok(true) => Ok(ExitCode::SUCCESS),
+        Ok(false) => Ok(ExitCode::from(2)),
+        // The reader of the answers has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error).context("answer probes"),
+    }
+}
+
+fn open(probes: &Path) -> io::Result<Box<dyn BufRead>> {
+    if probes == Path::new(STDIN) {
+        return Ok(Box::new(io::stdin().lock()));
+    }
+    Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, File::open(probes)?)))
+}
+
+/// Answers every line that is not blank. True when every probe could be decided.
+fn answer_all(prober: &Prober, mut input: impl BufRead, mut output: impl Write) -> io::Result<bool> {
+    let mut all_decided = true;
+    let mut line = Vec::new();
+    while input.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim();
+        if !text.is_empty() {
+            let answer = prober.answer(text);
+            all_decided &= !answer.is_failed();
+            serde_json::to_writer(&mut output, &answer)?;
+            output.write_all(b"\n")?;
+        }
+        line.clear();
+    }
+    output.flush()?;
+    Ok(all_decided)
 }

@@ -1,0 +1,150 @@
+//! Sets of addresses as sorted ranges of numbers. IPv4 and IPv6 never match each other: 0.0.0.0/0 holds no
+//! IPv6 address.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// A set of addresses. Inclusive ranges, sorted, disjoint and not adjacent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct AddressRanges {
+    v4: Box<[(u32, u32)]>,
+    v6: Box<[(u128, u128)]>,
+}
+
+impl AddressRanges {
+    /// The union of blocks, each without its own exceptions.
+    pub(crate) fn new<'a>(blocks: impl IntoIterator<Item = (&'a IpNet, &'a [IpNet])>) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (cidr, except) in blocks {
+            match cidr {
+                IpNet::V4(net) => {
+                    let holes = except.iter().filter_map(|net| match net {
+                        IpNet::V4(net) => {
+                            Some((net.network().to_bits().into(), net.broadcast().to_bits().into()))
+                        }
+                        IpNet::V6(_) => None,
+                    });
+                    let range = (net.network().to_bits().into(), net.broadcast().to_bits().into());
+                    v4.extend(subtract(range, holes));
+                }
+                IpNet::V6(net) => {
+                    let holes = except.iter().filter_map(|net| match net {
+                        IpNet::V6(net) => Some((net.network().to_bits(), net.broadcast().to_bits())),
+                        IpNet::V4(_) => None,
+                    });
+                    v6.extend(subtract((net.network().to_bits(), net.broadcast().to_bits()), holes));
+                }
+            }
+        }
+        let narrow = |(low, high): (u128, u128)| Some((u32::try_from(low).ok()?, u32::try_from(high).ok()?));
+        Self { v4: union(v4).into_iter().filter_map(narrow).collect(), v6: union(v6).into() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => holds(&self.v4, ip.to_bits()),
+            IpAddr::V6(ip) => holds(&self.v6, ip.to_bits()),
+        }
+    }
+}
+
+fn holds<N: Ord + Copy>(ranges: &[(N, N)], number: N) -> bool {
+    let after = ranges.partition_point(|(low, _)| *low <= number);
+    after > 0 && number <= ranges[after - 1].1
+}
+
+/// What is left of a range without `holes`, which may overlap.
+fn subtract(range: (u128, u128), holes: impl Iterator<Item = (u128, u128)>) -> Vec<(u128, u128)> {
+    let mut left = vec![range];
+    for (low, high) in holes {
+        left = left
+            .into_iter()
+            .flat_map(|(first, last)| {
+                let before = (low > first).then(|| (first, last.min(low.saturating_sub(1))));
+                let after = (high < last).then(|| (first.max(high.saturating_add(1)), last));
+                match (high < first || low > last, before, after) {
+                    (true, ..) => [Some((first, last)), None],
+                    (false, before, after) => [before, after],
+                }
+            })
+            .flatten()
+            .collect();
+    }
+    left
+}
+
+fn union(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+    for (low, high) in ranges {
+        match merged.last_mut() {
+            Some(last) if low <= last.1.saturating_add(1) => last.1 = last.1.max(high),
+            _ => merged.push((low, high)),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(blocks: &[(&str, &[&str])]) -> AddressRanges {
+        let blocks: Vec<(IpNet, Vec<IpNet>)> = blocks
+            .iter()
+            .map(|(cidr, except)| {
+                (cidr.parse().unwrap(), except.iter().map(|e| e.parse().unwrap()).collect())
+            })
+            .collect();
+        AddressRanges::new(blocks.iter().map(|(cidr, except)| (cidr, except.as_slice())))
+    }
+
+    fn check(set: &AddressRanges, inside: &[&str], outside: &[&str]) {
+        for ip in inside {
+            assert!(set.contains(ip.parse().unwrap()), "{ip} is missing");
+        }
+        for ip in outside {
+            assert!(!set.contains(ip.parse().unwrap()), "{ip} is too much");
+        }
+    }
+
+    #[test]
+    fn the_whole_of_ipv4_holds_no_ipv6() {
+        let set = ranges(&[("0.0.0.0/0", &[])]);
+        check(&set, &["0.0.0.0", "255.255.255.255"], &["::", "::1", "ffff::"]);
+        let set = ranges(&[("::/0", &[])]);
+        check(&set, &["::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], &["0.0.0.0", "10.0.0.1"]);
+    }
+
+    #[test]
+    fn exceptions_leave_holes_and_another_block_may_fill_them() {
+        let set =
+            ranges(&[("10.0.0.0/8", &["10.1.0.0/16", "10.0.0.0/24", "10.255.255.255/32", "10.1.1.0/24"])]);
+        check(
+            &set,
+            &["10.0.1.0", "10.0.255.255", "10.2.0.0", "10.255.255.254"],
+            &[
+                "9.255.255.255",
+                "10.0.0.0",
+                "10.0.0.255",
+                "10.1.0.0",
+                "10.1.1.7",
+                "10.1.255.255",
+                "10.255.255.255",
+            ],
+        );
+        let set = ranges(&[("10.0.0.0/8", &["10.1.0.0/16"]), ("10.1.2.0/24", &[])]);
+        check(&set, &["10.1.2.3", "10.2.0.0"], &["10.1.1.255", "10.1.3.0"]);
+    }
+
+    #[test]
+    fn a_block_with_every_half_excepted_is_empty() {
+        assert!(ranges(&[("10.0.0.0/8", &["10.0.0.0/9", "10.128.0.0/9"])]).is_empty());
+        assert!(ranges(&[("::/0", &["::/1", "8000::/1"])]).is_empty());
+    }
+}

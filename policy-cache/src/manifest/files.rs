@@ -1,0 +1,100 @@
+//! Paths → manifest files, and files → text.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::problem::Problem;
+
+/// A file larger than this is refused, not read into memory.
+const MAX_FILE_BYTES: u64 = 512 << 20;
+
+/// The files under `paths`, each once, in a stable order. Folders are read with their subfolders; hidden
+/// entries are left out, which also passes over the `..data` folders behind a mounted ConfigMap's links.
+pub(crate) fn find(paths: &[PathBuf], problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+    let mut search = Search { files: Vec::new(), seen: HashSet::new(), problems };
+    for path in paths {
+        search.path(path, true);
+    }
+    search.files
+}
+
+/// The text of a file.
+pub(crate) fn read(path: &Path) -> Result<String, Box<Problem>> {
+    let read = || {
+        let file = fs::File::open(path)?;
+        let mut text = String::new();
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    match read() {
+        Ok(text) if text.len() as u64 > MAX_FILE_BYTES => {
+            Err(Box::new(whole_file(path, format!("larger than {MAX_FILE_BYTES} bytes"))))
+        }
+        Ok(text) => Ok(text),
+        Err(error) => {
+            let error: std::io::Error = error;
+            Err(Box::new(whole_file(path, error.to_string())))
+        }
+    }
+}
+
+struct Search<'p> {
+    files: Vec<PathBuf>,
+    /// Canonical paths: links may lead to the same place twice, or round in a circle.
+    seen: HashSet<PathBuf>,
+    problems: &'p mut Vec<Problem>,
+}
+
+impl Search<'_> {
+    /// A path given by name is read whatever it is called; one found in a folder only as a manifest.
+    fn path(&mut self, path: &Path, by_name: bool) {
+        let found = fs::canonicalize(path).and_then(|real| Ok((fs::metadata(&real)?.is_dir(), real)));
+        let (is_dir, real) = match found {
+            Ok(found) => found,
+            Err(error) => return self.problems.push(whole_file(path, error.to_string())),
+        };
+        if !(is_dir || by_name || is_manifest(path) && real.is_file()) || !self.seen.insert(real) {
+            return;
+        }
+        if is_dir {
+            self.folder(path);
+        } else {
+            self.files.push(path.to_owned());
+        }
+    }
+
+    fn folder(&mut self, folder: &Path) {
+        let entries = fs::read_dir(folder)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect());
+        let mut names: Vec<_> = match entries {
+            Ok(names) => names,
+            Err(error) => return self.problems.push(whole_file(folder, error.to_string())),
+        };
+        names.sort();
+        for name in names {
+            if !name.as_encoded_bytes().starts_with(b".") {
+                self.path(&folder.join(name), false);
+            }
+        }
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension()
+        .and_then(|extension| extension.to_str())
+        .is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension))
+}
+
+fn whole_file(path: &Path, message: String) -> Problem {
+    Problem {
+        file: path.to_owned(),
+        document: 0,
+        line: None,
+        object: String::new(),
+        field: String::new(),
+        value: String::new(),
+        message,
+    }
+}

@@ -1,0 +1,310 @@
+//! Manifest files and folders → [`Objects`], or every problem in them.
+//!
+//! Reads YAML with many documents, JSON, and lists of either. Kinds that decide nothing are counted and
+//! passed over. Nothing is half accepted: with one problem anywhere there are no objects.
+
+mod cluster;
+mod fields;
+mod files;
+mod policy;
+mod problem;
+mod reader;
+mod syntax;
+mod tree;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use problem::{LoadError, Problem};
+
+use crate::objects::Objects;
+use fields::Scope;
+use reader::{Cursor, Findings};
+use tree::{Node, SyntaxError};
+
+/// How deep lists of lists may nest.
+const MAX_LIST_DEPTH: usize = 8;
+
+/// Reads every manifest under `paths`.
+///
+/// A path is a file, or a folder that is read with its subfolders: `*.yaml`, `*.yml` and `*.json`, hidden
+/// entries left out. A file reached twice is read once.
+///
+/// # Errors
+///
+/// All problems of all files; a path that cannot be read is one of them.
+pub fn load(paths: &[PathBuf]) -> Result<Objects, LoadError> {
+    let mut loader = Loader::default();
+    let files = files::find(paths, &mut loader.problems);
+    for file in files {
+        match files::read(&file) {
+            Ok(text) => loader.text(&file, &text),
+            Err(problem) => loader.problems.push(*problem),
+        }
+    }
+    loader.finish()
+}
+
+/// Reads manifests that are in memory already; the paths name them in problems, and `.json` means JSON.
+///
+/// # Errors
+///
+/// All problems of all texts.
+pub fn parse<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> Result<Objects, LoadError> {
+    let mut loader = Loader::default();
+    for (path, text) in texts {
+        loader.text(path, text);
+    }
+    loader.finish()
+}
+
+#[derive(Default)]
+struct Loader {
+    objects: Objects,
+    problems: Vec<Problem>,
+    /// `Kind/namespace/name` → where it was first seen.
+    seen: HashMap<String, String>,
+}
+
+impl Loader {
+    fn text(&mut self, path: &Path, text: &str) {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            match tree::parse_json(text) {
+                Ok(roots) => {
+                    for (index, root) in roots.iter().enumerate() {
+                        // JSON is YAML, so the lines of a file with problems can be read that way.
+                        let located =
+                            || (roots.len() == 1).then(|| tree::parse_yaml_with_lines(text).ok())?;
+                        self.document(path, index + 1, 0, root, located);
+                    }
+                }
+                Err(error) => self.syntax_error(path, 1, 0, error),
+            }
+            return;
+        }
+        for document in tree::split_yaml(text) {
+            match tree::parse_yaml(document.text) {
+                Ok(root) => {
+                    let located = || tree::parse_yaml_with_lines(document.text).ok();
+                    self.document(path, document.number, document.lines_before, &root, located);
+                }
+                Err(error) => self.syntax_error(path, document.number, document.lines_before, error),
+            }
+        }
+    }
+
+    fn syntax_error(&mut self, path: &Path, document: usize, lines_before: usize, error: SyntaxError) {
+        self.problems.push(Problem {
+            file: path.to_owned(),
+            document,
+            line: error.line.map(|line| line + lines_before),
+            object: String::new(),
+            field: String::new(),
+            value: String::new(),
+            message: error.message,
+        });
+    }
+
+    /// Reads one document, and once more with lines when it has problems. The second reading counts: it
+    /// also tells a name that looks like a boolean from a boolean.
+    fn document(
+        &mut self,
+        path: &Path,
+        number: usize,
+        lines_before: usize,
+        root: &Node,
+        located: impl FnOnce() -> Option<Node>,
+    ) {
+        let findings = || Findings {
+            problems: Vec::new(),
+            file: path.to_owned(),
+            document: number,
+            lines_before,
+            object: String::new(),
+        };
+        let mut first = findings();
+        let mut found = read_document(root, &mut first);
+        if !first.problems.is_empty()
+            && let Some(root) = located()
+        {
+            first = findings();
+            found = read_document(&root, &mut first);
+        }
+        self.problems.append(&mut first.problems);
+        for (object, id, line) in found {
+            self.add(object, &id, path, number, line.map(|line| line + lines_before));
+        }
+    }
+
+    fn add(&mut self, object: Object, id: &str, path: &Path, document: usize, line: Option<usize>) {
+        if let Object::Skipped(kind) = object {
+            *self.objects.skipped.entry(kind).or_default() += 1;
+            return;
+        }
+        let place = format!("{}, document {document}", path.display());
+        if let Some(first) = self.seen.get(id) {
+            self.problems.push(Problem {
+                file: path.to_owned(),
+                document,
+                line,
+                object: id.to_owned(),
+                field: "metadata.name".to_owned(),
+                value: String::new(),
+                message: format!("declared twice, first in {first}"),
+            });
+            return;
+        }
+        self.seen.insert(id.to_owned(), place);
+        let objects = &mut self.objects;
+        match object {
+            Object::Namespace(namespace) => objects.namespaces.push(namespace),
+            Object::Pod(pod) => objects.pods.push(*pod),
+            Object::Policy(policy) => objects.policies.push(Arc::new(policy)),
+            Object::Node(node) => objects.nodes.push(node),
+            Object::Service(service) => objects.services.push(service),
+            Object::Slice(slice) => objects.slices.push(slice),
+            Object::Skipped(_) => {}
+        }
+    }
+
+    fn finish(mut self) -> Result<Objects, LoadError> {
+        if !self.problems.is_empty() {
+            return Err(LoadError { problems: self.problems });
+        }
+        // The order of files is no property of the cluster.
+        let objects = &mut self.objects;
+        objects.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        objects.namespaces.sort_by(|a, b| a.name.cmp(&b.name));
+        objects.policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        objects.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        objects.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        objects.slices.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        Ok(self.objects)
+    }
+}
+
+enum Object {
+    Namespace(crate::objects::Namespace),
+    Pod(Box<crate::objects::Pod>),
+    Policy(crate::objects::NetworkPolicy),
+    Node(crate::objects::Node),
+    Service(crate::objects::Service),
+    Slice(crate::objects::EndpointSlice),
+    /// `apiVersion/kind`.
+    Skipped(String),
+}
+
+/// An object, its `Kind/namespace/name`, and its line where known.
+type Found = (Object, String, Option<usize>);
+
+fn read_document(root: &Node, findings: &mut Findings) -> Vec<Found> {
+    let mut found = Vec::new();
+    if root.value != tree::Value::Null {
+        read_object(&Cursor::root(root), None, MAX_LIST_DEPTH, findings, &mut found);
+    }
+    found
+}
+
+/// The `apiVersion` and `kind` of an object; those of a list's items follow from the list's.
+#[derive(Clone, Debug)]
+struct TypeMeta {
+    api_version: String,
+    kind: String,
+}
+
+fn read_object(
+    object: &Cursor<'_, '_>,
+    implied: Option<&TypeMeta>,
+    depth: usize,
+    findings: &mut Findings,
+    found: &mut Vec<Found>,
+) {
+    findings.object.clear();
+    if !object.is_map() {
+        findings.report(object, "must be a Kubernetes object");
+        return;
+    }
+    let Some(meta) = type_meta(object, implied, findings) else { return };
+    if let Some(item_kind) = meta.kind.strip_suffix("List")
+        && object.get("items").is_some()
+    {
+        read_list(object, &meta, item_kind, depth, findings, found);
+        return;
+    }
+    found.extend(read_known(object, &meta, findings));
+}
+
+fn read_list(
+    list: &Cursor<'_, '_>,
+    meta: &TypeMeta,
+    item_kind: &str,
+    depth: usize,
+    findings: &mut Findings,
+    found: &mut Vec<Found>,
+) {
+    if depth == 0 {
+        findings.report(list, "lists nest too deeply");
+        return;
+    }
+    let implied = (!item_kind.is_empty())
+        .then(|| TypeMeta { api_version: meta.api_version.clone(), kind: item_kind.to_owned() });
+    if let Some(items) = list.get("items") {
+        for item in items.items(findings) {
+            read_object(&item, implied.as_ref(), depth - 1, findings, found);
+        }
+    }
+}
+
+fn type_meta(
+    object: &Cursor<'_, '_>,
+    implied: Option<&TypeMeta>,
+    findings: &mut Findings,
+) -> Option<TypeMeta> {
+    let mut text = |key: &str, implied: Option<&str>| match object.get(key) {
+        Some(field) => field.string(findings).map(str::to_owned),
+        None if implied.is_some() => implied.map(str::to_owned),
+        None => {
+            findings.missing(object, key);
+            None
+        }
+    };
+    let api_version = text("apiVersion", implied.map(|meta| meta.api_version.as_str()));
+    let kind = text("kind", implied.map(|meta| meta.kind.as_str()));
+    Some(TypeMeta { api_version: api_version?, kind: kind? })
+}
+
+fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings) -> Option<Found> {
+    let kind = meta.kind.as_str();
+    let scope = match (meta.api_version.as_str(), kind) {
+        ("v1", "Namespace" | "Node") => Scope::Cluster,
+        ("v1", "Pod" | "Service")
+        | ("networking.k8s.io/v1", "NetworkPolicy")
+        | ("discovery.k8s.io/v1", "EndpointSlice") => Scope::Namespaced,
+        // Passing over a policy in an old spelling would open what it closes.
+        (group, "NetworkPolicy")
+            if group.starts_with("networking.k8s.io/") || group.starts_with("extensions/") =>
+        {
+            findings.object = kind.to_owned();
+            if let Some(field) = object.get("apiVersion") {
+                findings.report(&field, "must be networking.k8s.io/v1");
+            }
+            return None;
+        }
+        _ => {
+            let kind = format!("{}/{}", meta.api_version, kind);
+            return Some((Object::Skipped(kind), String::new(), None));
+        }
+    };
+    let name = fields::name(object, kind, scope, findings)?;
+    let object_read = match kind {
+        "Namespace" => Object::Namespace(cluster::namespace(object, name, findings)),
+        "Node" => Object::Node(cluster::node(object, name, findings)),
+        "Pod" => Object::Pod(Box::new(cluster::pod(object, name, findings))),
+        "Service" => Object::Service(cluster::service(object, name, findings)),
+        "NetworkPolicy" => Object::Policy(policy::network_policy(object, name, findings)),
+        _ => Object::Slice(cluster::endpoint_slice(object, name, findings)),
+    };
+    let line = object.node().line;
+    Some((object_read, findings.object.clone(), (line > 0).then_some(line)))
+}

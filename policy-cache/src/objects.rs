@@ -1,0 +1,231 @@
+//! The Kubernetes objects that decide, each with only the fields that do. Everything here has been validated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flow::Protocol;
+use ipnet::IpNet;
+
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// A parsed and validated set of objects.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) policies: Vec<Arc<NetworkPolicy>>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) slices: Vec<EndpointSlice>,
+    /// How many objects of each kind that decides nothing were passed over.
+    pub(crate) skipped: BTreeMap<String, usize>,
+}
+
+/// How many objects of each kind there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods, finished and hostNetwork ones included.
+    pub pods: usize,
+    /// Namespaces that were declared.
+    pub namespaces: usize,
+    /// NetworkPolicies.
+    pub network_policies: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Services.
+    pub services: usize,
+    /// EndpointSlices.
+    pub endpoint_slices: usize,
+    /// Objects of kinds that decide nothing, by `apiVersion/kind`.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Objects {
+    /// How many objects of each kind there are.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            pods: self.pods.len(),
+            namespaces: self.namespaces.len(),
+            network_policies: self.policies.len(),
+            nodes: self.nodes.len(),
+            services: self.services.len(),
+            endpoint_slices: self.slices.len(),
+            skipped: self.skipped.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+    pub(crate) labels: Labels,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pod {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) labels: Labels,
+    pub(crate) node: Option<String>,
+    /// Kind and name of the controlling owner, as written.
+    pub(crate) owner: Option<(String, String)>,
+    pub(crate) host_network: bool,
+    pub(crate) phase: Phase,
+    pub(crate) deleting: bool,
+    /// `metadata.creationTimestamp`, RFC 3339, which sorts as text.
+    pub(crate) created: String,
+    /// The Ready condition, when there is one.
+    pub(crate) ready: Option<bool>,
+    pub(crate) ips: BTreeSet<IpAddr>,
+    pub(crate) host_ips: BTreeSet<IpAddr>,
+    /// Sorted and without duplicates.
+    pub(crate) named_ports: Vec<NamedPort>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    /// Succeeded or Failed: an address in its status is no longer its own.
+    Finished,
+    /// Pending, Unknown, or not said.
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct NamedPort {
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+    pub(crate) number: u16,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) pod_cidrs: BTreeSet<IpNet>,
+}
+
+/// A NetworkPolicy with its defaults applied.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NetworkPolicy {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) pod_selector: Selector,
+    /// The rules of a direction in which it isolates; `None` where it does not, whatever rules it lists.
+    pub(crate) ingress: Option<Vec<Rule>>,
+    pub(crate) egress: Option<Vec<Rule>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule {
+    /// `None`: any peer.
+    pub(crate) peers: Option<Vec<Peer>>,
+    /// `None`: any port of any protocol.
+    pub(crate) ports: Option<Vec<Port>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Peer {
+    Block {
+        cidr: IpNet,
+        except: Vec<IpNet>,
+    },
+    Pods {
+        /// `None`: the policy's own namespace.
+        namespaces: Option<Selector>,
+        /// `None`: every pod of them.
+        pods: Option<Selector>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Port {
+    pub(crate) protocol: Protocol,
+    pub(crate) numbers: Numbers,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Numbers {
+    Any,
+    /// Inclusive.
+    Range(u16, u16),
+    Named(String),
+}
+
+/// A label selector: every requirement must hold; without any it selects everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Selector {
+    pub(crate) requirements: Vec<Requirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Requirement {
+    pub(crate) key: String,
+    pub(crate) operator: Operator,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Operator {
+    In(BTreeSet<String>),
+    NotIn(BTreeSet<String>),
+    Exists,
+    DoesNotExist,
+}
+
+impl Selector {
+    pub(crate) fn is_everything(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
+    /// Source: apimachinery's labels.Requirement.Matches; NotIn and DoesNotExist hold for an absent key.
+    pub(crate) fn matches(&self, labels: &Labels) -> bool {
+        self.requirements.iter().all(|requirement| {
+            let value = labels.get(&requirement.key);
+            match &requirement.operator {
+                Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+                Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+                Operator::Exists => value.is_some(),
+                Operator::DoesNotExist => value.is_none(),
+            }
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Service {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) cluster_ips: BTreeSet<IpAddr>,
+    /// Empty: its EndpointSlices are written by hand.
+    pub(crate) selector: Labels,
+    pub(crate) ports: Vec<ServicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ServicePort {
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) target: TargetPort,
+    pub(crate) node_port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum TargetPort {
+    Number(u16),
+    Named(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EndpointSlice {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// The `kubernetes.io/service-name` label.
+    pub(crate) service: Option<String>,
+    /// Addresses of ready endpoints.
+    pub(crate) ready: Vec<IpAddr>,
+    /// Name, protocol and number; ports without a number mean every port and cannot be resolved.
+    pub(crate) ports: Vec<NamedPort>,
+}

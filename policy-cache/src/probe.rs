@@ -1,0 +1,284 @@
+//! A question as one JSON line → its answer as one JSON line, decided by a snapshot.
+//!
+//! The ends of a probe are named by pod or by address. A destination that is a Service's ClusterIP is asked
+//! of every ready endpoint, because any of them may get the connection.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use flow::{ClientAddr, Decision, Endpoint, OrigDst, Protocol, SideVerdict, Tuple};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::compile::services::CompiledService;
+use crate::objects::{Objects, Phase};
+use crate::snapshot::Snapshot;
+
+/// Answers probes from one snapshot.
+#[derive(Debug)]
+pub struct Prober {
+    snapshot: Arc<Snapshot>,
+    /// `namespace/name` → its addresses, IPv4 first.
+    pods: HashMap<String, BTreeSet<IpAddr>>,
+}
+
+/// What is printed for one probe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// It was decided.
+    Decided(Box<Decided>),
+    /// It could not be: the probe is malformed or names what does not exist.
+    Failed {
+        /// The probe's `id`, null when it has none.
+        id: Value,
+        /// Why.
+        error: String,
+    },
+}
+
+impl Answer {
+    /// True when the probe could not be decided.
+    pub const fn is_failed(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
+}
+
+/// A decided probe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decided {
+    id: Value,
+    verdict: &'static str,
+    egress: Side,
+    ingress: Side,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    endpoints: Vec<EndpointAnswer>,
+}
+
+/// The answer for one endpoint of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct EndpointAnswer {
+    ip: IpAddr,
+    port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
+    verdict: &'static str,
+    egress: Side,
+    ingress: Side,
+}
+
+/// One side of an answer. A side that does not apply has neither tier nor policies.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Side {
+    verdict: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<Vec<String>>,
+    reason: &'static str,
+}
+
+impl From<&SideVerdict> for Side {
+    fn from(side: &SideVerdict) -> Self {
+        let applies = side.reason != flow::Reason::NotApplicable;
+        Self {
+            verdict: side.verdict.as_str(),
+            tier: side.tier.map(flow::Tier::as_str),
+            policies: applies.then(|| side.policies().iter().map(ToString::to_string).collect()),
+            reason: side.reason.as_str(),
+        }
+    }
+}
+
+/// Why a probe cannot be decided.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("not a JSON object: {0}")]
+    Syntax(#[from] serde_json::Error),
+    #[error("not a JSON object")]
+    NotAnObject,
+    #[error("{field}: required")]
+    Missing { field: &'static str },
+    #[error("{field}: must be {expected}, got {value}")]
+    Invalid { field: &'static str, expected: &'static str, value: String },
+    #[error("{field}: unknown pod {pod}")]
+    UnknownPod { field: &'static str, pod: String },
+    #[error("{field}: pod {pod} has no address")]
+    NoAddress { field: &'static str, pod: String },
+    #[error("src and dst have no address of the same family")]
+    NoCommonFamily,
+    #[error("service {service} has no port {port}/{protocol}")]
+    NoServicePort { service: String, port: u16, protocol: Protocol },
+    #[error("service {service} has no ready endpoint for port {port}/{protocol}")]
+    NoEndpoint { service: String, port: u16, protocol: Protocol },
+}
+
+/// A probe with its ends resolved.
+struct Probe {
+    source: IpAddr,
+    destination: SocketAddr,
+    protocol: Protocol,
+}
+
+impl Prober {
+    /// `snapshot` must have been compiled from `objects`.
+    pub fn new(objects: &Objects, snapshot: Arc<Snapshot>) -> Self {
+        let mut pods = HashMap::with_capacity(objects.pods.len());
+        for pod in objects.pods.iter().filter(|pod| pod.phase != Phase::Finished) {
+            let holds = |ip: &IpAddr| {
+                snapshot.pods.get(ip).is_some_and(|entry| {
+                    *entry.pod.name == *pod.name && *entry.pod.namespace == *pod.namespace
+                })
+            };
+            let own = pod.ips.iter().copied().filter(|ip| pod.host_network || holds(ip));
+            let mut addresses: BTreeSet<IpAddr> = own.collect();
+            if pod.host_network && addresses.is_empty() {
+                addresses.clone_from(&pod.host_ips);
+            }
+            pods.insert(format!("{}/{}", pod.namespace, pod.name), addresses);
+        }
+        Self { snapshot, pods }
+    }
+
+    /// Answers one line.
+    pub fn answer(&self, line: &str) -> Answer {
+        let (id, probe) = match serde_json::from_str::<Value>(line) {
+            Ok(probe @ Value::Object(_)) => (probe.get("id").cloned().unwrap_or_default(), Ok(probe)),
+            Ok(_) => (Value::Null, Err(ProbeError::NotAnObject)),
+            Err(error) => (Value::Null, Err(ProbeError::Syntax(error))),
+        };
+        let answer = probe.and_then(|probe| self.resolve(&probe)).and_then(|probe| self.decide(&id, &probe));
+        match answer {
+            Ok(decided) => Answer::Decided(Box::new(decided)),
+            Err(error) => Answer::Failed { id, error: error.to_string() },
+        }
+    }
+
+    fn resolve(&self, probe: &Value) -> Result<Probe, ProbeError> {
+        let protocol = match probe.get("protocol") {
+            None | Some(Value::Null) => Protocol::Tcp,
+            Some(value) => value
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| invalid("protocol", "TCP, UDP or SCTP", value))?,
+        };
+        let port = probe.get("port").ok_or(ProbeError::Missing { field: "port" })?;
+        let port = port
+            .as_u64()
+            .and_then(|number| u16::try_from(number).ok())
+            .filter(|number| *number > 0)
+            .ok_or_else(|| invalid("port", "a number from 1 to 65535", port))?;
+        let sources = self.end(probe, "src")?;
+        let destinations = self.end(probe, "dst")?;
+        let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
+        let (source, destination) = pairs
+            .into_iter()
+            .find(|(source, destination)| source.is_ipv4() == destination.is_ipv4())
+            .ok_or(ProbeError::NoCommonFamily)?;
+        Ok(Probe { source, destination: SocketAddr::new(destination, port), protocol })
+    }
+
+    /// The addresses one end may use.
+    fn end(&self, probe: &Value, field: &'static str) -> Result<BTreeSet<IpAddr>, ProbeError> {
+        let expected = "{\"pod\":\"namespace/name\"} or {\"ip\":\"address\"}";
+        let end = probe.get(field).ok_or(ProbeError::Missing { field })?;
+        match (end.get("pod"), end.get("ip")) {
+            (Some(Value::String(pod)), None) => match self.pods.get(pod) {
+                None => Err(ProbeError::UnknownPod { field, pod: pod.clone() }),
+                Some(addresses) if addresses.is_empty() => {
+                    Err(ProbeError::NoAddress { field, pod: pod.clone() })
+                }
+                Some(addresses) => Ok(addresses.clone()),
+            },
+            (None, Some(Value::String(text))) => match text.parse() {
+                Ok(ip) => Ok([flow::canonical_ip(ip)].into()),
+                Err(_) => Err(invalid(field, "an IP address", &end["ip"])),
+            },
+            _ => Err(invalid(field, expected, end)),
+        }
+    }
+
+    fn decide(&self, id: &Value, probe: &Probe) -> Result<Decided, ProbeError> {
+        match self.snapshot.cluster_ip(probe.destination.ip()) {
+            Some(service) => self.decide_service(id, probe, service),
+            None => {
+                let decision = self.decide_endpoint(probe, probe.destination);
+                Ok(decided(id, &decision, None, Vec::new()))
+            }
+        }
+    }
+
+    fn decide_service(
+        &self,
+        id: &Value,
+        probe: &Probe,
+        service: &CompiledService,
+    ) -> Result<Decided, ProbeError> {
+        let (port, protocol) = (probe.destination.port(), probe.protocol);
+        let name = format!("{}/{}", service.namespace, service.name);
+        let Some(service_port) = service.port(port, protocol) else {
+            return Err(ProbeError::NoServicePort { service: name, port, protocol });
+        };
+        let same_family = |backend: &&SocketAddr| backend.is_ipv4() == probe.destination.is_ipv4();
+        let decisions: Vec<(SocketAddr, Decision)> = service_port
+            .backends
+            .iter()
+            .filter(same_family)
+            .map(|backend| (*backend, self.decide_endpoint(probe, *backend)))
+            .collect();
+        // The answer as a whole is that of the first endpoint that is denied.
+        let denied = decisions.iter().find(|(_, decision)| !decision.verdict().is_allow());
+        let Some((_, decision)) = denied.or(decisions.first()) else {
+            return Err(ProbeError::NoEndpoint { service: name, port, protocol });
+        };
+        let endpoints = decisions.iter().map(|(backend, decision)| self.endpoint_answer(*backend, decision));
+        Ok(decided(id, decision, Some(name), endpoints.collect()))
+    }
+
+    fn decide_endpoint(&self, probe: &Probe, destination: SocketAddr) -> Decision {
+        let tuple = Tuple {
+            protocol: probe.protocol,
+            client: ClientAddr(SocketAddr::new(probe.source, 0)),
+            destination: OrigDst(destination),
+        };
+        self.snapshot.decide(&self.snapshot.identify(&tuple))
+    }
+
+    fn endpoint_answer(&self, backend: SocketAddr, decision: &Decision) -> EndpointAnswer {
+        let pod = match self.snapshot.endpoint(backend.ip()) {
+            Endpoint::Pod(pod) => Some(format!("{}/{}", pod.namespace, pod.name)),
+            _ => None,
+        };
+        EndpointAnswer {
+            ip: backend.ip(),
+            port: backend.port(),
+            pod,
+            verdict: decision.verdict().as_str(),
+            egress: (&decision.egress).into(),
+            ingress: (&decision.ingress).into(),
+        }
+    }
+}
+
+fn decided(
+    id: &Value,
+    decision: &Decision,
+    service: Option<String>,
+    endpoints: Vec<EndpointAnswer>,
+) -> Decided {
+    Decided {
+        id: id.clone(),
+        verdict: decision.verdict().as_str(),
+        egress: (&decision.egress).into(),
+        ingress: (&decision.ingress).into(),
+        service,
+        endpoints,
+    }
+}
+
+fn invalid(field: &'static str, expected: &'static str, value: &Value) -> ProbeError {
+    ProbeError::Invalid { field, expected, value: value.to_string() }
+}

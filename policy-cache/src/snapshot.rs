@@ -1,0 +1,184 @@
+//! A compiled, immutable view of the cluster: who is behind an address, and what is local.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use flow::{Endpoint, Generation, Pod, Protocol, Service, Tuple};
+
+use crate::compile::addresses::Addresses;
+use crate::compile::policies::{CompiledPolicy, Isolation};
+use crate::compile::services::{CompiledService, Services};
+use crate::objects::{Counts, Labels, NamedPort};
+use crate::options::{Options, OwnNodeEgress};
+
+/// Everything one decision reads. Shared, never changed.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(crate) generation: Generation,
+    pub(crate) own_node_egress: OwnNodeEgress,
+    pub(crate) addresses: Addresses,
+    pub(crate) pods: HashMap<IpAddr, Arc<PodEntry>>,
+    pub(crate) identities: Vec<Identity>,
+    pub(crate) policies: Vec<CompiledPolicy>,
+    pub(crate) services: Services,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+pub(crate) struct PodEntry {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) identity: u32,
+    pub(crate) node: Option<u32>,
+}
+
+/// What pods that policies cannot tell apart share, and which policies isolate them.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) namespace: Arc<Namespace>,
+    pub(crate) labels: Arc<Labels>,
+    /// The named container ports, comparable between snapshots.
+    pub(crate) named_ports: Box<[NamedPort]>,
+    /// The same as numbers: interned name, protocol, number.
+    pub(crate) ports: Box<[(u32, Protocol, u16)]>,
+    pub(crate) ingress: Option<Arc<Isolation>>,
+    pub(crate) egress: Option<Arc<Isolation>>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Namespace {
+    pub(crate) name: Arc<str>,
+    pub(crate) labels: Arc<Labels>,
+}
+
+/// A tuple and who stands at both ends of it, as one snapshot knows them.
+#[derive(Clone, Debug)]
+pub struct IdentifiedFlow {
+    /// The tuple that was identified.
+    pub tuple: Tuple,
+    /// Who the client is.
+    pub source: Endpoint,
+    /// Who the destination is.
+    pub destination: Endpoint,
+    /// The snapshot that the numbers below belong to.
+    pub(crate) generation: Generation,
+    pub(crate) source_end: End,
+    pub(crate) destination_end: End,
+}
+
+/// An end of a flow in the numbers of one snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Pod { identity: u32, node: Option<u32> },
+    Node(u32),
+    UnknownLocal,
+    External,
+}
+
+/// The addresses of pods with identity on the own node. No address is in both sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalPods {
+    /// Some policy selects the pod, in either direction.
+    pub isolated: BTreeSet<IpAddr>,
+    /// No policy selects the pod; its connections are only recorded.
+    pub observed: BTreeSet<IpAddr>,
+}
+
+impl Snapshot {
+    #[expect(clippy::too_many_arguments, reason = "one per part of the snapshot, called once")]
+    pub(crate) fn new(
+        generation: Generation,
+        options: &Options,
+        addresses: Addresses,
+        pods: HashMap<IpAddr, Arc<PodEntry>>,
+        identities: Vec<Identity>,
+        policies: Vec<CompiledPolicy>,
+        services: Services,
+        counts: Counts,
+    ) -> Self {
+        let own_node_egress = options.own_node_egress;
+        Self { generation, own_node_egress, addresses, pods, identities, policies, services, counts }
+    }
+
+    /// The number of this snapshot.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// How many objects of each kind it was compiled from.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Looks up both ends of a tuple.
+    pub fn identify(&self, tuple: &Tuple) -> IdentifiedFlow {
+        let (source, source_end) = self.look_up(tuple.client.0.ip());
+        let (destination, destination_end) = self.look_up(tuple.destination.0.ip());
+        let generation = self.generation;
+        IdentifiedFlow { tuple: *tuple, source, destination, generation, source_end, destination_end }
+    }
+
+    /// Who stands behind an address.
+    pub fn endpoint(&self, ip: IpAddr) -> Endpoint {
+        self.look_up(ip).0
+    }
+
+    fn look_up(&self, ip: IpAddr) -> (Endpoint, End) {
+        let ip = flow::canonical_ip(ip);
+        if let Some(entry) = self.pods.get(&ip) {
+            let end = End::Pod { identity: entry.identity, node: entry.node };
+            return (Endpoint::Pod(Arc::clone(&entry.pod)), end);
+        }
+        if let Some(number) = self.addresses.nodes.get(&ip) {
+            let name = Arc::clone(self.addresses.node_name(*number));
+            return (
+                Endpoint::Node { name, own: Some(*number) == self.addresses.own_node },
+                End::Node(*number),
+            );
+        }
+        if self.addresses.own_ranges.contains(ip) {
+            return (Endpoint::UnknownLocal, End::UnknownLocal);
+        }
+        (Endpoint::External, End::External)
+    }
+
+    /// The Service a client dialled: by ClusterIP and port, or by node port on a node's address.
+    pub fn service_at(&self, dialed: SocketAddr, protocol: Protocol) -> Option<Service> {
+        let ip = flow::canonical_ip(dialed.ip());
+        let service = match self.services.at_cluster_ip(ip) {
+            Some(service) => service.port(dialed.port(), protocol).map(|_| service),
+            None if self.addresses.nodes.contains_key(&ip) => {
+                self.services.at_node_port(dialed.port(), protocol)
+            }
+            None => None,
+        }?;
+        Some(Service {
+            namespace: Arc::clone(&service.namespace),
+            name: Arc::clone(&service.name),
+            address: SocketAddr::new(ip, dialed.port()),
+        })
+    }
+
+    /// The Service whose ClusterIP this is, whatever the port.
+    pub(crate) fn cluster_ip(&self, ip: IpAddr) -> Option<&CompiledService> {
+        self.services.at_cluster_ip(flow::canonical_ip(ip))
+    }
+
+    /// The addresses of pods with identity on the own node.
+    pub fn local_pods(&self) -> LocalPods {
+        let mut local = LocalPods::default();
+        for (ip, entry) in self.pods.iter().filter(|(_, entry)| entry.pod.local) {
+            let identity = &self.identities[entry.identity as usize];
+            let isolated = identity.ingress.is_some() || identity.egress.is_some();
+            let set = if isolated { &mut local.isolated } else { &mut local.observed };
+            set.insert(*ip);
+        }
+        local
+    }
+
+    /// True for a known pod's address and any address inside a node's pod ranges.
+    pub fn in_cluster(&self, ip: IpAddr) -> bool {
+        let ip = flow::canonical_ip(ip);
+        self.pods.contains_key(&ip) || self.addresses.cluster_ranges.contains(ip)
+    }
+}
