@@ -1,12 +1,103 @@
-//! `sluice lab`.
+//! `sluice lab`: a cluster of network namespaces on this machine, the nine example policies, one `sluice run`
+//! per node, real connections, and a table of what was expected and what was seen.
+//!
+//! What is expected is written down in [`scenario`]; no policy engine has a say in it.
 
+mod bulk;
+mod interrupt;
+mod probe;
+mod rehearsal;
+mod scenario;
+mod state;
+mod table;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use interrupt::Interrupted;
 
 /// Arguments of `sluice lab`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    /// Leave everything up at the end, for `sluice lab shell`
+    #[arg(long)]
+    keep: bool,
+
+    #[command(subcommand)]
+    command: Option<LabCommand>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum LabCommand {
+    /// Remove a lab that was kept, or that was killed before it could remove itself
+    Down,
+    /// Run a command, by default a shell, inside a pod, a node or the external host of a lab that is up
+    Shell {
+        /// A pod as NAMESPACE/NAME, node1, node2 or external
+        place: String,
+        /// The command and its arguments
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+    /// Greet and count on these ports until killed: the program in the lab's pods
+    #[command(hide = true)]
+    Serve {
+        /// TCP ports on every address
+        #[arg(required = true)]
+        ports: Vec<u16>,
+    },
+}
 
 /// Runs the command.
-pub(crate) fn execute(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not available in this build")
+pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Some(LabCommand::Serve { ports }) => serve(&ports),
+        Some(LabCommand::Down) => {
+            require_root()?;
+            state::down()
+        }
+        Some(LabCommand::Shell { place, command }) => {
+            require_root()?;
+            state::shell(&place, &command)
+        }
+        None => {
+            require_root()?;
+            match rehearsal::run(args.keep) {
+                Ok(true) => Ok(ExitCode::SUCCESS),
+                Ok(false) => Ok(ExitCode::from(1)),
+                Err(error) => match error.downcast_ref::<Interrupted>() {
+                    Some(interrupted) => {
+                        eprintln!("sluice: {interrupted}; the lab is removed");
+                        Ok(ExitCode::from(interrupted.exit_code()))
+                    }
+                    None => Err(error),
+                },
+            }
+        }
+    }
+}
+
+fn require_root() -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab makes network namespaces and needs root for it: run it with sudo"
+    );
+    Ok(())
+}
+
+fn serve(ports: &[u16]) -> anyhow::Result<ExitCode> {
+    let _servers = ports
+        .iter()
+        .map(|&port| {
+            let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
+                .with_context(|| format!("listen on port {port}"))?;
+            lab::Server::start(listener).with_context(|| format!("serve on port {port}"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    loop {
+        std::thread::park();
+    }
 }

@@ -324,6 +324,13 @@ impl External {
 
 macro_rules! is_a_namespace {
     ($($t:ty),*) => {$(
+        impl $t {
+            /// Its network namespace.
+            pub fn netns(&self) -> &Netns {
+                &self.netns
+            }
+        }
+
         impl Deref for $t {
             type Target = Netns;
             fn deref(&self) -> &Netns {

@@ -1,0 +1,253 @@
+//! One connection of the table: dialled for real, its record read, the two compared with what is expected.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use lab::{Cluster, Netns, Sluice, greeting_peer};
+use serde_json::Value;
+
+use super::scenario::{Case, Expect, Rule, Target};
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(4);
+const RECORD_LIMIT: Duration = Duration::from_secs(4);
+
+/// What a client got.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Connected, and the server said which address it sees.
+    Peer(SocketAddr),
+    /// connect(2) gave ECONNREFUSED.
+    Refused,
+    /// Anything else: a timeout, another error, a connection that broke.
+    Failed(io::Error),
+}
+
+/// One row of the table after the connection.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The word for the `seen` column.
+    pub(super) word: String,
+    /// The rule that decided, as the record has it.
+    pub(super) rule: String,
+    /// Everything that is not as expected.
+    pub(super) differences: Vec<String>,
+}
+
+/// Dials `case` without Sluice in the way: whatever is served must answer.
+pub(super) fn without_sluice(cluster: &Cluster, case: &Case) -> anyhow::Result<bool> {
+    let (_, answer) = dial(cluster, case)?;
+    Ok(match case.expect {
+        Expect::Closed => matches!(answer, Answer::Refused),
+        Expect::Allowed | Expect::Denied => matches!(answer, Answer::Peer(_)),
+    })
+}
+
+/// Dials `case` and reads the record of the node that decides.
+pub(super) fn through_sluice(cluster: &Cluster, sluices: &[Sluice], case: &Case) -> anyhow::Result<Seen> {
+    let (client, answer) = dial(cluster, case)?;
+    let record = match deciding_node(cluster, case)? {
+        Some(index) => {
+            let matches = |record: &Value| is_about(record, client, case);
+            let found = sluices[index].wait_record(matches, RECORD_LIMIT);
+            found.map(Some).map_err(|_| format!("no record of {client} on node{}", index + 1))
+        }
+        None => Ok(None),
+    };
+    Ok(judge(cluster, case, client, &answer, record))
+}
+
+fn judge(
+    cluster: &Cluster,
+    case: &Case,
+    client: SocketAddr,
+    answer: &Answer,
+    record: Result<Option<Value>, String>,
+) -> Seen {
+    let mut differences = Vec::new();
+    let record = record.unwrap_or_else(|missing| {
+        differences.push(missing);
+        None
+    });
+    let action = record.as_ref().and_then(|record| record["event"]["action"].as_str()).unwrap_or_default();
+    let word = match (answer, action) {
+        (Answer::Peer(_), "connection-ended" | "") => "allowed".to_owned(),
+        (Answer::Peer(_), other) => format!("connected, recorded as {other}"),
+        (Answer::Refused, "connection-denied") => "denied".to_owned(),
+        (Answer::Refused, "connection-failed") => "closed".to_owned(),
+        (Answer::Refused, other) => format!("refused {other}").trim_end().to_owned(),
+        (Answer::Failed(error), _) => error.to_string(),
+    };
+    if word != case.expect.as_str() {
+        differences.push(format!("expected {}, seen {word}", case.expect.as_str()));
+    }
+    if let Answer::Peer(peer) = answer
+        && let Some(difference) = foreign_address(cluster, case, client, *peer)
+    {
+        differences.push(difference);
+    }
+    let decided = record.as_ref().map(deciding_rules);
+    if let (Some(decided), Some(expected)) = (&decided, expected_rules(case.rule))
+        && *decided != expected
+    {
+        differences.push(format!("expected the decision of {}, seen {}", shown(&expected), shown(decided)));
+    }
+    if let (Some(record), Answer::Peer(peer)) = (&record, answer) {
+        differences.extend(wrong_bytes(record, *peer));
+    }
+    let rule = match (&decided, case.rule) {
+        (Some(rules), _) => shown(rules),
+        (None, Rule::OwnNode) => "own node, not intercepted".to_owned(),
+        (None, _) => "no record".to_owned(),
+    };
+    Seen { word, rule, differences }
+}
+
+/// Connects from a port that is known beforehand, so that the record of a refusal can be found too.
+fn dial(cluster: &Cluster, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> {
+    let (netns, address) = place(cluster, case.from)?;
+    let to = address_of(cluster, case.to)?;
+    let socket = netns.bound((address, 0)).with_context(|| format!("bind in {}", case.from))?;
+    let client = socket.local_addr()?.as_socket().context("a socket without an address")?;
+    let answer = match socket.connect_timeout(&to.into(), CONNECT_LIMIT) {
+        Ok(()) => match greeting_peer(&mut socket.into(), CONNECT_LIMIT) {
+            Ok(peer) => Answer::Peer(peer),
+            Err(error) => Answer::Failed(error),
+        },
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
+        Err(error) => Answer::Failed(error),
+    };
+    Ok((client, answer))
+}
+
+/// The namespace and address behind a name of the table.
+pub(super) fn place<'a>(cluster: &'a Cluster, name: &str) -> anyhow::Result<(&'a Netns, Ipv4Addr)> {
+    if name == "external" {
+        let external = cluster.external();
+        return Ok((external, external.address()));
+    }
+    if let Ok(node) = cluster.node(name) {
+        return Ok((node, node.address()));
+    }
+    let pod = cluster.pod(name)?;
+    Ok((pod, pod.address()))
+}
+
+fn address_of(cluster: &Cluster, target: Target) -> anyhow::Result<SocketAddr> {
+    Ok(match target {
+        Target::Pod { pod, port } => cluster.pod(pod)?.at(port),
+        Target::Service { service, port, .. } => cluster.cluster_ip(service, port)?,
+        Target::NodePort { node, port, .. } => cluster.node(node)?.at(port),
+        Target::External => cluster.external().at(target.port()),
+    })
+}
+
+/// The node whose Sluice decides, by index: that of the server, or of the client when the server is outside.
+/// None where nothing is intercepted.
+fn deciding_node(cluster: &Cluster, case: &Case) -> anyhow::Result<Option<usize>> {
+    if case.rule == Rule::OwnNode {
+        return Ok(None);
+    }
+    let node = cluster.pod(case.to.backend().unwrap_or(case.from))?.node();
+    Ok(cluster.nodes().iter().position(|candidate| candidate.name() == node))
+}
+
+fn is_about(record: &Value, client: SocketAddr, case: &Case) -> bool {
+    let ends = ["connection-ended", "connection-denied", "connection-failed"];
+    let same_pod = case.to.backend().is_none_or(|backend| {
+        let k8s = &record["destination"]["k8s"];
+        backend
+            .split_once('/')
+            .is_some_and(|(namespace, name)| k8s["namespace"] == namespace && k8s["pod"] == name)
+    });
+    record["source"]["ip"] == client.ip().to_string()
+        && record["source"]["port"] == client.port()
+        && same_pod
+        && record["event"]["action"].as_str().is_some_and(|action| ends.contains(&action))
+}
+
+/// The server must see the client's own address and port. Beyond the cluster it is the node's address, as
+/// ever: the network plugin masquerades.
+fn foreign_address(cluster: &Cluster, case: &Case, client: SocketAddr, peer: SocketAddr) -> Option<String> {
+    let expected = match case.to {
+        Target::External => {
+            let node = cluster.pod(case.from).ok()?.node();
+            let address = IpAddr::from(cluster.node(node).ok()?.address());
+            return (peer.ip() != address)
+                .then(|| format!("the server saw {peer}, not its client's node {address}"));
+        }
+        _ => client,
+    };
+    (peer != expected).then(|| format!("the server saw {peer}, the client is {expected}"))
+}
+
+/// The policies of the sides that refuse; when none does, of the sides that allow by a rule.
+fn deciding_rules(record: &Value) -> Vec<String> {
+    let sides = [&record["sluice"]["egress"], &record["sluice"]["ingress"]];
+    let denied = sides.iter().any(|side| side["verdict"] == "deny");
+    let mut rules: Vec<String> = sides
+        .iter()
+        .filter(|side| !denied || side["verdict"] == "deny")
+        .filter_map(|side| side["policies"].as_array())
+        .flatten()
+        .filter_map(|policy| policy.as_str())
+        .map(|policy| policy.strip_prefix("NetworkPolicy/").unwrap_or(policy).to_owned())
+        .collect();
+    rules.sort();
+    rules
+}
+
+fn expected_rules(rule: Rule) -> Option<Vec<String>> {
+    match rule {
+        Rule::Policies(policies) => Some(policies.iter().map(|policy| (*policy).to_owned()).collect()),
+        Rule::NoPolicy => Some(Vec::new()),
+        Rule::OwnNode => None,
+    }
+}
+
+fn shown(rules: &[String]) -> String {
+    if rules.is_empty() { "no policy".to_owned() } else { rules.join(" ") }
+}
+
+/// The record counts what the client sent, `HELLO` and a newline, and the greeting that came back.
+fn wrong_bytes(record: &Value, peer: SocketAddr) -> Option<String> {
+    let greeting = format!("{}{peer}\n", lab::GREETING).len() as u64;
+    let counted = (record["source"]["bytes"].as_u64(), record["destination"]["bytes"].as_u64());
+    (counted != (Some(6), Some(greeting)))
+        .then(|| format!("recorded bytes {counted:?}, sent were 6 and {greeting}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(action: &str, egress: Value, ingress: Value) -> Value {
+        json!({ "event": { "action": action }, "sluice": { "egress": egress, "ingress": ingress } })
+    }
+
+    #[test]
+    fn a_denial_is_put_down_to_the_sides_that_refuse_and_an_allow_to_the_rules_that_matched() {
+        let allow = json!({ "verdict": "allow", "policies": ["NetworkPolicy/a/out#0"] });
+        let deny = json!({ "verdict": "deny", "policies": ["NetworkPolicy/b/in", "NetworkPolicy/b/also"] });
+        let open = json!({ "verdict": "allow", "reason": "not-isolated" });
+        let denied = record("connection-denied", allow.clone(), deny);
+        assert_eq!(deciding_rules(&denied), ["b/also", "b/in"]);
+        assert_eq!(deciding_rules(&record("connection-ended", allow, open.clone())), ["a/out#0"]);
+        assert_eq!(shown(&deciding_rules(&record("connection-ended", open.clone(), open))), "no policy");
+    }
+
+    #[test]
+    fn bytes_are_wrong_unless_both_counts_are_exact() {
+        let peer = "10.244.1.2:40000".parse().unwrap();
+        let record = |sent: u64, received: u64| json!({ "source": { "bytes": sent }, "destination": { "bytes": received } });
+        // "you are 10.244.1.2:40000\n"
+        assert_eq!(wrong_bytes(&record(6, 25), peer), None);
+        for (sent, received) in [(0, 25), (6, 24), (6, 0)] {
+            assert!(wrong_bytes(&record(sent, received), peer).is_some(), "{sent} {received}");
+        }
+        assert!(wrong_bytes(&json!({}), peer).is_some());
+    }
+}

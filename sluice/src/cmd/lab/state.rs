@@ -1,0 +1,170 @@
+//! The one lab of this machine: its folder, who runs it, and how to get rid of it.
+//!
+//! The folder is the lock: whoever makes it has the lab. It carries the pid of the process that made it, so
+//! that a lab killed without mercy is recognised and removed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use lab::{Cluster, remove_namespaces, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// Every namespace of the lab is named `sluice-lab-ROLE`.
+pub(super) const PREFIX: &str = "sluice-lab";
+const FOLDER: &str = "/run/sluice-lab";
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// What is known of a lab that is up.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    pid: i32,
+    /// The process's start time, which a later process of the same pid does not have (proc(5), stat, field 22).
+    started: u64,
+    kept: bool,
+    /// Pods, nodes and the external host, each with its namespace.
+    places: BTreeMap<String, String>,
+}
+
+/// The folder of the lab, removed on drop unless the lab is kept.
+#[derive(Debug)]
+pub(super) struct Claim {
+    folder: PathBuf,
+    kept: bool,
+}
+
+impl Claim {
+    /// Takes the lab. One that was killed is removed first; one that runs, or was kept, is an error.
+    pub(super) fn take() -> anyhow::Result<Self> {
+        if Path::new(FOLDER).exists() {
+            match load() {
+                Some(state) if state.kept => bail!("a lab is up; remove it with `sluice lab down`"),
+                Some(state) if state.is_running() => {
+                    bail!("a lab is running as process {}; one at a time", state.pid)
+                }
+                _ => {
+                    remove_all()?;
+                }
+            }
+        }
+        DirBuilder::new().mode(0o755).create(FOLDER).with_context(|| format!("make {FOLDER}"))?;
+        let claim = Self { folder: FOLDER.into(), kept: false };
+        claim.save(false, BTreeMap::new())?;
+        Ok(claim)
+    }
+
+    /// The folder for manifests, records and logs.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes down what is in the lab, for `shell`.
+    pub(super) fn describe(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.save(self.kept, places(cluster))
+    }
+
+    /// Leaves the folder in place: the lab stays up without this process.
+    pub(super) fn keep(mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.save(true, places(cluster))?;
+        self.kept = true;
+        Ok(())
+    }
+
+    fn save(&self, kept: bool, places: BTreeMap<String, String>) -> anyhow::Result<()> {
+        let pid = Pid::this().as_raw();
+        let state = State { pid, started: start_time(pid).context("read /proc/self/stat")?, kept, places };
+        let path = self.folder.join("state.json");
+        let new = self.folder.join("state.json.new");
+        fs::write(&new, serde_json::to_vec_pretty(&state)?)
+            .with_context(|| format!("write {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// `sluice lab down`.
+pub(super) fn down() -> anyhow::Result<ExitCode> {
+    if let Some(state) = load()
+        && !state.kept
+        && state.is_running()
+    {
+        println!("stopping the lab that runs as process {}", state.pid);
+        kill(Pid::from_raw(state.pid), Signal::SIGTERM).context("stop the lab")?;
+        if !wait_until(STOP_LIMIT, || !state.is_running()) {
+            bail!("the lab, process {}, did not stop within {STOP_LIMIT:?}", state.pid);
+        }
+    }
+    match remove_all()? {
+        0 => println!("nothing to remove"),
+        count => println!("removed {count} network namespaces, their processes and {FOLDER}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `sluice lab shell`: becomes the command. Returns only when that fails.
+pub(super) fn shell(place: &str, command: &[OsString]) -> anyhow::Result<ExitCode> {
+    let state = load().context("no lab is up; start one with `sluice lab --keep`")?;
+    let Some(netns) = state.places.get(place) else {
+        let places: Vec<&str> = state.places.keys().map(String::as_str).collect();
+        bail!("no {place} in the lab; there are: {}", places.join(", "));
+    };
+    let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
+    let command = if command.is_empty() { &shell } else { command };
+    let error = Command::new("ip").args(["netns", "exec", netns]).args(command).exec();
+    Err(error).context("run `ip netns exec`")
+}
+
+impl State {
+    fn is_running(&self) -> bool {
+        start_time(self.pid) == Some(self.started)
+    }
+}
+
+fn load() -> Option<State> {
+    serde_json::from_slice(&fs::read(Path::new(FOLDER).join("state.json")).ok()?).ok()
+}
+
+/// Removes namespaces with the processes inside, then the folder. Returns how many things there were.
+fn remove_all() -> anyhow::Result<usize> {
+    let own = format!("{PREFIX}-");
+    let namespaces = remove_namespaces(|name| name.starts_with(&own))?;
+    let folder = match fs::remove_dir_all(FOLDER) {
+        Ok(()) => 1,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("remove {FOLDER}")),
+    };
+    Ok(namespaces.len().max(folder))
+}
+
+fn places(cluster: &Cluster) -> BTreeMap<String, String> {
+    let pods = cluster.pods().iter().map(|pod| (pod.full_name(), pod.netns().name()));
+    let nodes = cluster.nodes().iter().map(|node| (node.name(), node.netns().name()));
+    let external = ("external", cluster.external().netns().name());
+    pods.chain(nodes).chain([external]).map(|(place, netns)| (place.to_owned(), netns.to_owned())).collect()
+}
+
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command in parentheses, may hold spaces; a zombie has ended.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
