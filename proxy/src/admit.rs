@@ -12,7 +12,11 @@ use crate::relay::LegSocket;
 ///
 /// Errors: the cause for the record when the client does not finish the handshake in time, or the connection
 /// is stopped meanwhile.
-pub(crate) async fn admit(path: &Datapath, connection: &Registered, syn: HeldSyn) -> Result<LegSocket, EndCause> {
+pub(crate) async fn admit(
+    path: &Datapath,
+    connection: &Registered,
+    syn: HeldSyn,
+) -> Result<LegSocket, EndCause> {
     let live = connection.live();
     let Some(mut expected) = path.pairing.expect(live.tuple) else {
         return Err(EndCause::InternalError);

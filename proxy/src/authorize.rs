@@ -47,15 +47,19 @@ pub(crate) fn authorize(snapshot: Option<&Snapshot>, tuple: &Tuple) -> (Judged, 
         return (Judged { source: Endpoint::External, destination: Endpoint::External, decision }, None);
     };
     let judged = judge(snapshot, tuple);
-    let permit =
-        judged.decision.verdict().is_allow().then(|| Permit { tuple: *tuple, leg: leg(snapshot, &judged, tuple) });
+    let permit = judged
+        .decision
+        .verdict()
+        .is_allow()
+        .then(|| Permit { tuple: *tuple, leg: leg(snapshot, &judged, tuple) });
     (judged, permit)
 }
 
 /// Judges a live connection by a newer snapshot: the decision that ends it, or `None` when it may go on.
 pub(crate) fn no_longer_allowed(snapshot: &Snapshot, tuple: &Tuple, before: &Judged) -> Option<Decision> {
     let now = judge(snapshot, tuple);
-    let gone = !is_same_pod(&before.source, &now.source) || !is_same_pod(&before.destination, &now.destination);
+    let gone =
+        !is_same_pod(&before.source, &now.source) || !is_same_pod(&before.destination, &now.destination);
     if gone {
         return Some(Decision::refused(snapshot.generation(), Reason::PodGone));
     }

@@ -100,7 +100,12 @@ impl ProxyConfig {
     pub fn validate(&self) -> Vec<ConfigProblem> {
         let ports = self.upstream_ports;
         let checks = [
-            (self.connect_timeout_ms == 0, "connect_timeout_ms", self.connect_timeout_ms.to_string(), "must be above 0"),
+            (
+                self.connect_timeout_ms == 0,
+                "connect_timeout_ms",
+                self.connect_timeout_ms.to_string(),
+                "must be above 0",
+            ),
             (
                 self.handshake_timeout_ms == 0,
                 "handshake_timeout_ms",
@@ -183,6 +188,9 @@ mod tests {
             ..ProxyConfig::default()
         };
         let fields: Vec<_> = config.validate().into_iter().map(|problem| problem.field).collect();
-        assert_eq!(fields, ["connect_timeout_ms", "max_pending", "max_pending_per_client", "upstream_ports", "pipe_bytes"]);
+        assert_eq!(
+            fields,
+            ["connect_timeout_ms", "max_pending", "max_pending_per_client", "upstream_ports", "pipe_bytes"]
+        );
     }
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use flow::{ClientAddr, OrigDst, UpstreamSource};
 use nix::libc;
-use tokio::io::unix::AsyncFd;
 
 use crate::authorize::{Leg, Permit};
 use crate::config::PortRange;
 use crate::relay::LegSocket;
+use crate::sys::readiness::watch_stream;
 use crate::sys::tcp;
 
 /// Ports tried before a leg is given up for want of one.
@@ -59,7 +59,12 @@ pub(crate) enum ConnectError {
 }
 
 impl Connector {
-    pub(crate) fn new(marks: crate::datapath::Marks, ports: PortRange, keepalive_s: u32, limit: Duration) -> Self {
+    pub(crate) fn new(
+        marks: crate::datapath::Marks,
+        ports: PortRange,
+        keepalive_s: u32,
+        limit: Duration,
+    ) -> Self {
         // Starting anywhere spreads the ports of a restarted process away from those it left in TIME_WAIT.
         let start = std::process::id().wrapping_mul(2_654_435_761);
         Self {
@@ -77,10 +82,14 @@ impl Connector {
         let (client, upstream) = (permit.tuple().client, permit.tuple().destination);
         let (socket, port_fallback) = match permit.leg() {
             Leg::Cluster => match self.start(self.mark_cluster, Some(client.0), upstream) {
-                Err(StartError::SourceTaken) => (self.start_from_own_ports(self.mark_cluster, client, upstream)?, true),
+                Err(StartError::SourceTaken) => {
+                    (self.start_from_own_ports(self.mark_cluster, client, upstream)?, true)
+                }
                 started => (started.map_err(|error| error.into_connect_error(client, upstream))?, false),
             },
-            Leg::External | Leg::OwnNode => (self.start_from_own_ports(self.mark_tracked, client, upstream)?, false),
+            Leg::External | Leg::OwnNode => {
+                (self.start_from_own_ports(self.mark_tracked, client, upstream)?, false)
+            }
             Leg::Hairpin => {
                 let started = self.start(self.mark_tracked, None, upstream);
                 (started.map_err(|error| error.into_connect_error(client, upstream))?, false)
@@ -134,8 +143,12 @@ impl Connector {
         }
     }
 
-    async fn established(&self, socket: std::net::TcpStream, upstream: OrigDst) -> Result<LegSocket, ConnectError> {
-        let socket = AsyncFd::new(socket).map_err(|cause| ConnectError::Exhausted { cause })?;
+    async fn established(
+        &self,
+        socket: std::net::TcpStream,
+        upstream: OrigDst,
+    ) -> Result<LegSocket, ConnectError> {
+        let socket = watch_stream(socket).map_err(|cause| ConnectError::Exhausted { cause })?;
         let writable = tokio::time::timeout(self.limit, socket.writable());
         let outcome = match writable.await {
             Err(_) => return Err(ConnectError::TimedOut { upstream, limit: self.limit }),

@@ -14,12 +14,18 @@ use crate::connect::ConnectError;
 use crate::datapath::Datapath;
 use crate::held::HeldSyn;
 use crate::registry::{Phase, Registered, Stop};
+use crate::relay::LegSocket;
 use crate::revoke;
 use crate::sys::tcp;
 
 /// Carries one connection. It was registered before this reads the snapshot, so that no policy change can
 /// fall between the decision and the registration.
-pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: HeldSyn, dialed: Option<DialedAddr>) {
+pub(crate) async fn carry(
+    path: Arc<Datapath>,
+    connection: Registered,
+    syn: HeldSyn,
+    dialed: Option<DialedAddr>,
+) {
     let live = Arc::clone(connection.live());
 
     let snapshot = path.policy.current();
@@ -64,6 +70,9 @@ pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: Held
             return connection.end(cause, None);
         }
     };
+    if dialed.is_none() {
+        report_dialed_service(&path, &connection, &client);
+    }
     connection.established();
 
     let cause = path.carrier.relay(&client, &server, &live).await;
@@ -74,6 +83,14 @@ pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: Held
     }
     connection.end(cause, None);
     drop((client, server));
+}
+
+/// Where the kernel tells the dialled address of accepted sockets only.
+fn report_dialed_service(path: &Datapath, connection: &Registered, client: &LegSocket) {
+    let tuple = connection.live().tuple;
+    let Some(dialed) = tcp::dialed(client.get_ref(), tuple.destination.0) else { return };
+    let service = path.policy.current().and_then(|snapshot| snapshot.service_at(dialed, tuple.protocol));
+    connection.report(|report| report.service = service);
 }
 
 /// Ends a connection whose SYN is still held, as ordered from outside.

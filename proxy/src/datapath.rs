@@ -153,7 +153,12 @@ impl Running {
                 metrics: metrics.clone(),
             }),
             pairing: Pairing::new(),
-            connector: Connector::new(marks, config.upstream_ports, config.keepalive_s, config.connect_timeout()),
+            connector: Connector::new(
+                marks,
+                config.upstream_ports,
+                config.keepalive_s,
+                config.connect_timeout(),
+            ),
             carrier: Carrier {
                 pipes: PipePool::new(config.pipe_bytes, max_pipes, metrics.clone()),
                 splice_threshold: config.splice_threshold_bytes,
@@ -181,6 +186,11 @@ impl Running {
     /// Connections registered now.
     pub fn live(&self) -> usize {
         self.path.registry.len()
+    }
+
+    /// True while the kernel still knows this process as the reader of its queue.
+    pub fn holds_queue(&self) -> bool {
+        self.path.gate.queue.dropped().is_some()
     }
 
     /// Stops admitting connections, waits for the live ones up to `limit`, then resets those that are left.
@@ -246,7 +256,10 @@ async fn tick(path: Arc<Datapath>) -> Failure {
             }
         }
         path.metrics.gate_pending.set(i64::try_from(held).unwrap_or(i64::MAX));
-        path.metrics.gate_dropped.of(GateDrop::QueueFull).inc_by(queue_full.since_last(path.gate.queue.dropped()));
+        path.metrics
+            .gate_dropped
+            .of(GateDrop::QueueFull)
+            .inc_by(queue_full.since_last(path.gate.queue.dropped()));
         if let Ok(open) = sys::descriptors::count_open() {
             path.metrics.descriptors_open.set(i64::try_from(open).unwrap_or(i64::MAX));
         }

@@ -9,7 +9,6 @@ const PER_CONNECTION: u64 = 2;
 /// The budget of connections.
 #[derive(Debug)]
 pub(crate) struct Descriptors {
-    limit: u64,
     for_connections: u64,
     used: AtomicU64,
 }
@@ -21,7 +20,7 @@ pub(crate) struct Reservation<'a>(&'a Descriptors);
 impl Descriptors {
     /// `limit` is what the process may open, `kept_back` what is not for connections.
     pub(crate) fn new(limit: u64, kept_back: u64) -> Self {
-        Self { limit, for_connections: limit.saturating_sub(kept_back), used: AtomicU64::new(0) }
+        Self { for_connections: limit.saturating_sub(kept_back), used: AtomicU64::new(0) }
     }
 
     /// Room for one more connection, unless the budget is used up.
@@ -29,11 +28,6 @@ impl Descriptors {
         let used = self.used.fetch_add(PER_CONNECTION, Ordering::Relaxed) + PER_CONNECTION;
         let reservation = Reservation(self);
         (used <= self.for_connections).then_some(reservation)
-    }
-
-    /// What the process may open.
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
     }
 }
 

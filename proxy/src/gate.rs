@@ -6,8 +6,6 @@ use std::time::Instant;
 
 use audit::GateDrop;
 use flow::DialedAddr;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::connection;
 use crate::datapath::Datapath;
@@ -16,6 +14,7 @@ use crate::packet::parse_syn;
 use crate::pending::Arrival;
 use crate::registry::{Phase, Stop};
 use crate::sys::nfqueue::{Batch, Packet, PacketVerdict, Queue};
+use crate::sys::readiness::watch_queue;
 
 /// Packets the kernel may hold: more than the table of pending attempts, so that copies find room.
 pub(crate) const MAX_HELD: u32 = 65_535;
@@ -33,7 +32,9 @@ pub struct GateError {
 
 fn hint(cause: &io::Error) -> &'static str {
     match cause.raw_os_error() {
-        Some(nix::libc::EBUSY) => " (another process holds this queue: another sluice, or set redirect.queue)",
+        Some(nix::libc::EBUSY) => {
+            " (another process holds this queue: another sluice, or set redirect.queue)"
+        }
         Some(nix::libc::EPERM) => " (needs CAP_NET_ADMIN in this network namespace: run as root)",
         Some(nix::libc::EPROTONOSUPPORT | nix::libc::ENOENT | nix::libc::EOPNOTSUPP | nix::libc::EINVAL) => {
             " (the kernel lacks nfnetlink_queue: CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
@@ -49,7 +50,7 @@ pub(crate) fn open(number: u16) -> Result<Queue, GateError> {
 
 /// Reads until the queue fails; then the node can admit nothing, and the process must end.
 pub(crate) async fn read(path: Arc<Datapath>) -> io::Error {
-    let readiness = match AsyncFd::with_interest(QueueFd(&path), Interest::READABLE) {
+    let readiness = match watch_queue(&path.gate.queue) {
         Ok(readiness) => readiness,
         Err(error) => return error,
     };
@@ -117,7 +118,12 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
     let held = HeldSyn::new(&path.gate, syn.tuple, packet.id, packet.mark, now);
     match path.registry.register(syn.tuple) {
         Ok(registered) => {
-            tokio::spawn(connection::carry(Arc::clone(path), registered, held, packet.dialed.map(DialedAddr)));
+            tokio::spawn(connection::carry(
+                Arc::clone(path),
+                registered,
+                held,
+                packet.dialed.map(DialedAddr),
+            ));
         }
         // A SYN within an established connection: its socket answers it (RFC 9293, section 3.10.7.4), and a
         // client that has lost its side of the connection resets ours and tries again.
@@ -127,13 +133,5 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
             path.metrics.gate_dropped.of(GateDrop::Duplicate).inc();
             drop(held);
         }
-    }
-}
-
-struct QueueFd<'a>(&'a Datapath);
-
-impl std::os::fd::AsRawFd for QueueFd<'_> {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.gate.queue.as_raw_fd()
     }
 }

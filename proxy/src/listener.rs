@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use flow::Tuple;
 use nix::libc;
-use tokio::io::unix::AsyncFd;
 
 use crate::datapath::Datapath;
+use crate::sys::readiness::{watch_listener, watch_stream};
 use crate::sys::tcp;
 
 /// Connections accepted before other tasks get a turn.
@@ -39,7 +39,11 @@ fn hint(cause: &io::Error) -> &'static str {
 /// Opens the listeners: IPv4, and IPv6 where the node has it.
 pub(crate) fn open(port: u16, keepalive_s: u32) -> Result<Vec<TcpListener>, ListenError> {
     let open_one = |address: IpAddr| {
-        tcp::listen_transparent(address, port, keepalive_s).map_err(|cause| ListenError { address, port, cause })
+        tcp::listen_transparent(address, port, keepalive_s).map_err(|cause| ListenError {
+            address,
+            port,
+            cause,
+        })
     };
     let mut listeners = vec![open_one(Ipv4Addr::LOCALHOST.into())?];
     match open_one(Ipv6Addr::LOCALHOST.into()) {
@@ -56,7 +60,7 @@ fn no_ipv6(cause: &io::Error) -> bool {
 
 /// Accepts until the task is aborted.
 pub(crate) async fn accept(path: Arc<Datapath>, listener: TcpListener) -> io::Error {
-    let listener = match AsyncFd::new(listener) {
+    let listener = match watch_listener(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
     };
@@ -99,7 +103,7 @@ fn deliver(path: &Datapath, stream: std::net::TcpStream, peer: std::net::SocketA
         Ok(tuple) => tuple,
         Err(error) => return tracing::debug!(%error, "an accepted connection broke at once"),
     };
-    let leg = match AsyncFd::new(stream) {
+    let leg = match watch_stream(stream) {
         Ok(leg) => leg,
         Err(error) => return tracing::warn!(%error, "an accepted connection cannot be watched"),
     };

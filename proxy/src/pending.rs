@@ -92,7 +92,8 @@ impl Pending {
             return Arrival::ClientLimit;
         }
         *of_client += 1;
-        self.held.insert(syn.tuple, Attempt { isn: syn.isn, first_seen: now, last_seen: now, released: false });
+        self.held
+            .insert(syn.tuple, Attempt { isn: syn.isn, first_seen: now, last_seen: now, released: false });
         Arrival::New
     }
 

@@ -324,7 +324,10 @@ fn count(metrics: &Metrics, outcome: Outcome, record: &Record) {
             metrics.connections_closed.of(cause).inc();
         }
         Outcome::Denied => {
-            metrics.connections_denied.of(DeniedSide::of(record.revoked_by.as_ref().unwrap_or(&record.decision))).inc();
+            metrics
+                .connections_denied
+                .of(DeniedSide::of(record.revoked_by.as_ref().unwrap_or(&record.decision)))
+                .inc();
         }
         Outcome::Failed => {
             metrics.connections_failed.of(cause).inc();

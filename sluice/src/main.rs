@@ -1,7 +1,12 @@
 //! The `sluice` command: command line, configuration, wiring. Exit codes: 0 done, 1 the answer is no,
 //! 2 bad input or usage.
 
+mod admin;
+mod agent;
 mod cmd;
+mod config;
+mod interfaces;
+mod logging;
 
 use std::process::ExitCode;
 

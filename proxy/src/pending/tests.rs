@@ -28,7 +28,11 @@ fn an_attempt_answered_with_silence_stays_one_attempt_until_its_client_stops_sen
     table.arrive(&attempt, now);
     table.settle(&attempt.tuple, true, now);
     assert_eq!(table.arrive(&attempt, now + Duration::from_secs(127)), Arrival::Silenced);
-    assert_eq!(table.arrive(&syn(1, 40_000, 8), now), Arrival::New, "another sequence number is another attempt");
+    assert_eq!(
+        table.arrive(&syn(1, 40_000, 8), now),
+        Arrival::New,
+        "another sequence number is another attempt"
+    );
     table.settle(&attempt.tuple, false, now);
     assert_eq!(table.arrive(&attempt, now + SILENCE), Arrival::New);
 }

@@ -4,4 +4,5 @@
 pub(crate) mod descriptors;
 pub(crate) mod nfqueue;
 pub(crate) mod pipe;
+pub(crate) mod readiness;
 pub(crate) mod tcp;

@@ -90,7 +90,11 @@ impl Batch {
 
     /// The packets of the last read. Messages that are no packet or cannot be parsed are `None`.
     pub(crate) fn packets(&self) -> impl Iterator<Item = Option<Packet<'_>>> {
-        self.buffers.iter().zip(self.lengths).take(self.received).map(|(buffer, length)| parse(&buffer[..length]))
+        self.buffers
+            .iter()
+            .zip(self.lengths)
+            .take(self.received)
+            .map(|(buffer, length)| parse(&buffer[..length]))
     }
 
     /// True when the last read may have left messages behind.
@@ -166,7 +170,9 @@ impl Queue {
         table.lines().find_map(|line| {
             let columns: Vec<u64> = line.split_whitespace().map_while(|column| column.parse().ok()).collect();
             match columns[..] {
-                [number, _, _, _, _, queue, user, ..] if number == u64::from(self.number) => Some(queue + user),
+                [number, _, _, _, _, queue, user, ..] if number == u64::from(self.number) => {
+                    Some(queue + user)
+                }
                 _ => None,
             }
         })

@@ -40,11 +40,6 @@ impl Pipe {
         self.len
     }
 
-    /// Bytes it can hold.
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// Moves what `socket` holds, at most a pipe full, into the empty pipe.
     ///
     /// Returns the bytes moved; 0 is the peer's FIN. `WouldBlock` means the socket is drained: the pipe was

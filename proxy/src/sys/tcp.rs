@@ -5,13 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::socket::sockopt::{Ip6tOriginalDst, OriginalDst};
 use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{Ip6tOriginalDst, OriginalDst};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// Opens the listener that TPROXY hands connections to, on the loopback address of one family (a wildcard
 /// listener could be dialled by a pod). Accepted sockets inherit its options. Source: ip(7), `IP_TRANSPARENT`.
-pub(crate) fn listen_transparent(loopback: IpAddr, port: u16, keepalive_s: u32) -> io::Result<std::net::TcpListener> {
+pub(crate) fn listen_transparent(
+    loopback: IpAddr,
+    port: u16,
+    keepalive_s: u32,
+) -> io::Result<std::net::TcpListener> {
     let address = SocketAddr::new(loopback, port);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -25,18 +29,11 @@ pub(crate) fn listen_transparent(loopback: IpAddr, port: u16, keepalive_s: u32) 
     Ok(socket.into())
 }
 
-/// Loopback of the family of `ip`.
-pub(crate) fn loopback_like(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    }
-}
-
 /// A non-blocking socket for the server's side, marked so that the rules know it, not yet bound.
 /// Source: socket(7), `SO_MARK` (needs CAP_NET_ADMIN).
 pub(crate) fn upstream(destination: SocketAddr, mark: u32, keepalive_s: u32) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket =
+        Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_mark(mark)?;
     set_carrier_options(&socket, keepalive_s)?;
     Ok(socket)

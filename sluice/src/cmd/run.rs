@@ -1,12 +1,49 @@
 //! `sluice run`.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use audit::Sink;
+
+use crate::agent::{self, AgentOptions};
+use crate::config::Config;
+use crate::logging;
 
 /// Arguments of `sluice run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Name of this node, as in spec.nodeName of its pods
+    #[arg(long, value_name = "NAME", required_unless_present = "check_config")]
+    node: Option<String>,
+    /// Manifest files and folders: NetworkPolicies, Pods, Namespaces, Nodes, Services, EndpointSlices; reloaded when
+    /// they change
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "check_config")]
+    manifests: Vec<PathBuf>,
+    /// Configuration file (YAML); every key has a default
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration file and stop
+    #[arg(long, requires = "config")]
+    check_config: bool,
+    /// Where connection records go: a file, reopened on SIGHUP, or - for standard output
+    #[arg(long, value_name = "FILE|-", default_value = "-")]
+    records: PathBuf,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
+}
 
 /// Runs the command.
-pub(crate) fn execute(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not available in this build")
+pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+    if args.check_config {
+        println!("the configuration is valid");
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging::start(&config.log)?;
+    let sink = if args.records.as_os_str() == "-" { Sink::Stdout } else { Sink::File(args.records) };
+    // Clap has seen to it that there is a node.
+    let node = args.node.unwrap_or_default();
+    agent::run(AgentOptions { node, manifests: args.manifests, config, sink, admin: args.admin })
 }

@@ -1,0 +1,326 @@
+//! The admin API: liveness, readiness and metrics over plain HTTP/1.
+//!
+//! It runs on a thread and a runtime of its own, so that a stuck datapath cannot hide behind a stuck
+//! health check, and no client can slow the datapath: one request a connection, every wait bounded, and a
+//! full house gives up its oldest guest.
+//!
+//! `GET /healthz`  200 while every thread that must run does, else 503 and a line for each that ended.
+//! `GET /readyz`   200 when also every condition holds, else 503 and a line for each that does not.
+//! `GET /metrics`  OpenMetrics text.
+
+#![allow(dead_code, reason = "the wiring of `sluice run` is what uses this module")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+/// What prometheus-client writes: counters end in `_total` and the text in `# EOF`, which the older
+/// `text/plain; version=0.0.4` would misread.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Why the admin API is not available.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminError {
+    /// Another socket has the address.
+    #[error(
+        "admin address {address} is already in use: choose another with --admin, or stop what listens there"
+    )]
+    InUse {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on for another reason.
+    #[error("listen on admin address {address}: {cause}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// The thread or its runtime cannot be made.
+    #[error("start the admin thread: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// What must hold for this node to count as enforced. Clones share the state.
+#[derive(Clone, Debug)]
+pub(crate) struct Conditions {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    conditions: BTreeMap<&'static str, Result<(), String>>,
+    /// Threads that must run: true while they do.
+    threads: BTreeMap<&'static str, bool>,
+}
+
+impl Conditions {
+    /// Conditions that all have yet to be established.
+    pub(crate) fn new(names: &[&'static str]) -> Self {
+        let unknown = |name: &&'static str| (*name, Err("not established yet".to_owned()));
+        let state = State { conditions: names.iter().map(unknown).collect(), threads: BTreeMap::new() };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Says whether the condition `name` holds, and if not, why. A new name adds a condition.
+    pub(crate) fn set(&self, name: &'static str, holds: Result<(), String>) {
+        self.lock().conditions.insert(name, holds);
+    }
+
+    /// Marks the thread `name` as running until the returned value is dropped, by a return or a panic.
+    pub(crate) fn alive(&self, name: &'static str) -> Alive {
+        self.lock().threads.insert(name, true);
+        Alive { conditions: self.clone(), name }
+    }
+
+    /// A line for each thread that ended.
+    pub(crate) fn unhealthy(&self) -> Vec<String> {
+        self.lock().ended_threads().collect()
+    }
+
+    /// A line for each condition that does not hold and each thread that ended.
+    pub(crate) fn unready(&self) -> Vec<String> {
+        let state = self.lock();
+        let failing = state.conditions.iter().filter_map(|(name, holds)| {
+            // A reason is one line, whatever it was made of.
+            holds.as_ref().err().map(|reason| format!("{name}: {}", reason.replace(['\n', '\r'], " ")))
+        });
+        failing.chain(state.ended_threads()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn ended_threads(&self) -> impl Iterator<Item = String> {
+        self.threads.iter().filter(|(_, runs)| !**runs).map(|(name, _)| format!("{name}: thread ended"))
+    }
+}
+
+/// A thread that must run; dropping it says that the thread ended.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    conditions: Conditions,
+    name: &'static str,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.conditions.lock().threads.insert(self.name, false);
+    }
+}
+
+/// What a client may cost.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Until the request's head is complete.
+    head: Duration,
+    /// Until the response is taken.
+    connection: Duration,
+    /// Connections at a time; one more ends the oldest.
+    connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(5), connection: Duration::from_secs(15), connections: 64 }
+    }
+}
+
+/// The running admin API; dropping it ends the API.
+#[derive(Debug)]
+pub(crate) struct AdminHandle {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AdminHandle {
+    /// The address listened on, with the port that was chosen for port 0.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for AdminHandle {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // The thread waits for no client: its runtime drops what is open.
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the admin thread panicked");
+        }
+    }
+}
+
+/// Listens on `address` and answers from `conditions` and `registry` until the handle is dropped.
+pub(crate) fn start(
+    address: SocketAddr,
+    conditions: Conditions,
+    registry: Arc<Registry>,
+) -> Result<AdminHandle, AdminError> {
+    start_limited(address, conditions, registry, Limits::default())
+}
+
+fn start_limited(
+    address: SocketAddr,
+    conditions: Conditions,
+    registry: Arc<Registry>,
+    limits: Limits,
+) -> Result<AdminHandle, AdminError> {
+    let listener = std::net::TcpListener::bind(address).map_err(|cause| match cause.kind() {
+        io::ErrorKind::AddrInUse => AdminError::InUse { address },
+        _ => AdminError::Listen { address, cause },
+    })?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Start)?;
+    let listener = {
+        let _entered = runtime.enter();
+        listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener))
+    };
+    let listener = listener.map_err(|cause| AdminError::Listen { address, cause })?;
+    let address = listener.local_addr().map_err(|cause| AdminError::Listen { address, cause })?;
+
+    let (stop, stopped) = oneshot::channel();
+    let api = Arc::new(Api { conditions, registry, limits });
+    let thread = std::thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = accept(&listener, api) => {}
+                    _ = stopped => {}
+                }
+            });
+        })
+        .map_err(AdminError::Start)?;
+    Ok(AdminHandle { address, stop: Some(stop), thread: Some(thread) })
+}
+
+struct Api {
+    conditions: Conditions,
+    registry: Arc<Registry>,
+    limits: Limits,
+}
+
+async fn accept(listener: &TcpListener, api: Arc<Api>) {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= api.limits.connections
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(tokio::spawn(serve(stream, Arc::clone(&api))).abort_handle());
+            }
+            Err(error) => {
+                // Out of descriptors, as a rule: trying again at once would spin (accept(2)).
+                tracing::warn!(%error, "admin connection not accepted");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, api: Arc<Api>) {
+    let limits = api.limits;
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = api.answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(limits.connection, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "admin connection failed"),
+        Err(_) => tracing::debug!("admin connection took too long"),
+    }
+}
+
+impl Api {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let respond = match request.uri().path() {
+            "/healthz" => Self::health,
+            "/readyz" => Self::readiness,
+            "/metrics" => Self::metrics,
+            _ => return plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n"),
+        };
+        if matches!(*request.method(), Method::GET | Method::HEAD) {
+            return respond(self);
+        }
+        let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        refusal
+    }
+
+    fn health(&self) -> Response<Full<Bytes>> {
+        status("ok", &self.conditions.unhealthy())
+    }
+
+    fn readiness(&self) -> Response<Full<Bytes>> {
+        status("ready", &self.conditions.unready())
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut text = String::with_capacity(16 * 1024);
+        match encode(&mut text, &self.registry) {
+            Ok(()) => response(StatusCode::OK, OPENMETRICS, text),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n"),
+        }
+    }
+}
+
+/// 200 and `good` when nothing fails, else 503 and what does.
+fn status(good: &str, failing: &[String]) -> Response<Full<Bytes>> {
+    if failing.is_empty() {
+        plain(StatusCode::OK, format!("{good}\n"))
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, failing.join("\n") + "\n")
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    response(status, PLAIN, text)
+}
+
+fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

@@ -1,0 +1,240 @@
+//! The wiring of `sluice run`: policy cache, datapath, rules, records and admin API, from start to drain.
+//!
+//! Order matters: rules point at the listener and the gate, so those stand first; and they stay when the
+//! process ends, so that isolated pods remain closed.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use audit::{Metrics, Recorder, Sink, Writer};
+use policy_cache::{ManifestSource, Options, Snapshot, SnapshotStore, WatchHandle};
+use prometheus_client::registry::Registry;
+use proxy::{DatapathOptions, Running};
+use redirect::{Redirect, RedirectHandle, RedirectSpec};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::admin::{self, AdminHandle, Conditions};
+use crate::config::Config;
+use crate::interfaces::own_addresses;
+
+/// How often interface addresses and the manifests' state are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What `sluice run` was told.
+#[derive(Debug)]
+pub(crate) struct AgentOptions {
+    pub(crate) node: String,
+    pub(crate) manifests: Vec<PathBuf>,
+    pub(crate) config: Config,
+    pub(crate) sink: Sink,
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+/// Runs until a signal or a failure. Exit code 0 after a drain, 1 when a part failed.
+pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("datapath")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let drain = options.config.shutdown.clone();
+        let mut agent = Agent::start(options).await?;
+        let code = agent.serve().await?;
+        agent.stop(Duration::from_millis(drain.drain_timeout_ms), Duration::from_millis(drain.records_timeout_ms)).await;
+        Ok(code)
+    })
+}
+
+struct Agent {
+    manifests: WatchHandle,
+    policy: SnapshotStore,
+    own_addresses: BTreeSet<IpAddr>,
+    datapath: Running,
+    rules: RedirectHandle,
+    records: Writer,
+    conditions: Conditions,
+    metrics: Metrics,
+    _admin: Option<AdminHandle>,
+    signals: Signals,
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+}
+
+impl Agent {
+    async fn start(options: AgentOptions) -> anyhow::Result<Self> {
+        let AgentOptions { node, manifests, config, sink, admin } = options;
+        let signals = Signals::new().context("listen for signals")?;
+        let conditions = Conditions::new(&["snapshot", "rules", "gate"]);
+        let metrics = Metrics::default();
+        let admin = admin.map(|address| start_admin(address, &conditions, &metrics)).transpose()?;
+
+        let own_addresses = own_addresses().context("read the addresses of this node's interfaces")?;
+        let policy_options = Options {
+            node: Some(node.clone()),
+            own_addresses: own_addresses.iter().copied().collect(),
+            own_node_egress: config.policy.own_node_egress,
+        };
+        let (source, policy) = ManifestSource::open(&manifests, policy_options)?;
+        let snapshot = policy.current().context("the manifests gave no snapshot")?;
+        report_snapshot(&node, &snapshot);
+        conditions.set("snapshot", Ok(()));
+
+        let gate = redirect::probe().await;
+        let backend = gate.choose(config.redirect.backend)?;
+        let spec = RedirectSpec::new(&config.redirect, backend, gate.ipv6, local_pods(&snapshot))?;
+        let (recorder, records) = Recorder::start(config.records, sink, &node, metrics.clone())?;
+        let datapath = Running::start(DatapathOptions {
+            config: config.proxy,
+            listener_port: spec.listener_port,
+            queue: spec.queue,
+            marks: proxy::Marks {
+                cluster: spec.marks.cluster,
+                tracked: spec.marks.tracked,
+                reset: spec.marks.reset,
+                unreachable: spec.marks.unreachable,
+            },
+            policy: policy.clone(),
+            recorder,
+            metrics: metrics.clone(),
+        })?;
+        conditions.set("gate", Ok(()));
+        let rules = Redirect::start(spec).await?;
+        conditions.set("rules", Ok(()));
+        tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
+        let manifests = source.watch();
+        Ok(Self {
+            manifests,
+            policy,
+            own_addresses,
+            datapath,
+            rules,
+            records,
+            conditions,
+            metrics,
+            _admin: admin,
+            signals,
+        })
+    }
+
+    /// Follows changes until a signal asks to stop (0) or a part has failed (1).
+    async fn serve(&mut self) -> anyhow::Result<ExitCode> {
+        let mut snapshots = self.policy.subscribe();
+        let mut health = self.rules.health();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Ok(()) = snapshots.changed() => {
+                    snapshots.borrow_and_update();
+                    if let Some(snapshot) = self.policy.current() {
+                        self.rules.set_local_pods(local_pods(&snapshot));
+                    }
+                }
+                Ok(()) = health.changed() => self.report_rules(&health.borrow_and_update()),
+                _ = look.tick() => self.look(),
+                Some(()) = self.signals.hangup.recv() => {
+                    tracing::info!("reopening the records file");
+                    self.records.reopen();
+                }
+                Some(()) = self.signals.terminate.recv() => return Ok(ExitCode::SUCCESS),
+                Some(()) = self.signals.interrupt.recv() => return Ok(ExitCode::SUCCESS),
+                failure = self.datapath.failed() => {
+                    tracing::error!(%failure, "the datapath failed; isolated pods stay closed until a restart");
+                    self.conditions.set("gate", Err(failure.to_string()));
+                    return Ok(ExitCode::from(1));
+                }
+            }
+        }
+    }
+
+    /// Drains, then flushes records. The rules stay.
+    async fn stop(self, drain: Duration, flush: Duration) {
+        self.conditions.set("gate", Err("stopping".to_owned()));
+        tracing::info!(live = self.datapath.live(), limit = ?drain, "draining");
+        let report = self.datapath.drain(drain).await;
+        self.rules.stop().await;
+        let records = self.records.close(flush);
+        tracing::info!(
+            live = report.live,
+            reset = report.reset,
+            records_written = records.written,
+            records_lost = records.lost,
+            "stopped; the rules stay in place (sluice cleanup removes them)"
+        );
+    }
+
+    fn report_rules(&self, health: &redirect::Health) {
+        let repairs = self.metrics.ruleset_repairs.get();
+        self.metrics.ruleset_repairs.inc_by(health.repairs.saturating_sub(repairs));
+        let state = match (&health.last_error, health.installed) {
+            (None, true) => Ok(()),
+            (Some(error), _) => Err(error.clone()),
+            (None, false) => Err("the rules are not in force".to_owned()),
+        };
+        self.conditions.set("rules", state);
+    }
+
+    fn look(&mut self) {
+        match own_addresses() {
+            Ok(now) if now != self.own_addresses => {
+                tracing::info!(addresses = ?now, "this node's addresses have changed");
+                self.manifests.set_own_addresses(now.iter().copied().collect());
+                self.own_addresses = now;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot read the addresses of this node's interfaces"),
+        }
+        if self.manifests.status().failing_since.is_none() {
+            self.metrics.snapshot_age.reset();
+        }
+        let gate = if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
+        self.conditions.set("gate", gate);
+    }
+}
+
+fn start_admin(address: SocketAddr, conditions: &Conditions, metrics: &Metrics) -> anyhow::Result<AdminHandle> {
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let admin = admin::start(address, conditions.clone(), Arc::new(registry))?;
+    tracing::info!(address = %admin.address(), "admin API");
+    Ok(admin)
+}
+
+fn report_snapshot(node: &str, snapshot: &Snapshot) {
+    let local = snapshot.local_pods();
+    tracing::info!(
+        node,
+        objects = ?snapshot.counts(),
+        isolated_addresses = local.isolated.len(),
+        observed_addresses = local.observed.len(),
+        "manifests read"
+    );
+    if local.isolated.is_empty() && local.observed.is_empty() {
+        tracing::warn!(node, "no pod of the manifests has spec.nodeName of this node and an address: nothing to enforce yet");
+    }
+}
+
+fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {
+    let policy_cache::LocalPods { isolated, observed } = snapshot.local_pods();
+    redirect::LocalPods { isolated, observed }
+}
