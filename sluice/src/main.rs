@@ -3,7 +3,9 @@
 
 mod admin;
 mod agent;
+mod admin;
 mod cmd;
+mod config;
 mod config;
 mod interfaces;
 mod logging;
