@@ -3,9 +3,7 @@
 
 mod admin;
 mod agent;
-mod admin;
 mod cmd;
-mod config;
 mod config;
 mod interfaces;
 mod logging;
