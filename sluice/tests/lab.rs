@@ -1,56 +1,72 @@
-//! `sluice lab` as a user runs it. There is one lab on a machine, so these tests take turns.
+//! `sluice lab` as a user runs it.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const FOLDER: &str = "/run/sluice-lab";
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+/// A lab of this test's own, beside whatever else is up on the machine.
+struct Lab {
+    name: String,
 }
 
-fn sluice(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    command.args(arguments);
-    command
+impl Lab {
+    fn new(role: &str) -> Self {
+        Self { name: format!("{role}{}", std::process::id()) }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.args(["lab", "--name", &self.name]).args(arguments);
+        command
+    }
+
+    fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn folder(&self) -> PathBuf {
+        Path::new("/run/sluice-lab").join(&self.name)
+    }
+
+    fn namespaces(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(&format!("sluice-{}-", self.name))).collect()
+    }
+
+    fn assert_nothing_left(&self) {
+        assert_eq!(self.namespaces(), Vec::<String>::new());
+        assert!(!self.folder().exists());
+    }
+
+    /// Starts one and waits until it has come as far as starting `sluice run` on both nodes.
+    fn started(&self) -> Child {
+        let child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let log = self.folder().join("node2.log");
+        assert!(lab::wait_until(LIMIT, || log.exists()), "the lab did not start");
+        child
+    }
 }
 
-fn output(arguments: &[&str]) -> Output {
-    sluice(arguments).output().unwrap()
+/// A test that failed half-way leaves nothing either.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.command(&["down"]).output();
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn namespaces() -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("sluice-lab-")).collect()
-}
-
-fn assert_nothing_left() {
-    assert_eq!(namespaces(), Vec::<String>::new());
-    assert!(!Path::new(FOLDER).exists());
-}
-
-/// A lab that has come as far as starting `sluice run` on both nodes.
-fn started() -> Child {
-    let child = sluice(&["lab"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = Path::new(FOLDER).join("node2.log");
-    assert!(lab::wait_until(LIMIT, || log.exists()), "the lab did not start");
-    child
 }
 
 fn exit_code(mut child: Child) -> Option<i32> {
@@ -63,71 +79,73 @@ fn signal(child: &Child, signal: Signal) {
 
 #[test]
 fn everything_seen_is_as_expected_and_nothing_is_left() {
-    let _turn = turn();
-    let output = output(&["lab"]);
+    let lab = Lab::new("whole");
+    let output = lab.output(&[]);
     let stdout = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{stdout}\n{}", text(&output.stderr));
     assert!(stdout.contains("connections as expected."), "{stdout}");
     assert!(stdout.contains("through Sluice"), "{stdout}");
-    assert_nothing_left();
+    lab.assert_nothing_left();
 }
 
 #[test]
 fn a_lab_told_to_stop_removes_itself() {
-    let _turn = turn();
+    let lab = Lab::new("stopped");
     for (number, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let child = started();
+        let child = lab.started();
         signal(&child, number);
         assert_eq!(exit_code(child), Some(code));
-        assert_nothing_left();
+        lab.assert_nothing_left();
     }
 }
 
 #[test]
 fn what_a_killed_lab_leaves_is_removed_by_down_with_the_processes_inside() {
-    let _turn = turn();
-    let mut child = started();
+    let lab = Lab::new("killed");
+    let mut child = lab.started();
     child.kill().unwrap();
     child.wait().unwrap();
     let inside: Vec<i32> =
-        namespaces().iter().flat_map(|name| lab::Netns::open(name).unwrap().pids()).collect();
+        lab.namespaces().iter().flat_map(|name| lab::Netns::open(name).unwrap().pids()).collect();
     assert!(inside.len() > 2, "{inside:?}");
-    let down = output(&["lab", "down"]);
+    let down = lab.output(&["down"]);
     assert_eq!(down.status.code(), Some(0), "{}", text(&down.stderr));
     assert!(text(&down.stdout).contains("removed"), "{}", text(&down.stdout));
-    assert_nothing_left();
+    lab.assert_nothing_left();
     let ended = |pid: &i32| {
         fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
     };
     assert!(lab::wait_until(LIMIT, || inside.iter().all(ended)), "{inside:?}");
-    assert_eq!(text(&output(&["lab", "down"]).stdout), "nothing to remove\n");
+    assert_eq!(text(&lab.output(&["down"]).stdout), "nothing to remove\n");
 }
 
 #[test]
 fn a_kept_lab_is_there_for_a_shell_until_down() {
-    let _turn = turn();
-    let kept = output(&["lab", "--keep"]);
+    let lab = Lab::new("kept");
+    let kept = lab.output(&["--keep"]);
     assert_eq!(kept.status.code(), Some(0), "{}\n{}", text(&kept.stdout), text(&kept.stderr));
 
-    let second = output(&["lab"]);
+    let second = lab.output(&[]);
     assert_eq!(second.status.code(), Some(2));
-    assert!(text(&second.stderr).contains("sluice lab down"), "{}", text(&second.stderr));
+    let remedy = format!("sluice lab --name {} down", lab.name);
+    assert!(text(&second.stderr).contains(&remedy), "{}", text(&second.stderr));
 
-    let address = output(&["lab", "shell", "vault/db", "--", "ip", "-4", "-o", "address", "show", "dev", "eth0"]);
+    let address =
+        lab.output(&["shell", "vault/db", "--", "ip", "-4", "-o", "address", "show", "dev", "eth0"]);
     assert!(text(&address.stdout).contains("inet 10.244.1."), "{}", text(&address.stdout));
-    let code = output(&["lab", "shell", "node1", "--", "sh", "-c", "exit 7"]);
+    let code = lab.output(&["shell", "node1", "--", "sh", "-c", "exit 7"]);
     assert_eq!(code.status.code(), Some(7));
-    let rules = output(&["lab", "shell", "node2", "--", "nft", "list", "table", "inet", "sluice"]);
+    let rules = lab.output(&["shell", "node2", "--", "nft", "list", "table", "inet", "sluice"]);
     assert!(rules.status.success(), "{}", text(&rules.stderr));
-    let nowhere = output(&["lab", "shell", "vault/nobody"]);
+    let nowhere = lab.output(&["shell", "vault/nobody"]);
     assert_eq!(nowhere.status.code(), Some(2));
     assert!(text(&nowhere.stderr).contains("vault/db"), "{}", text(&nowhere.stderr));
 
-    assert_eq!(output(&["lab", "down"]).status.code(), Some(0));
-    assert_nothing_left();
-    let gone = output(&["lab", "shell", "vault/db"]);
+    assert_eq!(lab.output(&["down"]).status.code(), Some(0));
+    lab.assert_nothing_left();
+    let gone = lab.output(&["shell", "vault/db"]);
     assert_eq!(gone.status.code(), Some(2));
-    assert!(text(&gone.stderr).contains("sluice lab --keep"), "{}", text(&gone.stderr));
+    assert!(text(&gone.stderr).contains("--keep"), "{}", text(&gone.stderr));
 }
 
 #[test]

@@ -20,11 +20,14 @@ use interrupt::Interrupted;
 
 /// Arguments of `sluice lab`.
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     /// Leave everything up at the end, for `sluice lab shell`
     #[arg(long)]
     keep: bool,
+
+    /// Name of the lab; several can be up at once
+    #[arg(long, global = true, default_value = state::DEFAULT_NAME, value_name = "NAME")]
+    name: state::LabName,
 
     #[command(subcommand)]
     command: Option<LabCommand>,
@@ -57,15 +60,15 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Some(LabCommand::Serve { ports }) => serve(&ports),
         Some(LabCommand::Down) => {
             require_root()?;
-            state::down()
+            state::down(&args.name)
         }
         Some(LabCommand::Shell { place, command }) => {
             require_root()?;
-            state::shell(&place, &command)
+            state::shell(&args.name, &place, &command)
         }
         None => {
             require_root()?;
-            match rehearsal::run(args.keep) {
+            match rehearsal::run(&args.name, args.keep) {
                 Ok(true) => Ok(ExitCode::SUCCESS),
                 Ok(false) => Ok(ExitCode::from(1)),
                 Err(error) => match error.downcast_ref::<Interrupted>() {

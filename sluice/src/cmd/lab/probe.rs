@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use lab::{Cluster, Netns, Sluice, greeting_peer};
+use lab::{Cluster, Netns, Sluice, greeting_peer, wait_for};
 use serde_json::Value;
 
 use super::scenario::{Case, Expect, Rule, Target};
@@ -44,16 +44,16 @@ pub(super) fn without_sluice(cluster: &Cluster, case: &Case) -> anyhow::Result<b
     })
 }
 
-/// Dials `case` and reads the record of the node that decides.
+/// Dials `case` and reads the record of the decision.
 pub(super) fn through_sluice(cluster: &Cluster, sluices: &[Sluice], case: &Case) -> anyhow::Result<Seen> {
     let (client, answer) = dial(cluster, case)?;
-    let record = match deciding_node(cluster, case)? {
-        Some(index) => {
-            let matches = |record: &Value| is_about(record, client, case);
-            let found = sluices[index].wait_record(matches, RECORD_LIMIT);
-            found.map(Some).map_err(|_| format!("no record of {client} on node{}", index + 1))
+    let record = match case.rule {
+        Rule::OwnNode => Ok(None),
+        _ => {
+            let last = last_node(cluster, case)?;
+            let found = wait_for(RECORD_LIMIT, || deciding_record(sluices, last, client, case));
+            found.map(Some).ok_or_else(|| format!("no record of {client}"))
         }
-        None => Ok(None),
     };
     Ok(judge(cluster, case, client, &answer, record))
 }
@@ -143,14 +143,21 @@ fn address_of(cluster: &Cluster, target: Target) -> anyhow::Result<SocketAddr> {
     })
 }
 
-/// The node whose Sluice decides, by index: that of the server, or of the client when the server is outside.
-/// None where nothing is intercepted.
-fn deciding_node(cluster: &Cluster, case: &Case) -> anyhow::Result<Option<usize>> {
-    if case.rule == Rule::OwnNode {
-        return Ok(None);
-    }
+/// The last node on the way, by index: that of the server, or of the client when the server is outside.
+fn last_node(cluster: &Cluster, case: &Case) -> anyhow::Result<usize> {
     let node = cluster.pod(case.to.backend().unwrap_or(case.from))?.node();
-    Ok(cluster.nodes().iter().position(|candidate| candidate.name() == node))
+    let index = cluster.nodes().iter().position(|candidate| candidate.name() == node);
+    index.with_context(|| format!("{node} is not in the cluster"))
+}
+
+/// The record of the node that refused, whichever on the way did; without a refusal that of the last node.
+fn deciding_record(sluices: &[Sluice], last: usize, client: SocketAddr, case: &Case) -> Option<Value> {
+    let records: Vec<Option<Value>> = sluices
+        .iter()
+        .map(|sluice| sluice.records().ok()?.into_iter().find(|record| is_about(record, client, case)))
+        .collect();
+    let refused = |record: &&Value| record["event"]["action"] == "connection-denied";
+    records.iter().flatten().find(refused).or(records.get(last)?.as_ref()).cloned()
 }
 
 fn is_about(record: &Value, client: SocketAddr, case: &Case) -> bool {

@@ -12,7 +12,7 @@ use super::bulk;
 use super::interrupt::Interrupt;
 use super::probe;
 use super::scenario::{BULK_FROM, BULK_TO, CASES, EXAMPLES, EXTERNAL_PORT, SERVERS, cluster};
-use super::state::{Claim, PREFIX};
+use super::state::{Claim, LabName};
 use super::table::Table;
 
 const SERVER_LIMIT: Duration = Duration::from_secs(5);
@@ -23,13 +23,14 @@ const RECORD_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the lab. True when everything seen was expected. Everything is removed at the end, also after an
 /// error, unless `keep` is set and no error came.
-pub(super) fn run(keep: bool) -> anyhow::Result<bool> {
+pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
     let interrupt = Interrupt::install()?;
     let out = &mut io::stdout();
     let begin = Instant::now();
-    let claim = Claim::take()?;
+    let claim = Claim::take(name)?;
 
-    let mut cluster = cluster().prefix(PREFIX).folder(claim.folder()).build().context("build the cluster")?;
+    let mut cluster =
+        cluster().prefix(&name.prefix()).folder(claim.folder()).build().context("build the cluster")?;
     for (name, text) in EXAMPLES {
         cluster.write_policy(name, text)?;
     }
@@ -60,7 +61,8 @@ pub(super) fn run(keep: bool) -> anyhow::Result<bool> {
     show_records(out, &cluster, &sluices)?;
     writeln!(out, "\nOne stream, {BULK_FROM} to {}, same node:", BULK_TO.0)?;
     writeln!(out, "  direct          {direct:6.2} Gb/s")?;
-    writeln!(out, "  through Sluice  {through:6.2} Gb/s, {:.2} of direct", through / direct)?;
+    let build = if cfg!(debug_assertions) { " (a debug build: not a measurement)" } else { "" };
+    writeln!(out, "  through Sluice  {through:6.2} Gb/s, {:.2} of direct{build}", through / direct)?;
 
     let as_expected = open == CASES.len() && different == 0;
     if keep {
@@ -68,7 +70,7 @@ pub(super) fn run(keep: bool) -> anyhow::Result<bool> {
             sluice.keep();
         }
         servers.iter_mut().for_each(ServerProcess::keep);
-        show_kept(out, &cluster)?;
+        show_kept(out, &cluster, name)?;
         cluster.keep();
         claim.keep(&cluster)?;
     } else {
@@ -166,21 +168,21 @@ fn show_records(out: &mut impl Write, cluster: &Cluster, sluices: &[Sluice]) -> 
     let ended = sluices[node].wait_record(of_stream, RECORD_LIMIT)?;
     let denied =
         sluices[0].records()?.into_iter().find(|record| record["event"]["action"] == "connection-denied");
-    writeln!(out, "\nTwo records, of {}:", sluices[node].records_path().display())?;
+    writeln!(out, "\nTwo records, a denial and the stream:")?;
     for record in denied.iter().chain([&ended]) {
         writeln!(out, "  {record}")?;
     }
     Ok(())
 }
 
-fn show_kept(out: &mut impl Write, cluster: &Cluster) -> anyhow::Result<()> {
+fn show_kept(out: &mut impl Write, cluster: &Cluster, name: &LabName) -> anyhow::Result<()> {
     let api = cluster.cluster_ip("books/api", 80)?;
     writeln!(out, "\nThe lab stays up:")?;
-    writeln!(out, "  sluice lab shell books/shop -- curl -s http://{api}/")?;
-    writeln!(out, "  sluice lab shell node1 -- nft list table inet sluice")?;
+    writeln!(out, "  {} -- curl -s http://{api}/", name.command("shell books/shop"))?;
+    writeln!(out, "  {} -- nft list table inet sluice", name.command("shell node1"))?;
     writeln!(out, "  policies   {} (edit them: they are reloaded)", cluster.manifest_folder().display())?;
     writeln!(out, "  records    {}/node1.records", cluster.folder().display())?;
-    writeln!(out, "  sluice lab down removes it.")?;
+    writeln!(out, "  {} removes it.", name.command("down"))?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The one lab of this machine: its folder, who runs it, and how to get rid of it.
+//! A lab by its name: its folder, who runs it, and how to get rid of it.
 //!
 //! The folder is the lock: whoever makes it has the lab. It carries the pid of the process that made it, so
 //! that a lab killed without mercy is recognised and removed.
@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -19,10 +20,60 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// Every namespace of the lab is named `sluice-lab-ROLE`.
-pub(super) const PREFIX: &str = "sluice-lab";
+/// The name of a lab that was given none.
+pub(super) const DEFAULT_NAME: &str = "lab";
 const FOLDER: &str = "/run/sluice-lab";
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// The name of a lab: letters and digits, so that no name is the beginning of another's namespaces.
+#[derive(Clone, Debug)]
+pub(super) struct LabName(String);
+
+impl FromStr for LabName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = (1..=24).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if plain { Ok(Self(text.to_owned())) } else { Err("1 to 24 letters and digits, please") }
+    }
+}
+
+impl LabName {
+    /// Every namespace of the lab is named `PREFIX-ROLE`.
+    pub(super) fn prefix(&self) -> String {
+        format!("sluice-{}", self.0)
+    }
+
+    /// How to give `sluice lab` these arguments for this lab.
+    pub(super) fn command(&self, arguments: &str) -> String {
+        if self.0 == DEFAULT_NAME {
+            format!("sluice lab {arguments}")
+        } else {
+            format!("sluice lab --name {} {arguments}", self.0)
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        Path::new(FOLDER).join(&self.0)
+    }
+
+    fn load(&self) -> Option<State> {
+        serde_json::from_slice(&fs::read(self.folder().join("state.json")).ok()?).ok()
+    }
+
+    /// Removes namespaces with the processes inside, then the folder. Returns how many things there were.
+    fn remove_all(&self) -> anyhow::Result<usize> {
+        let own = format!("{}-", self.prefix());
+        let namespaces = remove_namespaces(|name| name.starts_with(&own))?;
+        let folder = match fs::remove_dir_all(self.folder()) {
+            Ok(()) => 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).with_context(|| format!("remove {}", self.folder().display())),
+        };
+        remove_parent();
+        Ok(namespaces.len().max(folder))
+    }
+}
 
 /// What is known of a lab that is up.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,20 +95,27 @@ pub(super) struct Claim {
 
 impl Claim {
     /// Takes the lab. One that was killed is removed first; one that runs, or was kept, is an error.
-    pub(super) fn take() -> anyhow::Result<Self> {
-        if Path::new(FOLDER).exists() {
-            match load() {
-                Some(state) if state.kept => bail!("a lab is up; remove it with `sluice lab down`"),
+    pub(super) fn take(name: &LabName) -> anyhow::Result<Self> {
+        let folder = name.folder();
+        if folder.exists() {
+            match name.load() {
+                Some(state) if state.kept => {
+                    bail!("the lab is up already; remove it with `{}`", name.command("down"))
+                }
                 Some(state) if state.is_running() => {
-                    bail!("a lab is running as process {}; one at a time", state.pid)
+                    bail!("the lab is running already, as process {}", state.pid)
                 }
-                _ => {
-                    remove_all()?;
-                }
-            }
+                _ => name.remove_all()?,
+            };
         }
-        DirBuilder::new().mode(0o755).create(FOLDER).with_context(|| format!("make {FOLDER}"))?;
-        let claim = Self { folder: FOLDER.into(), kept: false };
+        DirBuilder::new()
+            .mode(0o755)
+            .recursive(true)
+            .create(FOLDER)
+            .with_context(|| format!("make {FOLDER}"))?;
+        let made = DirBuilder::new().mode(0o755).create(&folder);
+        made.with_context(|| format!("make {}", folder.display()))?;
+        let claim = Self { folder, kept: false };
         claim.save(false, BTreeMap::new())?;
         Ok(claim)
     }
@@ -94,13 +152,14 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.kept {
             let _ = fs::remove_dir_all(&self.folder);
+            remove_parent();
         }
     }
 }
 
 /// `sluice lab down`.
-pub(super) fn down() -> anyhow::Result<ExitCode> {
-    if let Some(state) = load()
+pub(super) fn down(name: &LabName) -> anyhow::Result<ExitCode> {
+    if let Some(state) = name.load()
         && !state.kept
         && state.is_running()
     {
@@ -110,16 +169,19 @@ pub(super) fn down() -> anyhow::Result<ExitCode> {
             bail!("the lab, process {}, did not stop within {STOP_LIMIT:?}", state.pid);
         }
     }
-    match remove_all()? {
+    match name.remove_all()? {
         0 => println!("nothing to remove"),
-        count => println!("removed {count} network namespaces, their processes and {FOLDER}"),
+        count => {
+            println!("removed {count} network namespaces, their processes and {}", name.folder().display())
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// `sluice lab shell`: becomes the command. Returns only when that fails.
-pub(super) fn shell(place: &str, command: &[OsString]) -> anyhow::Result<ExitCode> {
-    let state = load().context("no lab is up; start one with `sluice lab --keep`")?;
+pub(super) fn shell(name: &LabName, place: &str, command: &[OsString]) -> anyhow::Result<ExitCode> {
+    let state =
+        name.load().with_context(|| format!("no lab is up; start one with `{}`", name.command("--keep")))?;
     let Some(netns) = state.places.get(place) else {
         let places: Vec<&str> = state.places.keys().map(String::as_str).collect();
         bail!("no {place} in the lab; there are: {}", places.join(", "));
@@ -136,20 +198,9 @@ impl State {
     }
 }
 
-fn load() -> Option<State> {
-    serde_json::from_slice(&fs::read(Path::new(FOLDER).join("state.json")).ok()?).ok()
-}
-
-/// Removes namespaces with the processes inside, then the folder. Returns how many things there were.
-fn remove_all() -> anyhow::Result<usize> {
-    let own = format!("{PREFIX}-");
-    let namespaces = remove_namespaces(|name| name.starts_with(&own))?;
-    let folder = match fs::remove_dir_all(FOLDER) {
-        Ok(()) => 1,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error).with_context(|| format!("remove {FOLDER}")),
-    };
-    Ok(namespaces.len().max(folder))
+/// Removes the folder of all labs when the last one is gone.
+fn remove_parent() {
+    let _ = fs::remove_dir(FOLDER);
 }
 
 fn places(cluster: &Cluster) -> BTreeMap<String, String> {
