@@ -8,8 +8,6 @@
 //! `GET /readyz`   200 when also every condition holds, else 503 and a line for each that does not.
 //! `GET /metrics`  OpenMetrics text.
 
-#![allow(dead_code, reason = "the wiring of `sluice run` is what uses this module")]
-
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
@@ -88,6 +86,7 @@ impl Conditions {
     }
 
     /// Marks the thread `name` as running until the returned value is dropped, by a return or a panic.
+    #[allow(dead_code, reason = "the wiring does not hand it to the datapath's threads yet")]
     pub(crate) fn alive(&self, name: &'static str) -> Alive {
         self.lock().threads.insert(name, true);
         Alive { conditions: self.clone(), name }
@@ -121,6 +120,7 @@ impl State {
 
 /// A thread that must run; dropping it says that the thread ended.
 #[derive(Debug)]
+#[allow(dead_code, reason = "see `Conditions::alive`")]
 pub(crate) struct Alive {
     conditions: Conditions,
     name: &'static str,

@@ -3,8 +3,6 @@
 //! Every key has a default, an unknown key is an error, and an empty file is the default configuration. Each
 //! section belongs to the crate that uses it; only the file itself is read here.
 
-#![allow(dead_code, reason = "the wiring of `sluice run` is what reads most sections")]
-
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
