@@ -14,7 +14,7 @@ pub struct Marks {
     pub tracked: u32,
     /// Set by the gate's verdict: answer the SYN with a TCP reset.
     pub reset: u32,
-    /// Set by the gate's verdict: answer the SYN with ICMP host unreachable.
+    /// Set by the gate's verdict: answer the SYN with ICMPv6 address unreachable, or in IPv4 a TCP reset.
     pub unreachable: u32,
     /// All bits the configuration gives to Sluice.
     pub mask: u32,

@@ -190,7 +190,8 @@ pub async fn probe() -> Capabilities {
         && (!found.ipv6 || builds("meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:1 accept").await);
     found.nft_socket = builds("socket transparent 1 socket mark 1 accept").await;
     found.nft_queue = builds("queue num 1").await;
-    found.nft_reject = hooked_builds("filter", "input", "reject with icmpx type host-unreachable").await
+    found.nft_reject = (!found.ipv6
+        || hooked_builds("filter", "input", "reject with icmpv6 type addr-unreachable").await)
         && hooked_builds("filter", "input", "meta l4proto tcp reject with tcp reset").await;
     found.nft_ct = builds("ct state new ct mark set ct mark or 0x1").await
         && hooked_builds("filter", "output", "notrack").await;

@@ -286,6 +286,9 @@ fn first_packet(script: &mut Script, spec: &RedirectSpec) {
 /// A TCP packet without SYN that no socket of the proxy owns and no tracked connection explains: forged, or
 /// left over. Closed pods get and send none of these.
 fn stray(script: &mut Script, spec: &RedirectSpec) {
+    if spec.fail_mode == FailMode::Open {
+        return;
+    }
     script.chain("stray", None);
     let (isolated, observed) = closed(spec.fail_mode);
     for (set, closed) in [("isolated", isolated), ("observed", observed)] {
@@ -313,7 +316,9 @@ fn intercept(script: &mut Script, spec: &RedirectSpec) {
         &format!("socket transparent 1 meta mark set meta mark or {proxy:#x} accept"),
         "the proxy's connections",
     );
-    script.rule("ct state new,invalid goto stray", "no known connection");
+    if spec.fail_mode != FailMode::Open {
+        script.rule("ct state new,invalid goto stray", "no known connection");
+    }
     script.end();
 }
 
@@ -371,16 +376,23 @@ fn refuse(script: &mut Script, spec: &RedirectSpec) {
     // With net.ipv4.fwmark_reflect the answer inherits the mark and would be routed to this node.
     let forget = !spec.marks.used();
     script.chain("refuse", Some(("filter", "input", REFUSE_PRIORITY)));
-    for (bit, protocol, how) in
-        [(reset, "meta l4proto tcp ", "tcp reset"), (unreachable, "", "icmpx type host-unreachable")]
-    {
+    let mut rule = |bit: u32, family: &str, how: &str, comment: &str| {
         let bits = proxy | bit;
         script.rule(
             &format!(
-                "meta mark and {bits:#x} == {bits:#x} {protocol}counter meta mark set meta mark and {forget:#x} reject with {how}"
+                "meta mark and {bits:#x} == {bits:#x} {family} counter \
+                 meta mark set meta mark and {forget:#x} reject with {how}"
             ),
-            "refused by the gate",
+            comment,
         );
+    };
+    rule(reset, "meta l4proto tcp", "tcp reset", "the gate refuses");
+    // An ICMP error of IPv4 about a locally delivered packet is sent from that packet's destination, which is
+    // no address of this node, so the kernel gives up (__icmp_send, icmp_route_lookup in net/ipv4/icmp.c).
+    // IPv6 takes an address of the node. A reset is the answer that arrives.
+    rule(unreachable, "meta nfproto ipv4 meta l4proto tcp", "tcp reset", "the gate found nobody");
+    if spec.ipv6 {
+        rule(unreachable, "meta nfproto ipv6", "icmpv6 type addr-unreachable", "the gate found nobody");
     }
     script.end();
 }

@@ -1,12 +1,114 @@
-//! `sluice rules`.
+//! `sluice rules`: prints what `sluice run` would install on this node, without installing it.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use redirect::{GateBackend, LocalPods, RedirectSpec, Ruleset};
+
+use crate::config::Config;
 
 /// Arguments of `sluice rules`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Configuration file (YAML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Addresses of local pods that policies isolate
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    isolated: Vec<IpAddr>,
+    /// Addresses of the other local pods
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    observed: Vec<IpAddr>,
+    /// The gate's part of the kernel; without it this node is asked, which needs root
+    #[arg(long, value_enum)]
+    backend: Option<Backend>,
+    /// Leave IPv6 out; only with --backend, else this node is asked
+    #[arg(long, requires = "backend")]
+    ipv4_only: bool,
+}
+
+/// The gate's part of the kernel.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Backend {
+    /// nft `queue`
+    Nft,
+    /// iptables NFQUEUE
+    Iptables,
+}
 
 /// Runs the command.
-pub(crate) fn execute(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not available in this build")
+pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
+    let (gate, ipv6) = match args.backend {
+        Some(Backend::Nft) => (GateBackend::NftQueue, !args.ipv4_only),
+        Some(Backend::Iptables) => (GateBackend::IptablesNfqueue, !args.ipv4_only),
+        None => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let node = runtime.block_on(redirect::probe());
+            (node.choose(config.backend)?, node.ipv6)
+        }
+    };
+    let pods = LocalPods {
+        isolated: args.isolated.into_iter().collect(),
+        observed: args.observed.into_iter().collect(),
+    };
+    let spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
+    print!("{}", text(&redirect::ruleset(&spec)));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An nft script whose comments hold what is not nft's.
+fn text(ruleset: &Ruleset) -> String {
+    let mut text = String::from("# routes\n");
+    ruleset.routes.iter().for_each(|command| text.push_str(&format!("# {command}\n")));
+    if let Some(gate) = &ruleset.gate {
+        let scripts = [("iptables", Some(&gate.v4)), ("ip6tables", gate.v6.as_ref())];
+        for (command, script) in scripts.into_iter().filter_map(|(c, script)| Some((c, script?))) {
+            text.push_str(&format!("#\n# {command}-nft-restore --noflush\n"));
+            script.lines().for_each(|line| text.push_str(&format!("# {line}\n")));
+        }
+    }
+    text.push_str("#\n# nft -f -\n");
+    text.push_str(&ruleset.nft);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_is_not_for_nft_is_a_comment() {
+        let spec = RedirectSpec::new(
+            &redirect::RedirectConfig::default(),
+            GateBackend::IptablesNfqueue,
+            true,
+            LocalPods { isolated: [IpAddr::from([10, 0, 0, 1])].into(), ..LocalPods::default() },
+        );
+        let ruleset = redirect::ruleset(&spec.unwrap());
+        let text = text(&ruleset);
+        let script: String =
+            text.lines().filter(|line| !line.starts_with('#')).map(|l| format!("{l}\n")).collect();
+        assert_eq!(script, ruleset.nft);
+        for line in ["# ip -6 rule add", "# ip6tables-nft-restore --noflush", "# -I INPUT 1", "# COMMIT"] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_given_as_lists() {
+        let args =
+            Cli::parse_from(["rules", "--isolated", "10.0.0.1,fd00::1", "--observed", "10.0.0.2"]).args;
+        assert_eq!((args.isolated.len(), args.observed.len()), (2, 1));
+        assert!(Cli::try_parse_from(["rules", "--isolated", "10.0.0"]).is_err());
+    }
 }

@@ -1,0 +1,133 @@
+//! The rulesets that specs give, word for word. `UPDATE_GOLDEN=1` rewrites the files.
+
+#![allow(clippy::unwrap_used, reason = "a panic is the failure report")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use redirect::{CreatedBases, FailMode, GateBackend, LocalPods, RedirectConfig, RedirectSpec, ruleset};
+
+fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
+    list.iter().map(|address| address.parse().unwrap()).collect()
+}
+
+fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> RedirectSpec {
+    let mut config = RedirectConfig::default();
+    let pods = LocalPods {
+        isolated: addresses(&["10.244.0.5", "fd00::5"]),
+        observed: addresses(&["10.244.0.6", "10.244.0.7", "fd00::6"]),
+    };
+    let mut spec = RedirectSpec::new(&config, GateBackend::NftQueue, true, pods.clone()).unwrap();
+    change(&mut config, &mut spec);
+    let changed = RedirectSpec::new(&config, spec.gate, spec.ipv6, spec.pods.clone()).unwrap();
+    RedirectSpec { created: spec.created, ..changed }
+}
+
+/// The table of specs and the file each must give.
+fn cases() -> Vec<(&'static str, RedirectSpec)> {
+    vec![
+        ("dual-stack", spec(|_, _| {})),
+        ("v4-only", spec(|_, spec| spec.ipv6 = false)),
+        ("no-pods", spec(|_, spec| spec.pods = LocalPods::default())),
+        ("fail-closed", spec(|config, _| config.fail_mode = FailMode::Closed)),
+        ("fail-open", spec(|config, _| config.fail_mode = FailMode::Open)),
+        ("iptables", spec(|_, spec| spec.gate = GateBackend::IptablesNfqueue)),
+        (
+            "iptables-v4-created",
+            spec(|_, spec| {
+                spec.gate = GateBackend::IptablesNfqueue;
+                spec.ipv6 = false;
+                spec.created = CreatedBases { table4: true, input4: true, ..CreatedBases::default() };
+            }),
+        ),
+        (
+            "other-mask-four-queues",
+            spec(|config, _| {
+                config.mark_mask = 0x1f00_0000;
+                config.queue = 200;
+                config.queues = 4;
+                config.listener_port = 9000;
+                config.route_table = 200;
+                config.rule_priority = 50;
+            }),
+        ),
+        (
+            "iptables-four-queues",
+            spec(|config, spec| {
+                config.queues = 4;
+                spec.gate = GateBackend::IptablesNfqueue;
+                spec.ipv6 = false;
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn each_spec_gives_its_golden_ruleset() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut differing = Vec::new();
+    for (name, spec) in cases() {
+        let rules = ruleset(&spec);
+        let mut text = rules.nft;
+        if let Some(gate) = rules.gate {
+            text.push_str(&format!("\n# iptables-nft-restore --noflush\n{}", gate.v4));
+            if let Some(v6) = gate.v6 {
+                text.push_str(&format!("\n# ip6tables-nft-restore --noflush\n{v6}"));
+            }
+        }
+        text.push_str("\n# routes\n");
+        rules.routes.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+        let file = folder.join(format!("{name}.nft"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        if fs::read_to_string(&file).unwrap_or_default() != text {
+            differing.push(format!("{}:\n{text}", file.display()));
+        }
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn a_ruleset_depends_on_nothing_but_its_spec() {
+    for (_, spec) in cases() {
+        assert_eq!(ruleset(&spec), ruleset(&spec.clone()));
+    }
+}
+
+#[test]
+fn no_rule_writes_or_compares_the_whole_mark() {
+    for (name, spec) in cases() {
+        for line in ruleset(&spec).nft.lines() {
+            let setting = line.matches("mark set ").count();
+            let bitwise = line.matches("mark set meta mark or ").count()
+                + line.matches("mark set meta mark and ").count()
+                + line.matches("mark set ct mark or ").count();
+            assert_eq!(setting, bitwise, "{name}: {line}");
+            assert!(!line.contains("mark =="), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
+fn every_rule_says_what_it_is_for() {
+    for (name, spec) in cases() {
+        for line in
+            ruleset(&spec).nft.lines().filter(|line| line.starts_with("\t\t") && !line.contains(" hook "))
+        {
+            assert!(line.contains(" comment \""), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_rule_for_new_connections_stands_before_the_one_for_the_proxys_sockets() {
+    for (name, spec) in cases() {
+        let nft = ruleset(&spec).nft;
+        let opening = nft.find("goto first_packet").unwrap();
+        let owned = nft.find("socket transparent").unwrap();
+        assert!(opening < owned, "{name}");
+    }
+}
