@@ -231,6 +231,8 @@ fn requirement(item: &Cursor, findings: &mut Findings) -> Option<Requirement> {
         return None;
     };
     let operator = match field.string(findings)? {
+        // What is no list has been reported.
+        "In" | "NotIn" if count == 0 && list.as_ref().is_some_and(|list| !list.is_list()) => return None,
         "In" | "NotIn" if count == 0 => {
             findings.report(list.as_ref().unwrap_or(item), "In and NotIn need values");
             return None;

@@ -151,6 +151,10 @@ impl<'n, 'p> Cursor<'n, 'p> {
         matches!(self.node.value, Value::Map(_))
     }
 
+    pub(crate) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
     pub(crate) fn node(&self) -> &'n Node {
         self.node
     }

@@ -1,0 +1,183 @@
+//! Edits of manifests reach the store; broken ones do not, and are told.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use flow::{Endpoint, Generation};
+use policy_cache::{ManifestSource, Options, SnapshotStore, WatchHandle};
+
+/// Far beyond the debounce, short of the poll: a notification must have done it.
+const SOON: Duration = Duration::from_secs(4);
+
+fn pod(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nstatus: {{phase: Running, podIP: 10.0.0.1}}\n"
+    )
+}
+
+#[track_caller]
+fn eventually(within: Duration, what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The pod at 10.0.0.1.
+fn holder(store: &SnapshotStore) -> Option<String> {
+    let endpoint = store.current()?.endpoint("10.0.0.1".parse().unwrap());
+    endpoint.pod().map(|pod| pod.name.to_string())
+}
+
+#[track_caller]
+fn becomes(store: &SnapshotStore, name: &str) {
+    eventually(SOON, name, || holder(store).as_deref() == Some(name));
+}
+
+fn watch(path: &Path) -> (WatchHandle, SnapshotStore) {
+    let (source, store) = ManifestSource::open(&[path.to_owned()], Options::default()).unwrap();
+    assert_eq!(store.current().map(|snapshot| snapshot.generation()), Some(Generation(1)));
+    (source.watch(), store)
+}
+
+#[test]
+fn an_edit_in_place_a_replaced_file_a_new_and_a_removed_one_are_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    fs::write(&file, pod("one")).unwrap();
+    let (_watch, store) = watch(folder.path());
+    assert_eq!(holder(&store).as_deref(), Some("one"));
+
+    fs::write(&file, pod("two")).unwrap();
+    becomes(&store, "two");
+
+    let draft = folder.path().join("pod.yaml~");
+    fs::write(&draft, pod("three")).unwrap();
+    fs::rename(&draft, &file).unwrap();
+    becomes(&store, "three");
+
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    fs::write(folder.path().join("sub/pod.yaml"), pod("four")).unwrap();
+    fs::remove_file(&file).unwrap();
+    becomes(&store, "four");
+
+    fs::write(folder.path().join("sub/pod.yaml"), pod("five")).unwrap();
+    becomes(&store, "five");
+}
+
+#[test]
+fn a_file_that_is_named_itself_is_followed_when_it_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    fs::write(&file, pod("one")).unwrap();
+    let (_watch, store) = watch(&file);
+    for name in ["two", "three"] {
+        let draft = folder.path().join("draft");
+        fs::write(&draft, pod(name)).unwrap();
+        fs::rename(&draft, &file).unwrap();
+        becomes(&store, name);
+    }
+}
+
+#[test]
+fn a_mounted_config_map_is_followed_when_its_links_are_swapped() {
+    for whole_folder in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let version = |number: u32, name: &str| {
+            let data = root.join(format!("..version_{number}"));
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("pod.yaml"), pod(name)).unwrap();
+            symlink(format!("..version_{number}"), root.join("..data_tmp")).unwrap();
+            fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        };
+        version(1, "one");
+        symlink("..data/pod.yaml", root.join("pod.yaml")).unwrap();
+        let (_watch, store) = watch(&if whole_folder { root.to_owned() } else { root.join("pod.yaml") });
+        version(2, "two");
+        fs::remove_dir_all(root.join("..version_1")).unwrap();
+        becomes(&store, "two");
+        version(3, "three");
+        becomes(&store, "three");
+    }
+}
+
+#[test]
+fn a_broken_edit_keeps_the_last_good_state_and_is_told_until_it_is_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    fs::write(&file, pod("one")).unwrap();
+    let (watch, store) = watch(folder.path());
+    assert_eq!(watch.status().failing_since, None);
+
+    fs::write(&file, pod("two").replace("10.0.0.1", "nonsense")).unwrap();
+    eventually(SOON, "the failure", || watch.status().failing_since.is_some());
+    let status = watch.status();
+    assert!(status.problems.iter().any(|problem| problem.contains("status.podIP")), "{status:?}");
+    assert_eq!(holder(&store).as_deref(), Some("one"));
+    assert_eq!(store.current().map(|snapshot| snapshot.generation()), Some(Generation(1)));
+
+    fs::write(&file, pod("three")).unwrap();
+    becomes(&store, "three");
+    eventually(SOON, "the success", || watch.status().failing_since.is_none());
+    assert!(watch.status().problems.is_empty() && watch.status().last_success > status.last_success);
+}
+
+#[test]
+fn only_a_change_of_the_objects_is_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    fs::write(&file, pod("one")).unwrap();
+    let (watch, store) = watch(folder.path());
+    let generations = store.subscribe();
+    let before = watch.status().last_success;
+    fs::write(&file, format!("# a comment\n{}", pod("one"))).unwrap();
+    eventually(SOON, "the reading", || watch.status().last_success > before);
+    assert_eq!(*generations.borrow(), Generation(1));
+    fs::write(&file, pod("two")).unwrap();
+    becomes(&store, "two");
+    // The store changes first and is told of second.
+    eventually(SOON, "the notice", || *generations.borrow() == Generation(2));
+}
+
+#[test]
+fn own_addresses_take_effect_when_they_are_set() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("pod.yaml"), pod("one")).unwrap();
+    let options = Options { node: Some("n".to_owned()), ..Options::default() };
+    let (source, store) = ManifestSource::open(&[folder.path().to_owned()], options).unwrap();
+    let watch = source.watch();
+    let own: IpAddr = "10.0.0.254".parse().unwrap();
+    let is_own = || {
+        let endpoint = store.current().map(|snapshot| snapshot.endpoint(own));
+        matches!(endpoint, Some(Endpoint::Node { own: true, .. }))
+    };
+    assert!(!is_own());
+    watch.set_own_addresses(vec![own]);
+    eventually(SOON, "the own address", is_own);
+    watch.set_own_addresses(Vec::new());
+    eventually(SOON, "no own address", || !is_own());
+}
+
+#[test]
+fn manifests_that_are_broken_from_the_start_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("pod.yaml"), "kind: [").unwrap();
+    assert!(ManifestSource::open(&[folder.path().to_owned()], Options::default()).is_err());
+}
+
+#[test]
+fn dropping_the_handle_ends_the_watch_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("pod.yaml"), pod("one")).unwrap();
+    let (watch, store) = watch(folder.path());
+    let started = Instant::now();
+    drop(watch);
+    assert!(started.elapsed() < Duration::from_secs(2));
+    fs::write(folder.path().join("pod.yaml"), pod("two")).unwrap();
+    assert_eq!(holder(&store).as_deref(), Some("one"));
+}
