@@ -1,4 +1,5 @@
 //! Every rule of NetworkPolicy's semantics, one test each, over one small cluster.
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
 use std::net::IpAddr;
 use std::path::Path;

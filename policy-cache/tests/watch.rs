@@ -1,4 +1,5 @@
 //! Edits of manifests reach the store; broken ones do not, and are told.
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
 use std::fs;
 use std::net::IpAddr;

@@ -1,4 +1,5 @@
 //! Random small clusters: the engine against a naive evaluator, and one snapshot against the next.
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
 mod clusters;
 mod naive;
