@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use audit::GateDrop;
 use flow::DialedAddr;
@@ -12,12 +12,15 @@ use crate::datapath::Datapath;
 use crate::held::HeldSyn;
 use crate::packet::parse_syn;
 use crate::pending::Arrival;
-use crate::registry::{Phase, Stop};
+use crate::registry::{Live, Stop};
 use crate::sys::nfqueue::{Batch, Packet, PacketVerdict, Queue};
 use crate::sys::readiness::watch_queue;
 
 /// Packets the kernel may hold: more than the table of pending attempts, so that copies find room.
 pub(crate) const MAX_HELD: u32 = 65_535;
+
+/// How long a SYN waits for an older connection with its addresses and ports to leave.
+const SUCCESSION: Duration = Duration::from_millis(200);
 
 /// A gate that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -116,22 +119,29 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
         }
     }
     let held = HeldSyn::new(&path.gate, syn.tuple, packet.id, packet.mark, now);
+    let dialed = packet.dialed.map(DialedAddr);
     match path.registry.register(syn.tuple) {
         Ok(registered) => {
-            tokio::spawn(connection::carry(
-                Arc::clone(path),
-                registered,
-                held,
-                packet.dialed.map(DialedAddr),
-            ));
+            tokio::spawn(connection::carry(Arc::clone(path), registered, held, dialed));
         }
-        // A SYN within an established connection: its socket answers it (RFC 9293, section 3.10.7.4), and a
-        // client that has lost its side of the connection resets ours and tries again.
-        Err(established) if established.is_in(Phase::Carrying) => drop(held.release()),
-        // The older connection is about to leave: the copy that follows in a second finds room.
-        Err(_) => {
-            path.metrics.gate_dropped.of(GateDrop::Duplicate).inc();
-            drop(held);
+        Err(older) => {
+            tokio::spawn(succeed(Arc::clone(path), older, held, dialed));
         }
+    }
+}
+
+/// A SYN with the addresses and ports of a carried connection.
+///
+/// Most often that connection has ended a moment ago, in the kernel but not yet in its task: the SYN waits
+/// for the task. Else the connection is established, and its socket answers the SYN (RFC 9293, section
+/// 3.10.7.4): a client that has lost its side of the connection then resets ours, and tries again.
+async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn, dialed: Option<DialedAddr>) {
+    if tokio::time::timeout(SUCCESSION, path.registry.left(&older)).await.is_err() {
+        return drop(held.release());
+    }
+    match path.registry.register(older.tuple) {
+        Ok(registered) => connection::carry(path, registered, held, dialed).await,
+        // The table of pending attempts keeps a third from coming in between.
+        Err(_) => drop(held),
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -62,6 +63,7 @@ pub(crate) struct Live {
     judged: OnceLock<Judged>,
     stop: OnceLock<Stop>,
     stopped: Notify,
+    removed: Notify,
 }
 
 impl Live {
@@ -132,6 +134,7 @@ impl Registry {
                     judged: OnceLock::new(),
                     stop: OnceLock::new(),
                     stopped: Notify::new(),
+                    removed: Notify::new(),
                 });
                 vacant.insert(Arc::clone(&live));
                 live
@@ -180,6 +183,16 @@ impl Registry {
         }
     }
 
+    /// Waits until this connection has left the registry.
+    pub(crate) async fn left(&self, live: &Arc<Live>) {
+        let mut removed = pin!(live.removed.notified());
+        // Registered as a waiter before the look, so that a removal in between is not missed.
+        removed.as_mut().enable();
+        if self.get(&live.tuple).is_some_and(|now| Arc::ptr_eq(&now, live)) {
+            removed.await;
+        }
+    }
+
     fn remove(&self, tuple: &Tuple) {
         for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
             if let Entry::Occupied(mut of_address) = self.by_address.entry(address) {
@@ -189,7 +202,9 @@ impl Registry {
                 }
             }
         }
-        self.by_tuple.remove(tuple);
+        if let Some((_, live)) = self.by_tuple.remove(tuple) {
+            live.removed.notify_waiters();
+        }
         if self.by_tuple.is_empty() {
             self.empty.notify_waiters();
         }
