@@ -116,29 +116,36 @@ pub fn write_to_end(stream: &TcpStream, limit: Duration) -> End {
 /// Writes until nothing has been taken for `quiet`. Returns how much was taken. The content is that of
 /// `chunk_at`, which is asked for what comes after so many bytes.
 pub fn fill<'a>(
-    mut stream: &TcpStream,
+    stream: &TcpStream,
     at_most: u64,
     quiet: Duration,
     chunk_at: impl Fn(u64) -> &'a [u8],
 ) -> io::Result<u64> {
-    stream.set_nonblocking(true)?;
     let (mut taken, mut since) = (0, Instant::now());
     while taken < at_most && since.elapsed() < quiet {
         let chunk = chunk_at(taken);
         let wanted = usize::try_from(at_most - taken).unwrap_or(usize::MAX).min(chunk.len());
-        match stream.write(&chunk[..wanted]) {
-            Ok(count) => {
-                taken += count as u64;
+        match write_some(stream, &chunk[..wanted])? {
+            0 => std::thread::sleep(Duration::from_millis(1)),
+            more => {
+                taken += more;
                 since = Instant::now();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return Err(error),
         }
     }
-    stream.set_nonblocking(false)?;
     Ok(taken)
+}
+
+/// Writes as much of `chunk` as is taken at once, which may be nothing.
+pub fn write_some(mut stream: &TcpStream, chunk: &[u8]) -> io::Result<u64> {
+    stream.set_nonblocking(true)?;
+    let written = match stream.write(chunk) {
+        Ok(count) => Ok(count as u64),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) => Err(error),
+    };
+    stream.set_nonblocking(false)?;
+    written
 }
 
 /// Waits until `count` bytes lie unread at this end.
