@@ -15,7 +15,7 @@ use flow::Generation;
 use notify::{RecursiveMode, Watcher};
 
 use crate::compile::compile;
-use crate::manifest::{self, LoadError};
+use crate::manifest::{self, Fingerprint, LoadError};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::store::SnapshotStore;
@@ -24,7 +24,7 @@ use crate::store::SnapshotStore;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// The longest a steady stream of changes may put a reload off.
 const MAX_DEBOUNCE: Duration = Duration::from_millis(500);
-/// How often everything is read without a notification: network file systems send none.
+/// How often the files are looked at without a notification: network file systems send none.
 const POLL: Duration = Duration::from_secs(5);
 
 /// Manifests that were read once and are ready to be watched.
@@ -69,8 +69,13 @@ impl ManifestSource {
         let status =
             SourceStatus { last_success: SystemTime::now(), failing_since: None, problems: Vec::new() };
         let status = Arc::new(Mutex::new(status));
-        let mut watch =
-            Watch { source: self, status: Arc::clone(&status), sender: sender.clone(), watcher: None };
+        let mut watch = Watch {
+            source: self,
+            status: Arc::clone(&status),
+            sender: sender.clone(),
+            watcher: None,
+            seen: None,
+        };
         let thread =
             std::thread::Builder::new().name("manifests".to_owned()).spawn(move || watch.run(&receiver));
         let thread =
@@ -129,6 +134,8 @@ struct Watch {
     status: Arc<Mutex<SourceStatus>>,
     sender: mpsc::Sender<Wake>,
     watcher: Option<notify::RecommendedWatcher>,
+    /// How the files looked when they were last read; `None` when they must be read anyway.
+    seen: Option<Fingerprint>,
 }
 
 impl Watch {
@@ -148,7 +155,7 @@ impl Watch {
                     self.observe();
                     self.reload();
                 }
-                Err(RecvTimeoutError::Timeout) => self.reload(),
+                Err(RecvTimeoutError::Timeout) => self.poll(),
             }
         }
     }
@@ -176,7 +183,20 @@ impl Watch {
         }
     }
 
+    /// Reads again only what looks different, for parsing a large cluster takes a while.
+    fn poll(&mut self) {
+        if self.seen.as_ref() == Some(&Fingerprint::take(&self.source.paths)) {
+            let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            if status.failing_since.is_none() {
+                status.last_success = SystemTime::now();
+            }
+            return;
+        }
+        self.reload();
+    }
+
     fn reload(&mut self) {
+        self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
         match manifest::load(&self.source.paths) {
             Ok(objects) => {
                 if objects != self.source.objects {
@@ -272,4 +292,35 @@ fn concerns(event: &notify::Event, places: &[Place]) -> bool {
         })
     };
     !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(touches))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poll_sees_a_change_that_no_notification_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        let namespace =
+            |name: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
+        std::fs::write(&file, namespace("one")).unwrap();
+        let (source, store) = ManifestSource::open(std::slice::from_ref(&file), Options::default()).unwrap();
+        let status =
+            SourceStatus { last_success: SystemTime::now(), failing_since: None, problems: Vec::new() };
+        let (sender, _receiver) = mpsc::channel();
+        let status = Arc::new(Mutex::new(status));
+        let mut watch = Watch { source, status, sender, watcher: None, seen: None };
+        let generation = || store.current().map(|snapshot| snapshot.generation());
+        watch.poll();
+        assert_eq!(generation(), Some(Generation(1)));
+        std::fs::write(&file, namespace("two")).unwrap();
+        watch.poll();
+        assert_eq!(generation(), Some(Generation(2)));
+        std::fs::write(&file, "kind: [").unwrap();
+        watch.poll();
+        watch.poll();
+        assert_eq!(generation(), Some(Generation(2)));
+        assert!(watch.status.lock().unwrap().failing_since.is_some());
+    }
 }

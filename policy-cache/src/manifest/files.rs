@@ -3,12 +3,16 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::problem::Problem;
 
 /// A file larger than this is refused, not read into memory.
 const MAX_FILE_BYTES: u64 = 512 << 20;
+/// The coarsest clock that file systems in use stamp their files with.
+const CLOCK_GRAIN: Duration = Duration::from_secs(3);
 
 /// The files under `paths`, each once, in a stable order. Folders are read with their subfolders; hidden
 /// entries are left out, which also passes over the `..data` folders behind a mounted ConfigMap's links.
@@ -37,6 +41,45 @@ pub(crate) fn read(path: &Path) -> Result<String, Box<Problem>> {
             let error: std::io::Error = error;
             Err(Box::new(whole_file(path, error.to_string())))
         }
+    }
+}
+
+/// How the files under some paths looked: cheap to take, and equal while none of them has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    files: Vec<(PathBuf, Option<Stamp>)>,
+    problems: Vec<Problem>,
+}
+
+/// Device, inode, size, and when the inode last changed, in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Fingerprint {
+    pub(crate) fn take(paths: &[PathBuf]) -> Self {
+        let mut problems = Vec::new();
+        let files = find(paths, &mut problems);
+        let stamp = |path: &Path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec()))
+        };
+        Self {
+            files: files
+                .into_iter()
+                .map(|file| {
+                    let stamp = stamp(&file);
+                    (file, stamp)
+                })
+                .collect(),
+            problems,
+        }
+    }
+
+    /// False when a file changed so lately that its next change may bear the same time.
+    pub(crate) fn is_settled(&self) -> bool {
+        let limit =
+            SystemTime::now().checked_sub(CLOCK_GRAIN).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let limit = limit.and_then(|age| i64::try_from(age.as_secs()).ok()).unwrap_or_default();
+        self.files.iter().all(|(_, stamp)| stamp.is_none_or(|(.., changed, _)| changed < limit))
     }
 }
 
@@ -96,5 +139,42 @@ fn whole_file(path: &Path, message: String) -> Problem {
         field: String::new(),
         value: String::new(),
         message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_changes_with_a_file_and_with_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [folder.path().to_owned()];
+        let file = folder.path().join("a.yaml");
+        fs::write(&file, "a").unwrap();
+        let before = Fingerprint::take(&paths);
+        assert_eq!(before, Fingerprint::take(&paths));
+        fs::write(folder.path().join("README.md"), "no manifest").unwrap();
+        assert_eq!(before, Fingerprint::take(&paths));
+        fs::write(folder.path().join("b"), "b").unwrap();
+        fs::rename(folder.path().join("b"), &file).unwrap();
+        assert_ne!(before, Fingerprint::take(&paths));
+        fs::remove_file(&file).unwrap();
+        assert_ne!(before, Fingerprint::take(&paths));
+    }
+
+    #[test]
+    fn a_fresh_file_is_not_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.yaml"), "a").unwrap();
+        let paths = [folder.path().to_owned()];
+        let mut fingerprint = Fingerprint::take(&paths);
+        assert!(!fingerprint.is_settled());
+        for (_, stamp) in &mut fingerprint.files {
+            if let Some(stamp) = stamp {
+                stamp.3 -= 60;
+            }
+        }
+        assert!(fingerprint.is_settled());
     }
 }

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use files::Fingerprint;
 pub use problem::{LoadError, Problem};
 
 use crate::objects::Objects;

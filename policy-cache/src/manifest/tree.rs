@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Options, Spanned};
+use serde_saphyr::{NonFiniteFloatPolicy, Options, Spanned};
 
 /// The replayed events all aliases of one document may add. Manifests hardly use aliases at all.
 const MAX_ALIAS_EVENTS: usize = 100_000;
@@ -113,6 +113,7 @@ fn options() -> Options {
     serde_saphyr::options! {
         with_snippet: false,
         emit_comments: false,
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
             max_events: usize::MAX,
