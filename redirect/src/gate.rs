@@ -56,6 +56,18 @@ impl Iptables {
         Ok(parse(&tool::run(&self.save, &["-t", "mangle"], "").await?))
     }
 
+    /// What nft shows of the gate, for comparison with an earlier look. nft asks the kernel for this table
+    /// alone; iptables-save asks for everything, which takes long on nodes with many rules.
+    pub(crate) async fn glance(&self) -> Result<Vec<String>, ToolError> {
+        match tool::nft(&["list", "table", self.family.word(), "mangle"], "").await {
+            Ok(text) => Ok(gate_lines(&text)),
+            Err(ToolError::Failed { message, .. }) if message.contains("No such file or directory") => {
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn restore(&self, script: &str) -> Result<(), ToolError> {
         tool::run(&self.restore, &["--noflush"], script).await.map(drop)
     }
@@ -102,6 +114,32 @@ fn parse(text: &str) -> GateListing {
     listing
 }
 
+/// The lines of the gate's chain, and those of other chains that name it; without counts.
+fn gate_lines(text: &str) -> Vec<String> {
+    let mut chain = "";
+    let mut lines = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {");
+        }
+        let jump = line.ends_with(&format!("jump {GATE_CHAIN}"));
+        if chain == GATE_CHAIN || jump {
+            lines.push(format!("{chain}: {}", without_counts(line)));
+        }
+    }
+    lines
+}
+
+fn without_counts(line: &str) -> String {
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    for word in ["packets", "bytes"] {
+        while let Some(at) = words.iter().position(|found| *found == word) {
+            words.drain(at..words.len().min(at + 2));
+        }
+    }
+    words.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +154,18 @@ mod tests {
         assert_eq!(listing.jumps, ["-A INPUT -m comment --comment \"sluice: gate\" -j SLUICE-GATE"]);
         assert_eq!(listing.rules, ["-A SLUICE-GATE -p tcp -j NFQUEUE --queue-num 1093"]);
         assert_eq!(parse("*mangle\n:SLUICE-GATEWAY - [0:0]\nCOMMIT\n"), GateListing::default());
+    }
+
+    #[test]
+    fn a_glance_sees_the_gates_rules_and_jumps_and_no_counts() {
+        let text = "table ip mangle {\n\tchain SLUICE-GATE {\n\t\ttcp flags syn counter packets 7 bytes 420 queue num 1093\n\t}\n\n\
+                    \tchain INPUT {\n\t\ttype filter hook input priority mangle; policy accept;\n\
+                    \t\tmeta l4proto udp counter packets 1 bytes 2 accept\n\t\tcounter packets 3 bytes 4 jump SLUICE-GATE\n\t}\n}\n";
+        let lines = gate_lines(text);
+        assert!(lines.contains(&"SLUICE-GATE: tcp flags syn counter queue num 1093".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"INPUT: counter jump SLUICE-GATE".to_owned()), "{lines:?}");
+        assert!(!lines.iter().any(|line| line.contains("udp")), "{lines:?}");
+        assert_eq!(gate_lines(&text.replace("packets 7 bytes 420", "packets 8 bytes 480")), lines);
+        assert_ne!(gate_lines(&text.replace("queue num 1093", "queue num 1")), lines);
     }
 }

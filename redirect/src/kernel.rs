@@ -7,7 +7,7 @@ use std::io;
 
 use serde_json::Value;
 
-use crate::gate::{GateListing, Iptables};
+use crate::gate::Iptables;
 use crate::listing::{Listing, list_table, mangle_exists};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pods::{LocalPods, delta_of};
@@ -81,7 +81,7 @@ pub(crate) struct Kernel {
 /// What the kernel showed right after the installation.
 struct Installed {
     shape: Vec<Value>,
-    gates: Vec<GateListing>,
+    gates: Vec<Vec<String>>,
 }
 
 impl Kernel {
@@ -154,7 +154,7 @@ impl Kernel {
             Some(_) => {}
         }
         for (iptables, gate) in self.iptables.iter().zip(&installed.gates) {
-            if iptables.list().await? != *gate {
+            if iptables.glance().await? != *gate {
                 differences.push(Difference::Gate(iptables.family));
             }
         }
@@ -171,7 +171,7 @@ impl Kernel {
         Ok(repaired.into_iter().map(Difference::Route).collect())
     }
 
-    async fn replace_gates(&mut self) -> Result<Vec<GateListing>, InstallError> {
+    async fn replace_gates(&mut self) -> Result<Vec<Vec<String>>, InstallError> {
         if self.iptables.is_empty() {
             return Ok(Vec::new());
         }
@@ -197,16 +197,17 @@ impl Kernel {
         Ok(gates)
     }
 
-    async fn replace_gate(&self, iptables: &Iptables) -> Result<GateListing, InstallError> {
+    async fn replace_gate(&self, iptables: &Iptables) -> Result<Vec<String>, InstallError> {
         let mut attempt = 1;
         loop {
             let before = self.netlink.generation()?;
             iptables.install(&self.spec).await?;
             let listing = iptables.list().await?;
             let whole = listing.declared && listing.jumps.len() == 1 && listing.rules.len() == 1;
+            let lines = iptables.glance().await?;
             let quiet = self.netlink.generation()? == before.wrapping_add(1);
             if whole && (quiet || attempt >= QUIET_ATTEMPTS) {
-                return Ok(listing);
+                return Ok(lines);
             }
             if attempt >= QUIET_ATTEMPTS {
                 return Err(InstallError::Vanished);

@@ -149,36 +149,46 @@ fn upstream(source: SocketAddr, target: SocketAddr, mark: u32) -> io::Result<Tcp
     Ok(TcpStream::from(socket))
 }
 
-#[test]
-fn without_a_listener_the_fail_mode_decides_in_both_families() {
+/// Dials with nobody listening, where isolated and observed pods must or must not be reached.
+fn without_a_listener(mode: FailMode, isolated: bool, observed: bool) {
     let cluster = Cluster::new();
-    // Mode, whether isolated pods are reached, whether observed pods are.
-    for (mode, isolated, observed) in
-        [(FailMode::Isolation, false, true), (FailMode::Closed, false, false), (FailMode::Open, true, true)]
-    {
-        let config = RedirectConfig { fail_mode: mode, ..RedirectConfig::default() };
-        let table = [
-            (local(&SERVER, &[]), isolated, "to isolated"),
-            (local(&CLIENT, &[]), isolated, "from isolated"),
-            (local(&[], &SERVER), observed, "to observed"),
-            (local(&[], &CLIENT), observed, "from observed"),
-            (local(&CLIENT, &SERVER), isolated, "from isolated to observed"),
-            (local(&SERVER, &CLIENT), isolated, "from observed to isolated"),
-            (LocalPods::default(), true, "between strangers"),
-        ];
-        for (pods, reached, which) in table {
-            cluster.install(config.clone(), pods);
-            for address in SERVER {
-                match cluster.dial(address) {
-                    Ok(mut stream) => {
-                        assert!(reached, "{mode:?}, {which}, {address}");
-                        echo(&mut stream).unwrap();
-                    }
-                    outcome => assert!(!reached && is_silent(outcome), "{mode:?}, {which}, {address}"),
+    let config = RedirectConfig { fail_mode: mode, ..RedirectConfig::default() };
+    let table = [
+        (local(&SERVER, &[]), isolated, "to isolated"),
+        (local(&CLIENT, &[]), isolated, "from isolated"),
+        (local(&[], &SERVER), observed, "to observed"),
+        (local(&[], &CLIENT), observed, "from observed"),
+        (local(&CLIENT, &SERVER), isolated, "from isolated to observed"),
+        (local(&SERVER, &CLIENT), isolated, "from observed to isolated"),
+        (LocalPods::default(), true, "between strangers"),
+    ];
+    for (pods, reached, which) in table {
+        cluster.install(config.clone(), pods);
+        for address in SERVER {
+            match cluster.dial(address) {
+                Ok(mut stream) => {
+                    assert!(reached, "{which}, {address}");
+                    echo(&mut stream).unwrap();
                 }
+                outcome => assert!(!reached && is_silent(outcome), "{which}, {address}"),
             }
         }
     }
+}
+
+#[test]
+fn without_a_listener_isolated_pods_are_closed_and_others_open() {
+    without_a_listener(FailMode::Isolation, false, true);
+}
+
+#[test]
+fn without_a_listener_fail_mode_closed_closes_every_local_pod() {
+    without_a_listener(FailMode::Closed, false, false);
+}
+
+#[test]
+fn without_a_listener_fail_mode_open_closes_none() {
+    without_a_listener(FailMode::Open, true, true);
 }
 
 #[test]

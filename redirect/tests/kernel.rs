@@ -202,21 +202,18 @@ fn unrelated_changes_are_left_alone_and_cause_no_repair() {
 
 fn cleanup_restores(ns: Netns) {
     let before = snapshot(&ns);
-    let (during, first, second) = {
-        let ns = Arc::new(ns);
-        let inside = ns.clone();
-        let outcome = ns.block_on(move || async move {
-            let handle = start(some_pods()).await;
-            let during = snapshot(&inside);
-            handle.stop().await;
-            let first = cleanup(&RedirectConfig::default()).await.unwrap();
-            assert_eq!(snapshot(&inside), before);
-            let second = cleanup(&RedirectConfig::default()).await.unwrap();
-            assert_eq!(snapshot(&inside), before);
-            (during, first, second)
-        });
-        outcome
-    };
+    let ns = Arc::new(ns);
+    let inside = ns.clone();
+    let (during, first, second) = ns.block_on(move || async move {
+        let handle = start(some_pods()).await;
+        let during = snapshot(&inside);
+        handle.stop().await;
+        let first = cleanup(&RedirectConfig::default()).await.unwrap();
+        assert_eq!(snapshot(&inside), before);
+        let second = cleanup(&RedirectConfig::default()).await.unwrap();
+        assert_eq!(snapshot(&inside), before);
+        (during, first, second)
+    });
     assert!(during[0].contains("table inet sluice"));
     assert!(first.removed.contains(&"nft table inet sluice".to_owned()), "{first:?}");
     assert!(first.removed.iter().any(|line| line.contains("ip -6 rule")), "{first:?}");
