@@ -82,9 +82,10 @@ const CIDRS: &[(&str, &[&str])] = &[
     ("fd00:2::1/128", &[]),
     ("fd00:f::/32", &[]),
 ];
-const PORT_NAMES: &[&str] = &["http", "dns", "web-2"];
-const PORTS: &[u16] = &[1, 53, 80, 81, 8080, 65535];
-const PROTOCOLS: &[&str] = &["TCP", "UDP", "SCTP"];
+const PORT_NAMES: &[&str] = &["http", "web-2"];
+const PORTS: &[u16] = &[80, 81, 65535];
+/// TCP twice, so that the ends of a flow agree more often.
+const PROTOCOLS: &[&str] = &["TCP", "TCP", "UDP", "SCTP"];
 
 pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     (namespaces(), nodes(), vec(pod(), 0..8), vec(policy(), 0..5)).prop_map(
@@ -195,7 +196,7 @@ fn metadata() -> impl Strategy<Value = Value> {
 }
 
 fn pod() -> impl Strategy<Value = Value> {
-    let port = (option::of(select(PORT_NAMES)), select(PORTS), option::of(select(PROTOCOLS)));
+    let port = (option::weighted(0.8, select(PORT_NAMES)), select(PORTS), option::of(select(PROTOCOLS)));
     let phase = select(vec!["Running", "Running", "Running", "Pending", "Succeeded", "Failed", ""]);
     let node = option::weighted(0.8, select(vec!["n1", "n2"]));
     let flags = (prop::bool::weighted(0.15), prop::bool::weighted(0.15), any::<bool>());

@@ -50,7 +50,7 @@ fn printed(side: &SideVerdict) -> naive::Side {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2500, max_shrink_time: 15_000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_engine_decides_as_a_naive_evaluator_does(
@@ -69,7 +69,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_time: 15_000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_flow_that_two_snapshots_decide_differently_has_an_affected_end(
