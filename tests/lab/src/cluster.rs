@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::LabError;
 use crate::iproute::{ip_batch, nft_script};
 use crate::manifests;
 use crate::netns::{self, Netns};
 use crate::process::{Sluice, SluiceOptions};
-use crate::services::node_ruleset;
+use crate::services::{ServicePlan, node_ruleset};
 use crate::spec::ClusterBuilder;
 use crate::topology::{self, Names, Plan};
+use crate::wait::wait_until;
+
+const LINK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Nodes and pods in network namespaces of their own. Everything goes on drop.
 ///
@@ -37,6 +41,7 @@ pub struct Cluster {
 pub struct Node {
     name: String,
     address: Ipv4Addr,
+    address_6: Option<Ipv6Addr>,
     pod_cidr: String,
     netns: Arc<Netns>,
     folder: PathBuf,
@@ -47,6 +52,7 @@ pub struct Node {
 pub struct Pod {
     full_name: String,
     address: Ipv4Addr,
+    address_6: Option<Ipv6Addr>,
     node: String,
     uid: String,
     veth: Option<String>,
@@ -57,6 +63,7 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct External {
     netns: Arc<Netns>,
+    address_6: Option<Ipv6Addr>,
 }
 
 impl Cluster {
@@ -75,6 +82,11 @@ impl Cluster {
             .into_iter()
             .map(|namespace| (namespace.name().to_owned(), Arc::new(namespace)))
             .collect();
+        if plan.dual_stack {
+            for namespace in made.values() {
+                namespace.sysctls(&topology::duplicate_detection_off())?;
+            }
+        }
         configure(&plan, &names)?;
         for (index, name) in names.nodes.iter().enumerate() {
             if let Some(namespace) = made.get(name) {
@@ -82,7 +94,10 @@ impl Cluster {
             }
         }
         if let Some(fabric) = made.get(&names.fabric) {
-            fabric.sysctls(&topology::fabric_sysctls())?;
+            fabric.sysctls(&topology::fabric_sysctls(&plan))?;
+        }
+        if plan.dual_stack {
+            wait_for_links(&made, &topology::interfaces(&plan, &names))?;
         }
         let folder = Folder::create(builder.folder)?;
         let mut take = |name: &str| {
@@ -93,6 +108,7 @@ impl Cluster {
             nodes.push(Node {
                 name: node.name.clone(),
                 address: node.address,
+                address_6: node.address_6,
                 pod_cidr: node.pod_cidr.clone(),
                 netns: take(name)?,
                 folder: folder.path.clone(),
@@ -109,12 +125,16 @@ impl Cluster {
                 uid: manifests::uid("Pod", &full_name),
                 full_name,
                 address: pod.address,
+                address_6: pod.address_6,
                 node: plan.nodes[pod.node].name.clone(),
                 veth: pod.veth.clone(),
                 netns,
             });
         }
-        let external = External { netns: take(&names.external)? };
+        let external = External {
+            netns: take(&names.external)?,
+            address_6: plan.dual_stack.then_some(topology::EXTERNAL_6),
+        };
         let fabric = take(&names.fabric)?;
         let cluster =
             Self { plan, nodes, pods, external, fabric, folder, labels: Mutex::new(BTreeMap::new()) };
@@ -158,11 +178,14 @@ impl Cluster {
 
     /// The ClusterIP of a Service by `namespace/name`, with one of its ports.
     pub fn cluster_ip(&self, service: &str, port: u16) -> Result<SocketAddr, LabError> {
-        let wanted = if service.contains('/') { service.to_owned() } else { format!("default/{service}") };
-        let found = self.plan.services.iter().find(|service| service.spec.full_name() == wanted);
-        found
-            .map(|service| SocketAddr::from((service.cluster_ip, port)))
-            .ok_or(LabError::Unknown { kind: "service", name: wanted })
+        Ok(SocketAddr::from((self.service(service)?.cluster_ip, port)))
+    }
+
+    /// The IPv6 ClusterIP of a Service, in a dual-stack cluster.
+    pub fn cluster_ip_6(&self, service: &str, port: u16) -> Result<SocketAddr, LabError> {
+        let address = self.service(service)?.cluster_ip_6;
+        let unknown = LabError::Unknown { kind: "IPv6 service", name: service.to_owned() };
+        address.map(|address| SocketAddr::from((address, port))).ok_or(unknown)
     }
 
     /// The folder for manifests, records and logs, removed with the cluster unless the builder named it.
@@ -210,6 +233,12 @@ impl Cluster {
         self.folder.removed_on_drop = false;
     }
 
+    fn service(&self, name: &str) -> Result<&ServicePlan, LabError> {
+        let wanted = if name.contains('/') { name.to_owned() } else { format!("default/{name}") };
+        let found = self.plan.services.iter().find(|service| service.spec.full_name() == wanted);
+        found.ok_or(LabError::Unknown { kind: "service", name: wanted })
+    }
+
     fn write_manifests(&self) -> Result<(), LabError> {
         self.write_policy("cluster.yaml", &self.manifests()).map(drop)
     }
@@ -230,14 +259,32 @@ impl Drop for Cluster {
 fn configure(plan: &Plan, names: &Names) -> Result<(), LabError> {
     ip_batch(None, &topology::links(plan, names))?;
     ip_batch(Some(&names.fabric), &topology::fabric_script(plan))?;
-    ip_batch(Some(&names.external), &topology::external_script())?;
+    ip_batch(Some(&names.external), &topology::external_script(plan))?;
     for (index, name) in names.nodes.iter().enumerate() {
         ip_batch(Some(name), &topology::node_script(plan, index))?;
-        nft_script(name, &node_ruleset(&plan.services, &plan.nodes[index]))?;
+        nft_script(name, &node_ruleset(plan, &plan.nodes[index]))?;
     }
     for (pod, name) in plan.pods.iter().zip(&names.pods) {
         if let Some(name) = name {
             ip_batch(Some(name), &topology::pod_script(pod))?;
+        }
+    }
+    Ok(())
+}
+
+/// Neighbour discovery lost on a link that is not ready yet is repeated only after a second.
+fn wait_for_links(
+    made: &BTreeMap<String, Arc<Netns>>,
+    interfaces: &[(String, Vec<String>)],
+) -> Result<(), LabError> {
+    for (name, interfaces) in interfaces {
+        let ready = || made.get(name).is_some_and(|namespace| namespace.links_are_ready(interfaces));
+        if !wait_until(LINK_LIMIT, ready) {
+            return Err(LabError::TimedOut {
+                what: format!("readiness of {} in {name}", interfaces.join(", ")),
+                limit: LINK_LIMIT,
+                context: String::new(),
+            });
         }
     }
     Ok(())
@@ -328,6 +375,16 @@ macro_rules! is_a_namespace {
             /// Its network namespace.
             pub fn netns(&self) -> &Netns {
                 &self.netns
+            }
+
+            /// Its IPv6 address in a dual-stack cluster.
+            pub fn address_6(&self) -> Option<Ipv6Addr> {
+                self.address_6
+            }
+
+            /// Its IPv6 address with a port, in a dual-stack cluster.
+            pub fn at_6(&self, port: u16) -> Option<SocketAddr> {
+                self.address_6.map(|address| SocketAddr::from((address, port)))
             }
         }
 

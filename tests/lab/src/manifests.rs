@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::services::ServicePlan;
+use crate::services::{Family, ServicePlan};
 use crate::topology::{NodePlan, Plan, PodPlan};
 
 /// Every object as one multi-document YAML text. `labels` replaces the labels of the pods that it names by
@@ -17,7 +17,10 @@ pub(crate) fn render(plan: &Plan, labels: &BTreeMap<String, BTreeMap<String, Str
         pod_object(pod, &plan.nodes[pod.node], labels)
     });
     let services = plan.services.iter().flat_map(|service| {
-        let slices = (0..service.spec.ports.len()).map(|port| endpoint_slice(plan, service, port));
+        let families: &[Family] = if plan.dual_stack { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        let slices = families.iter().flat_map(|family| {
+            (0..service.spec.ports.len()).map(|port| endpoint_slice(plan, service, port, *family))
+        });
         std::iter::once(service_object(service)).chain(slices.collect::<Vec<_>>())
     });
     let documents: Vec<String> =
@@ -55,6 +58,10 @@ fn namespace(name: &str, labels: &BTreeMap<String, String>) -> Value {
 }
 
 fn node(node: &NodePlan) -> Value {
+    let ranges: Vec<&String> = [&node.pod_cidr].into_iter().chain(&node.pod_cidr_6).collect();
+    let mut addresses = vec![json!({ "type": "InternalIP", "address": node.address })];
+    addresses.extend(node.address_6.map(|address| json!({ "type": "InternalIP", "address": address })));
+    addresses.push(json!({ "type": "Hostname", "address": node.name }));
     json!({
         "apiVersion": "v1",
         "kind": "Node",
@@ -63,11 +70,8 @@ fn node(node: &NodePlan) -> Value {
             "uid": uid("Node", &node.name),
             "labels": { "kubernetes.io/hostname": node.name },
         },
-        "spec": { "podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr] },
-        "status": { "addresses": [
-            { "type": "InternalIP", "address": node.address },
-            { "type": "Hostname", "address": node.name },
-        ] },
+        "spec": { "podCIDR": node.pod_cidr, "podCIDRs": ranges },
+        "status": { "addresses": addresses },
     })
 }
 
@@ -100,6 +104,8 @@ fn pod_object(pod: &PodPlan, node: &NodePlan, labels: &BTreeMap<String, String>)
         .iter()
         .map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }))
         .collect();
+    let mut addresses = vec![json!({ "ip": pod.address })];
+    addresses.extend(pod.address_6.map(|address| json!({ "ip": address })));
     let mut pod_spec = Map::new();
     pod_spec.insert("nodeName".into(), json!(node.name));
     if spec.host_network {
@@ -118,7 +124,7 @@ fn pod_object(pod: &PodPlan, node: &NodePlan, labels: &BTreeMap<String, String>)
             "phase": "Running",
             "hostIP": node.address,
             "podIP": pod.address,
-            "podIPs": [{ "ip": pod.address }],
+            "podIPs": addresses,
             "conditions": [{ "type": "Ready", "status": "True" }],
         },
     })
@@ -142,6 +148,8 @@ fn service_object(service: &ServicePlan) -> Value {
             object
         })
         .collect();
+    let mut cluster_ips = vec![json!(service.cluster_ip)];
+    cluster_ips.extend(service.cluster_ip_6.map(|address| json!(address)));
     let kind = if spec.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
     json!({
         "apiVersion": "v1",
@@ -154,7 +162,7 @@ fn service_object(service: &ServicePlan) -> Value {
         "spec": {
             "type": kind,
             "clusterIP": service.cluster_ip,
-            "clusterIPs": [service.cluster_ip],
+            "clusterIPs": cluster_ips,
             "selector": spec.selector,
             "ports": ports,
         },
@@ -163,22 +171,23 @@ fn service_object(service: &ServicePlan) -> Value {
 
 /// One slice per port: endpoints of a named target port may differ in number from pod to pod, and a slice
 /// has one number for all.
-fn endpoint_slice(plan: &Plan, service: &ServicePlan, port: usize) -> Value {
+fn endpoint_slice(plan: &Plan, service: &ServicePlan, port: usize, family: Family) -> Value {
     let spec = &service.spec;
-    let name = format!("{}-{port}", spec.name);
+    let suffix = if family == Family::V4 { "" } else { "-6" };
+    let name = format!("{}-{port}{suffix}", spec.name);
     let endpoints: Vec<Value> = service.endpoints[port]
         .iter()
-        .map(|(index, address)| {
+        .filter_map(|(index, _)| {
             let pod = &plan.pods[*index];
-            json!({
-                "addresses": [address.ip()],
+            Some(json!({
+                "addresses": [family.of_pod(pod)?],
                 "conditions": { "ready": true, "serving": true, "terminating": false },
                 "nodeName": plan.nodes[pod.node].name,
                 "targetRef": { "kind": "Pod", "namespace": pod.spec.namespace, "name": pod.spec.name },
-            })
+            }))
         })
         .collect();
-    let number = service.endpoints[port].first().map(|(_, address)| address.port());
+    let number = service.endpoints[port].first().map(|(_, number)| number);
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -188,7 +197,7 @@ fn endpoint_slice(plan: &Plan, service: &ServicePlan, port: usize) -> Value {
             "uid": uid("EndpointSlice", &format!("{}/{name}", spec.namespace)),
             "labels": { "kubernetes.io/service-name": spec.name },
         },
-        "addressType": "IPv4",
+        "addressType": family.address_type(),
         "ports": number.map(|number| json!({
             "name": spec.ports[port].name, "port": number, "protocol": "TCP",
         })).into_iter().collect::<Vec<_>>(),

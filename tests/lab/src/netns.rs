@@ -145,6 +145,15 @@ impl Netns {
         self.run(|| fs::read_to_string(sysctl_path(key)).map(|text| text.trim().to_owned()))
     }
 
+    /// True when the kernel has given each of these interfaces its link-local IPv6 address, which it does as
+    /// soon as they can send (net/ipv6/addrconf.c, addrconf_link_ready).
+    pub(crate) fn links_are_ready(&self, interfaces: &[String]) -> bool {
+        // Not /proc/self/net: that is the namespace of the process's first thread.
+        let table = self.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6")).unwrap_or_default();
+        let ready: Vec<&str> = table.lines().filter_map(automatic_link_local).collect();
+        interfaces.iter().all(|interface| ready.contains(&interface.as_str()))
+    }
+
     /// The pids of the processes inside.
     pub fn pids(&self) -> Vec<i32> {
         self.handle.metadata().map(|meta| pids_inside(meta.ino())).unwrap_or_default()
@@ -242,6 +251,17 @@ fn force_batch(script: &str) -> Result<(), LabError> {
     }
 }
 
+/// The interface of a line of /proc/net/if_inet6 that tells of a usable link-local address made by the kernel
+/// out of a hardware address, so with ff:fe in the middle (RFC 4291, appendix A).
+fn automatic_link_local(line: &str) -> Option<&str> {
+    const TENTATIVE: u32 = 0x40;
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [address, _index, _prefix, _scope, flags, interface] = fields.try_into().ok()?;
+    let automatic = address.starts_with("fe80") && address.get(22..26) == Some("fffe");
+    let usable = u32::from_str_radix(flags, 16).ok()? & TENTATIVE == 0;
+    (automatic && usable).then_some(interface)
+}
+
 fn pids_inside(inode: u64) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -319,6 +339,17 @@ mod tests {
         namespace.sysctl("net.ipv4.ip_default_ttl", "77").unwrap();
         assert_eq!(namespace.sysctl_value("net.ipv4.ip_default_ttl").unwrap(), "77");
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap(), outside);
+    }
+
+    #[test]
+    fn only_a_usable_address_that_the_kernel_made_shows_a_link_to_be_ready() {
+        let line = |address: &str, flags: &str| format!("{address} 02 40 20 {flags}     eth0");
+        let made = "fe8000000000000094a401fffe651c52";
+        assert_eq!(automatic_link_local(&line(made, "80")), Some("eth0"));
+        assert_eq!(automatic_link_local(&line(made, "c0")), None);
+        assert_eq!(automatic_link_local(&line("fe800000000000000000000000000001", "82")), None);
+        assert_eq!(automatic_link_local(&line("fd001000024400010000000000000002", "82")), None);
+        assert_eq!(automatic_link_local("garbage"), None);
     }
 
     #[test]

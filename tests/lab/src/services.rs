@@ -4,25 +4,84 @@
 //! priority, a random choice among endpoints, mark 0x4000 for what must be masqueraded on the way out.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::LabError;
 use crate::spec::{ServicePort, ServiceSpec, TargetPort};
-use crate::topology::{CLUSTER_CIDR, NODE_CIDR, NodePlan, PodPlan};
+use crate::topology::{CLUSTER_CIDR, CLUSTER_CIDR_6, NODE_CIDR, NODE_CIDR_6, NodePlan, Plan, PodPlan};
 
 const MASQUERADE_MARK: &str = "0x4000";
 
-/// A Service with its address, and the endpoints of each of its ports.
+/// A Service with its addresses, and the endpoints of each of its ports.
 #[derive(Clone, Debug)]
 pub(crate) struct ServicePlan {
     pub(crate) spec: ServiceSpec,
     pub(crate) cluster_ip: Ipv4Addr,
-    /// For each port in the Service's order: the pods behind it, by index, and where they listen.
-    pub(crate) endpoints: Vec<Vec<(usize, SocketAddrV4)>>,
+    pub(crate) cluster_ip_6: Option<Ipv6Addr>,
+    /// For each port in the Service's order: the pods behind it, by index, and the port they listen on.
+    pub(crate) endpoints: Vec<Vec<(usize, u16)>>,
+}
+
+/// An address family, and what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// As nft and `ip daddr` name it.
+    const fn keyword(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    /// As an EndpointSlice names it.
+    pub(crate) const fn address_type(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    pub(crate) fn of_pod(self, pod: &PodPlan) -> Option<IpAddr> {
+        match self {
+            Self::V4 => Some(pod.address.into()),
+            Self::V6 => pod.address_6.map(IpAddr::from),
+        }
+    }
+
+    fn of_service(self, service: &ServicePlan) -> Option<IpAddr> {
+        match self {
+            Self::V4 => Some(service.cluster_ip.into()),
+            Self::V6 => service.cluster_ip_6.map(IpAddr::from),
+        }
+    }
+
+    /// Every pod of the cluster, every node, and what never leaves a host.
+    const fn ranges(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::V4 => (CLUSTER_CIDR, NODE_CIDR, "127.0.0.0/8"),
+            Self::V6 => (CLUSTER_CIDR_6, NODE_CIDR_6, "::1"),
+        }
+    }
+
+    fn pods_of(self, node: &NodePlan) -> Option<&str> {
+        match self {
+            Self::V4 => Some(&node.pod_cidr),
+            Self::V6 => node.pod_cidr_6.as_deref(),
+        }
+    }
 }
 
 /// Gives every Service a ClusterIP and finds its endpoints.
-pub(crate) fn plan_services(specs: &[ServiceSpec], pods: &[PodPlan]) -> Result<Vec<ServicePlan>, LabError> {
+pub(crate) fn plan_services(
+    specs: &[ServiceSpec],
+    pods: &[PodPlan],
+    dual_stack: bool,
+) -> Result<Vec<ServicePlan>, LabError> {
     let mut plans = Vec::with_capacity(specs.len());
     for (spec, number) in specs.iter().zip(10_u8..) {
         if spec.ports.is_empty() {
@@ -31,14 +90,18 @@ pub(crate) fn plan_services(specs: &[ServiceSpec], pods: &[PodPlan]) -> Result<V
                 problem: "has no port".to_owned(),
             });
         }
-        let cluster_ip = spec.cluster_ip.unwrap_or(Ipv4Addr::new(10, 96, 0, number));
         let endpoints = spec.ports.iter().map(|port| endpoints(spec, port, pods)).collect();
-        plans.push(ServicePlan { spec: spec.clone(), cluster_ip, endpoints });
+        plans.push(ServicePlan {
+            spec: spec.clone(),
+            cluster_ip: spec.cluster_ip.unwrap_or(Ipv4Addr::new(10, 96, 0, number)),
+            cluster_ip_6: dual_stack.then(|| Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
+            endpoints,
+        });
     }
     Ok(plans)
 }
 
-fn endpoints(spec: &ServiceSpec, port: &ServicePort, pods: &[PodPlan]) -> Vec<(usize, SocketAddrV4)> {
+fn endpoints(spec: &ServiceSpec, port: &ServicePort, pods: &[PodPlan]) -> Vec<(usize, u16)> {
     let selected = |pod: &PodPlan| {
         pod.spec.namespace == spec.namespace
             && spec.selector.iter().all(|(key, value)| pod.spec.labels.get(key) == Some(value))
@@ -52,41 +115,57 @@ fn endpoints(spec: &ServiceSpec, port: &ServicePort, pods: &[PodPlan]) -> Vec<(u
     pods.iter()
         .enumerate()
         .filter(|(_, pod)| selected(pod))
-        .filter_map(|(index, pod)| Some((index, SocketAddrV4::new(pod.address, target(pod)?))))
+        .filter_map(|(index, pod)| Some((index, target(pod)?)))
         .collect()
 }
 
-/// The tables of one node.
-pub(crate) fn node_ruleset(services: &[ServicePlan], node: &NodePlan) -> String {
+/// The tables of one node, in every family it has.
+pub(crate) fn node_ruleset(plan: &Plan, node: &NodePlan) -> String {
+    [Family::V4, Family::V6].iter().filter_map(|family| family_tables(plan, node, *family)).collect()
+}
+
+fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String> {
+    let own_pods = family.pods_of(node)?;
+    let (pods, nodes, loopback) = family.ranges();
+    let ip = family.keyword();
     let mut dispatch = String::new();
     let mut node_ports = String::new();
     let mut rejects = String::new();
     let mut chains = String::new();
-    for (service_index, service) in services.iter().enumerate() {
-        for (port_index, (port, endpoints)) in service.spec.ports.iter().zip(&service.endpoints).enumerate() {
-            let chain = format!("svc-{service_index}-{port_index}");
-            let cluster_ip = service.cluster_ip;
-            if endpoints.is_empty() {
-                let _ = writeln!(rejects, "    ip daddr {cluster_ip} tcp dport {} reject", port.port);
-                continue;
-            }
-            let _ = writeln!(
-                dispatch,
-                "    ip daddr {cluster_ip} tcp dport {0} ip saddr != {CLUSTER_CIDR} meta mark set meta mark or {MASQUERADE_MARK}\n    \
-                 ip daddr {cluster_ip} tcp dport {0} goto {chain}",
-                port.port
-            );
-            if let Some(node_port) = port.node_port {
-                let _ = writeln!(
-                    node_ports,
-                    "    fib daddr type local ip daddr != 127.0.0.0/8 tcp dport {node_port} meta mark set meta mark or {MASQUERADE_MARK} goto {chain}"
-                );
-            }
-            chains.push_str(&endpoint_chains(&chain, endpoints));
+    let ports = plan.services.iter().enumerate().flat_map(|(number, service)| {
+        let ports = service.spec.ports.iter().zip(&service.endpoints).enumerate();
+        ports.map(move |(index, (port, endpoints))| {
+            (format!("svc-{number}-{index}"), service, port, endpoints)
+        })
+    });
+    for (chain, service, port, endpoints) in ports {
+        let Some(cluster_ip) = family.of_service(service) else { continue };
+        let matches = format!("{ip} daddr {cluster_ip} tcp dport {}", port.port);
+        let backends: Vec<SocketAddr> = endpoints
+            .iter()
+            .filter_map(|(pod, port)| Some(SocketAddr::new(family.of_pod(&plan.pods[*pod])?, *port)))
+            .collect();
+        if backends.is_empty() {
+            // kube-proxy answers with ICMP. Here the node answers while the client's connect() still holds its
+            // socket, and IPv6 then ignores the error until the next SYN, a second later (nstat,
+            // TcpExtLockDroppedIcmps). A reset waits for the socket.
+            let _ = writeln!(rejects, "    {matches} reject with tcp reset");
+            continue;
         }
+        let _ = writeln!(
+            dispatch,
+            "    {matches} {ip} saddr != {pods} meta mark set meta mark or {MASQUERADE_MARK}\n    {matches} goto {chain}"
+        );
+        if let Some(node_port) = port.node_port {
+            let _ = writeln!(
+                node_ports,
+                "    fib daddr type local {ip} daddr != {loopback} tcp dport {node_port} meta mark set meta mark or {MASQUERADE_MARK} goto {chain}"
+            );
+        }
+        chains.push_str(&endpoint_chains(&chain, &backends, ip));
     }
-    format!(
-        "table ip kube-proxy-lab {{\n{chains}  \
+    Some(format!(
+        "table {ip} kube-proxy-lab {{\n{chains}  \
          chain services {{\n{dispatch}{node_ports}  }}\n  \
          chain prerouting {{\n    type nat hook prerouting priority dstnat;\n    goto services\n  }}\n  \
          chain output {{\n    type nat hook output priority -100;\n    goto services\n  }}\n  \
@@ -96,30 +175,29 @@ pub(crate) fn node_ruleset(services: &[ServicePlan], node: &NodePlan) -> String 
          chain postrouting {{\n    type nat hook postrouting priority srcnat;\n    \
          meta mark and {MASQUERADE_MARK} == 0 return\n    \
          meta mark set meta mark xor {MASQUERADE_MARK}\n    masquerade fully-random\n  }}\n}}\n\
-         table ip cni-lab {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat + 5;\n    \
-         ip saddr {} ip daddr != {{ {CLUSTER_CIDR}, {NODE_CIDR} }} masquerade\n  }}\n}}\n",
-        node.pod_cidr
-    )
+         table {ip} cni-lab {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat + 5;\n    \
+         {ip} saddr {own_pods} {ip} daddr != {{ {pods}, {nodes} }} masquerade\n  }}\n}}\n"
+    ))
 }
 
 /// One chain per endpoint, and one that picks among them. A pod that gets itself back must be masqueraded:
 /// it would drop a packet from its own address.
-fn endpoint_chains(service_chain: &str, endpoints: &[(usize, SocketAddrV4)]) -> String {
+fn endpoint_chains(service_chain: &str, backends: &[SocketAddr], ip: &str) -> String {
     let mut text = String::new();
-    let mut choices = Vec::with_capacity(endpoints.len());
-    for (choice, (_, address)) in endpoints.iter().enumerate() {
-        let chain = service_chain.replacen("svc", "sep", 1);
+    let mut choices = Vec::with_capacity(backends.len());
+    let chain = service_chain.replacen("svc", "sep", 1);
+    for (choice, backend) in backends.iter().enumerate() {
         let _ = writeln!(
             text,
-            "  chain {chain}-{choice} {{\n    ip saddr {} meta mark set meta mark or {MASQUERADE_MARK}\n    meta l4proto tcp dnat to {address}\n  }}",
-            address.ip()
+            "  chain {chain}-{choice} {{\n    {ip} saddr {} meta mark set meta mark or {MASQUERADE_MARK}\n    meta l4proto tcp dnat to {backend}\n  }}",
+            backend.ip()
         );
         choices.push(format!("{choice} : goto {chain}-{choice}"));
     }
     let _ = writeln!(
         text,
         "  chain {service_chain} {{\n    numgen random mod {} vmap {{ {} }}\n  }}",
-        endpoints.len(),
+        backends.len(),
         choices.join(", ")
     );
     text

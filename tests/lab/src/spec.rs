@@ -158,6 +158,7 @@ pub struct ClusterBuilder {
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) declared_elsewhere: BTreeSet<String>,
     pub(crate) rp_filter: u8,
+    pub(crate) dual_stack: bool,
     pub(crate) prefix: Option<String>,
     pub(crate) folder: Option<std::path::PathBuf>,
 }
@@ -171,6 +172,7 @@ impl ClusterBuilder {
             namespaces: BTreeMap::new(),
             declared_elsewhere: BTreeSet::new(),
             rp_filter: 0,
+            dual_stack: false,
             prefix: None,
             folder: None,
         }
@@ -211,6 +213,13 @@ impl ClusterBuilder {
     /// Reverse path filtering on every interface of the nodes: 0 off (the default), 1 strict, 2 loose.
     pub fn rp_filter(mut self, mode: u8) -> Self {
         self.rp_filter = mode;
+        self
+    }
+
+    /// Gives everything an IPv6 address as well: nodes fd00:172:18::1N, pods in fd00:10:244:N::/64, ClusterIPs
+    /// from fd00:10:96::a on, the external host 2001:db8:113::10. Needs a kernel with IPv6 switched on.
+    pub fn dual_stack(mut self) -> Self {
+        self.dual_stack = true;
         self
     }
 

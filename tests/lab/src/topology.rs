@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use crate::error::LabError;
 use crate::services::{ServicePlan, plan_services};
@@ -17,9 +18,19 @@ use crate::spec::{ClusterBuilder, PodSpec};
 pub(crate) const CLUSTER_CIDR: &str = "10.244.0.0/16";
 /// Every node.
 pub(crate) const NODE_CIDR: &str = "172.18.0.0/24";
+/// Every pod of a dual-stack cluster.
+pub(crate) const CLUSTER_CIDR_6: &str = "fd00:10:244::/48";
+/// Every node of a dual-stack cluster.
+pub(crate) const NODE_CIDR_6: &str = "fd00:172:18::/64";
 /// The external host (RFC 5737, TEST-NET-3).
 pub(crate) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The external host of a dual-stack cluster (RFC 3849).
+pub(crate) const EXTERNAL_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10);
 
+const EXTERNAL_GATEWAY_6: &str = "2001:db8:113::1";
+const NODE_GATEWAY_6: &str = "fd00:172:18::1";
+/// The gateway of pods: every veth of a node has it.
+const POD_GATEWAY_6: &str = "fe80::1";
 const EXTERNAL_GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const NODE_GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -33,6 +44,8 @@ pub(crate) struct NodePlan {
     pub(crate) number: u8,
     pub(crate) address: Ipv4Addr,
     pub(crate) pod_cidr: String,
+    pub(crate) address_6: Option<Ipv6Addr>,
+    pub(crate) pod_cidr_6: Option<String>,
 }
 
 /// A pod with its node and address. `veth` is its interface on the node; pods on the host network have none.
@@ -41,6 +54,7 @@ pub(crate) struct PodPlan {
     pub(crate) spec: PodSpec,
     pub(crate) node: usize,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address_6: Option<Ipv6Addr>,
     pub(crate) veth: Option<String>,
 }
 
@@ -52,6 +66,7 @@ pub(crate) struct Plan {
     pub(crate) services: Vec<ServicePlan>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) rp_filter: u8,
+    pub(crate) dual_stack: bool,
 }
 
 /// Gives every node, pod and Service its address. Refuses what contradicts itself.
@@ -59,23 +74,30 @@ pub(crate) fn plan(builder: &ClusterBuilder) -> Result<Plan, LabError> {
     if builder.nodes == 0 || builder.nodes > MAX_NODES {
         return Err(describe("cluster", format!("{} nodes; 1 to {MAX_NODES} are possible", builder.nodes)));
     }
+    let dual_stack = builder.dual_stack;
+    if dual_stack && !Path::new("/proc/sys/net/ipv6").exists() {
+        return Err(describe("cluster", "dual stack, and this kernel has no IPv6".to_owned()));
+    }
     let nodes: Vec<NodePlan> = (1..=builder.nodes)
         .map(|number| NodePlan {
             name: format!("node{number}"),
             number,
             address: Ipv4Addr::new(172, 18, 0, 10 + number),
             pod_cidr: format!("10.244.{number}.0/24"),
+            address_6: dual_stack
+                .then(|| Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 0x10 + u16::from(number))),
+            pod_cidr_6: dual_stack.then(|| format!("fd00:10:244:{number}::/64")),
         })
         .collect();
     let pods = plan_pods(&builder.pods, &nodes)?;
-    let services = plan_services(&builder.services, &pods)?;
+    let services = plan_services(&builder.services, &pods, dual_stack)?;
     let mut namespaces = builder.namespaces.clone();
     let used = pods.iter().map(|pod| &pod.spec.namespace);
     for name in used.chain(services.iter().map(|service| &service.spec.namespace)) {
         namespaces.entry(name.clone()).or_default();
     }
     namespaces.retain(|name, _| !builder.declared_elsewhere.contains(name));
-    Ok(Plan { nodes, pods, services, namespaces, rp_filter: builder.rp_filter })
+    Ok(Plan { nodes, pods, services, namespaces, rp_filter: builder.rp_filter, dual_stack })
 }
 
 fn plan_pods(specs: &[PodSpec], nodes: &[NodePlan]) -> Result<Vec<PodPlan>, LabError> {
@@ -95,7 +117,13 @@ fn plan_pods(specs: &[PodSpec], nodes: &[NodePlan]) -> Result<Vec<PodPlan>, LabE
                 .ok_or_else(|| describe(&full_name, format!("no node {wanted}")))?,
         };
         if spec.host_network {
-            pods.push(PodPlan { spec: spec.clone(), node, address: nodes[node].address, veth: None });
+            pods.push(PodPlan {
+                spec: spec.clone(),
+                node,
+                address: nodes[node].address,
+                address_6: nodes[node].address_6,
+                veth: None,
+            });
             continue;
         }
         taken[node] += 1;
@@ -107,6 +135,10 @@ fn plan_pods(specs: &[PodSpec], nodes: &[NodePlan]) -> Result<Vec<PodPlan>, LabE
             spec: spec.clone(),
             node,
             address: Ipv4Addr::new(10, 244, number, 1 + taken[node]),
+            address_6: nodes[node].address_6.map(|_| {
+                let host = 1 + u16::from(taken[node]);
+                Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, host)
+            }),
             veth: Some(format!("veth{}", taken[node])),
         });
     }
@@ -183,6 +215,12 @@ pub(crate) fn fabric_script(plan: &Plan) -> String {
          link set ext0 up\n\
          address add {EXTERNAL_GATEWAY}/24 dev ext0\n"
     );
+    if plan.dual_stack {
+        let _ = writeln!(
+            script,
+            "address add {NODE_GATEWAY_6}/64 dev br0 nodad\naddress add {EXTERNAL_GATEWAY_6}/64 dev ext0 nodad"
+        );
+    }
     for node in &plan.nodes {
         let _ = writeln!(script, "link set port{0} master br0\nlink set port{0} up", node.number);
     }
@@ -190,25 +228,39 @@ pub(crate) fn fabric_script(plan: &Plan) -> String {
 }
 
 /// The external host: it reaches the nodes and, without a route to them, no pod.
-pub(crate) fn external_script() -> String {
-    format!(
+pub(crate) fn external_script(plan: &Plan) -> String {
+    let mut script = format!(
         "link set lo up\n\
          address add {EXTERNAL}/24 dev eth0\n\
          link set eth0 up\n\
          route add {NODE_CIDR} via {EXTERNAL_GATEWAY}\n"
-    )
+    );
+    if plan.dual_stack {
+        let _ = writeln!(
+            script,
+            "address add {EXTERNAL_6}/64 dev eth0 nodad\nroute add {NODE_CIDR_6} via {EXTERNAL_GATEWAY_6}"
+        );
+    }
+    script
 }
 
 /// A pod: its own /32 and a gateway that is nowhere but in the node's proxy ARP.
 pub(crate) fn pod_script(pod: &PodPlan) -> String {
-    format!(
+    let mut script = format!(
         "link set lo up\n\
          address add {}/32 dev eth0\n\
          link set eth0 up\n\
          route add {POD_GATEWAY} dev eth0 scope link\n\
          route add default via {POD_GATEWAY} dev eth0\n",
         pod.address
-    )
+    );
+    if let Some(address) = pod.address_6 {
+        let _ = writeln!(
+            script,
+            "address add {address}/128 dev eth0 nodad\nroute add default via {POD_GATEWAY_6} dev eth0"
+        );
+    }
+    script
 }
 
 /// A node: its uplink, a host route for each of its pods, and the pod ranges of the other nodes.
@@ -221,8 +273,17 @@ pub(crate) fn node_script(plan: &Plan, index: usize) -> String {
          route add default via {NODE_GATEWAY}\n",
         node.address
     );
+    if let Some(address) = node.address_6 {
+        let _ = writeln!(
+            script,
+            "address add {address}/64 dev eth0 nodad\nroute add default via {NODE_GATEWAY_6}"
+        );
+    }
     for other in plan.nodes.iter().filter(|other| other.number != node.number) {
         let _ = writeln!(script, "route add {} via {}", other.pod_cidr, other.address);
+        if let (Some(range), Some(address)) = (&other.pod_cidr_6, other.address_6) {
+            let _ = writeln!(script, "route add {range} via {address}");
+        }
     }
     for pod in plan.pods.iter().filter(|pod| pod.node == index) {
         if let Some(veth) = &pod.veth {
@@ -231,6 +292,12 @@ pub(crate) fn node_script(plan: &Plan, index: usize) -> String {
                 "link set {veth} up\nroute add {}/32 dev {veth} src {}",
                 pod.address, node.address
             );
+            if let Some(address) = pod.address_6 {
+                let _ = writeln!(
+                    script,
+                    "address add {POD_GATEWAY_6}/64 dev {veth} nodad\nroute add {address}/128 dev {veth}"
+                );
+            }
         }
     }
     script
@@ -250,14 +317,42 @@ pub(crate) fn node_sysctls(plan: &Plan, index: usize) -> Vec<(String, String)> {
         // Proxied answers are delayed by up to 0.8 s unless this is 0 (arp(7), proxy_delay).
         settings.push((format!("net.ipv4.neigh.{veth}.proxy_delay"), "0".to_owned()));
     }
+    if plan.dual_stack {
+        settings.push(("net.ipv6.conf.all.forwarding".to_owned(), "1".to_owned()));
+    }
     settings
 }
 
+/// For every namespace, before it has interfaces: these take over the default. Duplicate address detection of
+/// their link-local addresses would keep neighbour discovery waiting for seconds (RFC 4862, section 5.4).
+pub(crate) fn duplicate_detection_off() -> Vec<(String, String)> {
+    ["all", "default"].map(|device| (format!("net.ipv6.conf.{device}.accept_dad"), "0".to_owned())).into()
+}
+
+/// The interfaces that a namespace must have ready, for every namespace of the plan.
+pub(crate) fn interfaces(plan: &Plan, names: &Names) -> Vec<(String, Vec<String>)> {
+    let eth0 = || vec!["eth0".to_owned()];
+    let ports = plan.nodes.iter().map(|node| format!("port{}", node.number));
+    let fabric = ["br0", "ext0"].map(str::to_owned).into_iter().chain(ports).collect();
+    let mut all = vec![(names.fabric.clone(), fabric), (names.external.clone(), eth0())];
+    for (index, name) in names.nodes.iter().enumerate() {
+        let veths = plan.pods.iter().filter(|pod| pod.node == index).filter_map(|pod| pod.veth.clone());
+        all.push((name.clone(), eth0().into_iter().chain(veths).collect()));
+    }
+    all.extend(names.pods.iter().flatten().map(|name| (name.clone(), eth0())));
+    all
+}
+
 /// The fabric's kernel switches: it routes, and spoofing tests on the nodes must not fail here.
-pub(crate) fn fabric_sysctls() -> Vec<(String, String)> {
-    let off = ["all", "default", "br0", "ext0"].map(|device| format!("net.ipv4.conf.{device}.rp_filter"));
-    let routes = [("net.ipv4.ip_forward".to_owned(), "1".to_owned())];
-    off.into_iter().map(|key| (key, "0".to_owned())).chain(routes).collect()
+pub(crate) fn fabric_sysctls(plan: &Plan) -> Vec<(String, String)> {
+    let mut settings: Vec<(String, String)> = ["all", "default", "br0", "ext0"]
+        .map(|device| (format!("net.ipv4.conf.{device}.rp_filter"), "0".to_owned()))
+        .into();
+    settings.push(("net.ipv4.ip_forward".to_owned(), "1".to_owned()));
+    if plan.dual_stack {
+        settings.push(("net.ipv6.conf.all.forwarding".to_owned(), "1".to_owned()));
+    }
+    settings
 }
 
 fn describe(object: &str, problem: String) -> LabError {

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use lab::{Cluster, ClusterBuilder, LabError, PodSpec, ServiceSpec, greeting_peer, wait_until};
+use lab::{
+    Cluster, ClusterBuilder, LabError, Netns, PodSpec, Server, ServiceSpec, greeting_peer, wait_until,
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -155,6 +157,42 @@ fn host_network_pods_share_their_node() {
     let server = cluster.pod("web").unwrap().serve(80).unwrap();
     agent.connect(cluster.pod("web").unwrap().at(80), LIMIT).unwrap();
     assert!(wait_until(LIMIT, || server.peers().first().map(SocketAddr::ip) == Some(agent.address().into())));
+}
+
+#[test]
+fn a_dual_stack_cluster_does_all_of_it_over_ipv6_too() {
+    let cluster = two_nodes().dual_stack().build().unwrap();
+    let any = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let serve = |netns: &Netns, port: u16| Server::start(netns.listen_on(any(port)).unwrap()).unwrap();
+    let single = cluster.pod("ops/single").unwrap();
+    let _server = serve(single, 8080);
+    for client in ["shop/client", "ops/remote"] {
+        let client = cluster.pod(client).unwrap();
+        let own = IpAddr::from(client.address_6().unwrap());
+        for to in [single.at_6(8080).unwrap(), cluster.cluster_ip_6("ops/single", 80).unwrap()] {
+            let mut stream = client.connect(to, LIMIT).unwrap();
+            let local = stream.local_addr().unwrap();
+            assert_eq!(local.ip(), own);
+            assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap(), local);
+        }
+        let nobody = cluster.cluster_ip_6("ops/nobody", 80).unwrap();
+        assert_eq!(client.connect(nobody, LIMIT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+    for node in cluster.nodes() {
+        let mut stream = cluster.external().connect(node.at_6(30081).unwrap(), LIMIT).unwrap();
+        let seen = greeting_peer(&mut stream, LIMIT).unwrap();
+        assert_eq!(seen.ip(), IpAddr::from(node.address_6().unwrap()), "through {}", node.name());
+    }
+    let _outside = serve(cluster.external(), 80);
+    let mut stream = single.connect(cluster.external().at_6(80).unwrap(), LIMIT).unwrap();
+    let node = cluster.node("node1").unwrap();
+    assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap().ip(), IpAddr::from(node.address_6().unwrap()));
+    let text = cluster.manifests();
+    for address in ["fd00:10:244:1::2", "fd00:10:244:2::/64", "fd00:172:18::12", "fd00:10:96::a"] {
+        assert!(text.contains(address), "{address}");
+    }
+    // IPv4 is as it was.
+    cluster.pod("ops/remote").unwrap().connect(single.at(8080), LIMIT).unwrap();
 }
 
 #[test]
