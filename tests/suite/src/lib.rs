@@ -1,7 +1,10 @@
-//! What the datapath tests share: a small cluster with Sluice on its node, and ways to see what the two ends
-//! of a connection see.
+//! What the datapath tests share: clusters with Sluice on their nodes, connections seen from both ends, and
+//! a look at the packets between them. A panic here is a test's failure report.
 
+pub mod carried;
 pub mod ends;
+pub mod enforced;
+pub mod packets;
 pub mod pattern;
 pub mod procfs;
 pub mod stage;
