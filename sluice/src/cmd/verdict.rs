@@ -77,3 +77,46 @@ fn answer_all(prober: &Prober, mut input: impl BufRead, mut output: impl Write) 
     output.flush()?;
     Ok(all_decided)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PODS: &str = "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIP: 10.0.0.1}}\n---\n\
+                        {apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIP: 10.0.0.2}}";
+    const GOOD: &str = r#"{"id":"good","src":{"pod":"default/a"},"dst":{"pod":"default/b"},"port":80}"#;
+
+    fn answers(input: &[u8]) -> (bool, Vec<serde_json::Value>) {
+        let objects = policy_cache::parse([(Path::new("pods.yaml"), PODS)]).unwrap();
+        let snapshot = policy_cache::compile(&objects, &Options::default(), Generation(1));
+        let prober = Prober::new(&objects, Arc::new(snapshot));
+        let mut output = Vec::new();
+        let all_decided = answer_all(&prober, input, &mut output).unwrap();
+        let lines = String::from_utf8(output).unwrap();
+        (all_decided, lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    #[test]
+    fn each_probe_gets_one_line_and_a_bad_one_does_not_stop_the_rest() {
+        let (all_decided, lines) = answers(format!("{GOOD}\n\nnonsense\n  \r\n{GOOD}").as_bytes());
+        assert!(!all_decided);
+        assert_eq!(lines.len(), 3);
+        assert_eq!((&lines[0]["id"], &lines[0]["verdict"]), (&"good".into(), &"allow".into()));
+        assert!(lines[1]["error"].is_string() && lines[1]["id"].is_null());
+        assert_eq!(lines[2], lines[0]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_a_bad_probe() {
+        let (all_decided, lines) = answers(&[b"\xff\xfe\n", GOOD.as_bytes(), b"\n"].concat());
+        assert!(!all_decided);
+        assert!(lines[0]["error"].is_string());
+        assert_eq!(lines[1]["verdict"], "allow");
+    }
+
+    #[test]
+    fn all_probes_decided_is_success() {
+        assert!(answers(GOOD.as_bytes()).0);
+        assert!(answers(b"").0);
+    }
+}
