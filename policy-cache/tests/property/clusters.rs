@@ -39,20 +39,27 @@ impl Cluster {
         json!({"apiVersion": "v1", "kind": "List", "items": self.objects()})
     }
 
-    /// This cluster with some of its pods, policies and namespaces taken from another.
+    /// This cluster with some of its objects, or parts of its pods, taken from another.
     pub(crate) fn changed_by(&self, other: &Self, picks: &[(usize, usize)]) -> Self {
         let mut changed = self.clone();
         for (kind, index) in picks {
-            let (list, from) = match kind {
-                0 => (&mut changed.pods, &other.pods),
-                1 => (&mut changed.policies, &other.policies),
-                _ => (&mut changed.namespaces, &other.namespaces),
+            let (list, from, part) = match kind {
+                0 => (&mut changed.pods, &other.pods, None),
+                1 => (&mut changed.pods, &other.pods, Some("/metadata/labels")),
+                2 => (&mut changed.pods, &other.pods, Some("/spec")),
+                3 => (&mut changed.policies, &other.policies, None),
+                4 => (&mut changed.policies, &other.policies, Some("/spec")),
+                _ => (&mut changed.namespaces, &other.namespaces, None),
             };
-            // The lists are named alike by position, so the other's object takes this one's place.
-            match (from.get(*index), *index < list.len()) {
-                (Some(object), true) => list[*index] = object.clone(),
-                (Some(object), false) if *index == list.len() => list.push(object.clone()),
-                (None, true) if *index + 1 == list.len() => drop(list.pop()),
+            match (part, from.get(*index), list.get_mut(*index)) {
+                (Some(part), Some(theirs), Some(own)) => {
+                    if let (Some(theirs), Some(own)) = (theirs.pointer(part), own.pointer_mut(part)) {
+                        own.clone_from(theirs);
+                    }
+                }
+                (None, Some(theirs), Some(own)) => own.clone_from(theirs),
+                (None, Some(theirs), None) => list.push(theirs.clone()),
+                (None, None, Some(_)) => drop(list.remove(*index)),
                 _ => {}
             }
         }

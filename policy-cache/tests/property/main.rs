@@ -69,13 +69,13 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_time: 15_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, max_shrink_time: 15_000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_flow_that_two_snapshots_decide_differently_has_an_affected_end(
         cluster in clusters::cluster(),
         change in clusters::cluster(),
-        picks in prop::collection::vec((0_usize..3, 0_usize..8), 1..4),
+        picks in prop::collection::vec((0_usize..6, 0_usize..4), 1..3),
         surroundings in clusters::surroundings(),
         flows in clusters::flows(),
     ) {
