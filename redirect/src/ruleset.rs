@@ -308,9 +308,19 @@ fn stray(script: &mut Script, spec: &RedirectSpec) {
 
 fn intercept(script: &mut Script, spec: &RedirectSpec) {
     let proxy = spec.marks.proxy;
+    script.chain("errors", None);
+    for (protocol, errors) in icmp_errors(spec) {
+        script.rule(
+            &format!(
+                "meta nfproto {protocol} {errors} socket transparent 1 meta mark set meta mark or {proxy:#x} accept"
+            ),
+            "errors about the proxy's packets",
+        );
+    }
+    script.end();
     script.chain("intercept", Some(("filter", "prerouting", INTERCEPT_PRIORITY)));
     script.rule("iifname lo accept", "own-node legs are never redirected again");
-    script.rule("meta l4proto != tcp accept", "only TCP");
+    script.rule("meta l4proto != tcp goto errors", "of the rest only errors");
     script.rule(&format!("{OPENING} goto first_packet"), "a new connection; before the sockets' rule");
     script.rule(
         &format!("socket transparent 1 meta mark set meta mark or {proxy:#x} accept"),
@@ -331,6 +341,12 @@ fn untracked(script: &mut Script, spec: &RedirectSpec) {
         &format!("meta l4proto tcp socket mark and {cluster:#x} == {cluster:#x} notrack"),
         "replies to upstream legs",
     );
+    for (protocol, errors) in icmp_errors(spec) {
+        script.rule(
+            &format!("meta nfproto {protocol} {errors} socket mark and {cluster:#x} == {cluster:#x} notrack"),
+            "errors about upstream legs",
+        );
+    }
     script.end();
     script.chain("untracked_out", Some(("filter", "output", RAW_PRIORITY)));
     script.rule(&format!("meta mark and {cluster:#x} == {cluster:#x} notrack"), "upstream legs");
@@ -395,6 +411,18 @@ fn refuse(script: &mut Script, spec: &RedirectSpec) {
         rule(unreachable, "meta nfproto ipv6", "icmpv6 type addr-unreachable", "the gate found nobody");
     }
     script.end();
+}
+
+/// ICMP errors, by family. They go to the source of the packet they are about, which on upstream legs is the
+/// client's address; the proxy's socket must have them, for path MTU discovery above all. `socket` looks up
+/// the packet that an error quotes (net/ipv4/netfilter/nf_socket_ipv4.c, `extract_icmp4_fields`).
+fn icmp_errors(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+    let count = if spec.ipv6 { 2 } else { 1 };
+    let types = [
+        ("ipv4", "icmp type { destination-unreachable, time-exceeded, parameter-problem }"),
+        ("ipv6", "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"),
+    ];
+    types.into_iter().take(count)
 }
 
 fn families(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, u8)> + use<> {

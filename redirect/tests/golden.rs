@@ -127,7 +127,7 @@ fn the_rule_for_new_connections_stands_before_the_one_for_the_proxys_sockets() {
     for (name, spec) in cases() {
         let nft = ruleset(&spec).nft;
         let opening = nft.find("goto first_packet").unwrap();
-        let owned = nft.find("socket transparent").unwrap();
+        let owned = nft.find("\t\tsocket transparent").unwrap();
         assert!(opening < owned, "{name}");
     }
 }
