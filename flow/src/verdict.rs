@@ -115,6 +115,8 @@ impl fmt::Display for PolicyRef {
 pub enum Reason {
     /// This end is no pod with identity, so the side has nothing to say.
     NotApplicable,
+    /// The pod runs on another node, and that node decides for it.
+    OtherNode,
     /// No policy isolates the pod in this direction.
     NotIsolated,
     /// A rule matched; `policies` names it.
@@ -138,6 +140,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotApplicable => "not-applicable",
+            Self::OtherNode => "other-node",
             Self::NotIsolated => "not-isolated",
             Self::RuleMatched => "rule-matched",
             Self::NoRuleMatched => "no-rule-matched",
@@ -168,6 +171,11 @@ impl SideVerdict {
     /// A side that has nothing to say, because its end is no pod with identity.
     pub const fn not_applicable() -> Self {
         Self { verdict: Verdict::Allow, tier: None, policies: None, reason: Reason::NotApplicable }
+    }
+
+    /// A side that the node of its pod decides.
+    pub const fn other_node() -> Self {
+        Self { verdict: Verdict::Allow, tier: None, policies: None, reason: Reason::OtherNode }
     }
 
     /// A refusal that no policy asked for.

@@ -3,8 +3,8 @@
 //! Reads one snapshot. Performs no I/O and never consults the clock. What is missing is refused: no snapshot,
 //! and a connection of which neither end is a known pod of this node.
 
-use flow::{Decision, Endpoint, Generation, Reason, Tuple};
-use policy_cache::Snapshot;
+use flow::{Decision, Endpoint, Generation, Reason, SideVerdict, Tuple};
+use policy_cache::{IdentifiedFlow, Snapshot};
 
 use crate::registry::Judged;
 
@@ -69,11 +69,24 @@ pub(crate) fn no_longer_allowed(snapshot: &Snapshot, tuple: &Tuple, before: &Jud
 fn judge(snapshot: &Snapshot, tuple: &Tuple) -> Judged {
     let identified = snapshot.identify(tuple);
     let decision = if is_local_pod(&identified.source) || is_local_pod(&identified.destination) {
-        snapshot.decide(&identified)
+        leave_other_nodes_sides(snapshot.decide(&identified), &identified)
     } else {
         Decision::refused(snapshot.generation(), Reason::UnknownLocalPod)
     };
     Judged { source: identified.source, destination: identified.destination, decision }
+}
+
+/// Each node enforces for its own pods: what another node's pod may do is decided there, by that node's
+/// snapshot. So each denial has one record, on the node of the pod whose policy denied it, and a node that
+/// hears of a change late cannot refuse in another's name.
+fn leave_other_nodes_sides(mut decision: Decision, flow: &IdentifiedFlow) -> Decision {
+    if is_remote_pod(&flow.source) {
+        decision.egress = SideVerdict::other_node();
+    }
+    if is_remote_pod(&flow.destination) {
+        decision.ingress = SideVerdict::other_node();
+    }
+    decision
 }
 
 fn leg(snapshot: &Snapshot, judged: &Judged, tuple: &Tuple) -> Leg {
@@ -90,6 +103,10 @@ fn leg(snapshot: &Snapshot, judged: &Judged, tuple: &Tuple) -> Leg {
 
 fn is_local_pod(endpoint: &Endpoint) -> bool {
     endpoint.pod().is_some_and(|pod| pod.local)
+}
+
+fn is_remote_pod(endpoint: &Endpoint) -> bool {
+    endpoint.pod().is_some_and(|pod| !pod.local)
 }
 
 /// True unless there was a pod and it is another one now, or none.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use flow::{DialedAddr, EndCause, OrigDst};
+use flow::{EndCause, OrigDst};
 
 use crate::admit::admit;
 use crate::authorize::{Leg, authorize};
@@ -20,16 +20,12 @@ use crate::sys::tcp;
 
 /// Carries one connection. It was registered before this reads the snapshot, so that no policy change can
 /// fall between the decision and the registration.
-pub(crate) async fn carry(
-    path: Arc<Datapath>,
-    connection: Registered,
-    syn: HeldSyn,
-    dialed: Option<DialedAddr>,
-) {
+pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) {
     let live = Arc::clone(connection.live());
 
     let snapshot = path.policy.current();
     let (judged, permit) = authorize(snapshot.as_deref(), &live.tuple);
+    let dialed = syn.dialed();
     let service = dialed.and_then(|dialed| snapshot.as_deref()?.service_at(dialed.0, live.tuple.protocol));
     connection.report(|report| report.service = service);
     connection.judged(judged);

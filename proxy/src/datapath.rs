@@ -21,6 +21,7 @@ use crate::registry::{Registry, Stop};
 use crate::relay::{Carrier, LegSocket};
 use crate::revoke;
 use crate::sys;
+use crate::sys::icmp::IcmpSocket;
 
 /// How often abandoned attempts are looked for, and gauges brought up to date.
 const TICK: Duration = Duration::from_secs(1);
@@ -148,6 +149,7 @@ impl Running {
             registry: Arc::new(Registry::new(recorder, metrics.clone())),
             gate: Arc::new(Gatekeeper {
                 queue,
+                icmp: open_icmp(),
                 pending: Mutex::new(Pending::new(config.max_pending, config.max_pending_per_client)),
                 marks,
                 metrics: metrics.clone(),
@@ -218,6 +220,14 @@ impl Running {
         self.parts.shutdown().await;
         DrainReport { live, reset }
     }
+}
+
+fn open_icmp() -> Option<IcmpSocket> {
+    IcmpSocket::open()
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no raw socket (CAP_NET_RAW): unreachable destinations look refused");
+        })
+        .ok()
 }
 
 fn start_parts(path: &Arc<Datapath>, listeners: Vec<std::net::TcpListener>) -> JoinSet<Failure> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use audit::GateDrop;
-use flow::DialedAddr;
 
 use crate::connection;
 use crate::datapath::Datapath;
@@ -118,14 +117,13 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
             return drop_packet(GateDrop::Duplicate);
         }
     }
-    let held = HeldSyn::new(&path.gate, syn.tuple, packet.id, packet.mark, now);
-    let dialed = packet.dialed.map(DialedAddr);
+    let held = HeldSyn::new(&path.gate, syn, &packet, now);
     match path.registry.register(syn.tuple) {
         Ok(registered) => {
-            tokio::spawn(connection::carry(Arc::clone(path), registered, held, dialed));
+            tokio::spawn(connection::carry(Arc::clone(path), registered, held));
         }
         Err(older) => {
-            tokio::spawn(succeed(Arc::clone(path), older, held, dialed));
+            tokio::spawn(succeed(Arc::clone(path), older, held));
         }
     }
 }
@@ -135,12 +133,12 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
 /// Most often that connection has ended a moment ago, in the kernel but not yet in its task: the SYN waits
 /// for the task. Else the connection is established, and its socket answers the SYN (RFC 9293, section
 /// 3.10.7.4): a client that has lost its side of the connection then resets ours, and tries again.
-async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn, dialed: Option<DialedAddr>) {
+async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn) {
     if tokio::time::timeout(SUCCESSION, path.registry.left(&older)).await.is_err() {
         return drop(held.release());
     }
     match path.registry.register(older.tuple) {
-        Ok(registered) => connection::carry(path, registered, held, dialed).await,
+        Ok(registered) => connection::carry(path, registered, held).await,
         // The table of pending attempts keeps a third from coming in between.
         Err(_) => drop(held),
     }

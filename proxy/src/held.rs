@@ -1,19 +1,24 @@
 //! A held SYN: the one thing a client waits for. It leaves the gate exactly once, whatever happens.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use audit::Metrics;
-use flow::Tuple;
+use flow::{DialedAddr, Tuple};
 
 use crate::datapath::Marks;
+use crate::packet::Syn;
 use crate::pending::Pending;
-use crate::sys::nfqueue::{PacketVerdict, Queue};
+use crate::sys::icmp::IcmpSocket;
+use crate::sys::nfqueue::{Packet, PacketVerdict, Queue};
 
 /// What all held SYNs of the gate share.
 #[derive(Debug)]
 pub(crate) struct Gatekeeper {
     pub(crate) queue: Queue,
+    /// `None` where raw sockets are not permitted: unreachable destinations then look refused.
+    pub(crate) icmp: Option<IcmpSocket>,
     pub(crate) pending: Mutex<Pending>,
     pub(crate) marks: Marks,
     pub(crate) metrics: Metrics,
@@ -36,7 +41,8 @@ impl Gatekeeper {
 #[derive(Debug)]
 pub(crate) struct HeldSyn {
     gate: Arc<Gatekeeper>,
-    tuple: Tuple,
+    syn: Syn,
+    dialed: Option<DialedAddr>,
     packet: u32,
     mark: u32,
     since: Instant,
@@ -51,35 +57,57 @@ pub(crate) struct InHandshake {
 }
 
 impl HeldSyn {
-    pub(crate) fn new(gate: &Arc<Gatekeeper>, tuple: Tuple, packet: u32, mark: u32, since: Instant) -> Self {
-        Self { gate: Arc::clone(gate), tuple, packet, mark, since, is_open: true }
+    pub(crate) fn new(gate: &Arc<Gatekeeper>, syn: Syn, packet: &Packet<'_>, since: Instant) -> Self {
+        Self {
+            gate: Arc::clone(gate),
+            syn,
+            dialed: packet.dialed.map(DialedAddr),
+            packet: packet.id,
+            mark: packet.mark,
+            since,
+            is_open: true,
+        }
+    }
+
+    /// The address that was dialled, where the kernel tells it of held packets.
+    pub(crate) fn dialed(&self) -> Option<DialedAddr> {
+        self.dialed
     }
 
     /// Lets it through: the kernel completes the handshake with the listener.
     pub(crate) fn release(mut self) -> InHandshake {
         // In this order, so that a copy that arrives meanwhile is not taken for a held one.
-        self.gate.pending().release(&self.tuple);
+        self.gate.pending().release(&self.syn.tuple);
         self.verdict(PacketVerdict::Accept);
-        InHandshake { gate: Arc::clone(&self.gate), tuple: self.tuple }
+        InHandshake { gate: Arc::clone(&self.gate), tuple: self.syn.tuple }
     }
 
     /// Answers it with a TCP reset: the client sees ECONNREFUSED.
     pub(crate) fn reset(mut self) {
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.reset));
-        self.gate.pending().settle(&self.tuple, false, Instant::now());
+        self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
     }
 
     /// Answers it with an ICMP error: the client sees EHOSTUNREACH.
+    ///
+    /// IPv6 errors are sent by the rules. An IPv4 error quotes the address that was dialled, as far as it is
+    /// known; the rules' reset follows for a client that cannot make out what the error is about.
     pub(crate) fn unreachable(mut self) {
+        let destination = self.dialed.map_or(self.syn.tuple.destination.0, |dialed| dialed.0);
+        if let (SocketAddr::V4(client), SocketAddr::V4(destination), Some(icmp)) =
+            (self.syn.tuple.client.0, destination, &self.gate.icmp)
+            && let Err(error) = icmp.host_unreachable(client, destination, self.syn.isn)
+        {
+            tracing::debug!(%error, "no ICMP error for an unreachable destination");
+        }
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.unreachable));
-        // The client's kernel may try again before it reports the error (RFC 1122, section 4.2.3.9).
-        self.gate.pending().settle(&self.tuple, true, Instant::now());
+        self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
     }
 
     /// Answers it with silence; copies of it are part of the same attempt.
     pub(crate) fn silence(mut self) {
         self.verdict(PacketVerdict::Drop);
-        self.gate.pending().settle(&self.tuple, true, Instant::now());
+        self.gate.pending().settle(&self.syn.tuple, true, Instant::now());
     }
 
     fn verdict(&mut self, verdict: PacketVerdict) {
@@ -93,7 +121,7 @@ impl Drop for HeldSyn {
     fn drop(&mut self) {
         if self.is_open {
             self.verdict(PacketVerdict::Drop);
-            self.gate.pending().settle(&self.tuple, false, Instant::now());
+            self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
         }
     }
 }

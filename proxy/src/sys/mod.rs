@@ -2,6 +2,7 @@
 //! knows of policies or connections.
 
 pub(crate) mod descriptors;
+pub(crate) mod icmp;
 pub(crate) mod nfqueue;
 pub(crate) mod pipe;
 pub(crate) mod readiness;
