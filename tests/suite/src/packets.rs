@@ -10,7 +10,7 @@ impl<'a> SynCount<'a> {
     /// Counts from now on. Once per namespace.
     pub fn start(netns: &'a Netns) -> Self {
         let table = "table inet tap {\n counter syns { }\n chain in {\n type filter hook prerouting priority -400\n \
-                     tcp flags & (syn | ack) == syn counter name syns\n }\n}\n";
+                     iifname != lo tcp flags & (syn | ack) == syn counter name syns\n }\n}\n";
         netns.nft(table).expect("count packets");
         Self(netns)
     }
