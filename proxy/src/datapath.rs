@@ -1,7 +1,8 @@
 //! Wires the phases together, keeps them running, and brings them to an end.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use audit::{GateDrop, Metrics, Recorder};
@@ -46,8 +47,10 @@ pub struct DatapathOptions {
     pub config: ProxyConfig,
     /// Port of the transparent listener on loopback.
     pub listener_port: u16,
-    /// Number of the NFQUEUE that holds SYNs.
+    /// Number of the first NFQUEUE that holds SYNs.
     pub queue: u16,
+    /// How many there are, at least 1: each has a reader of its own.
+    pub queues: u16,
     /// The mark bits of the rules in force.
     pub marks: Marks,
     /// Where decisions are read from.
@@ -100,7 +103,8 @@ pub struct DrainReport {
 pub(crate) struct Datapath {
     pub(crate) policy: SnapshotStore,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) gate: Arc<Gatekeeper>,
+    pub(crate) pending: Arc<Mutex<Pending>>,
+    pub(crate) gates: Vec<Arc<Gatekeeper>>,
     pub(crate) pairing: Pairing<LegSocket>,
     pub(crate) connector: Connector,
     pub(crate) carrier: Carrier,
@@ -137,23 +141,21 @@ impl Running {
     ///
     /// Errors name what is missing and how to get it.
     pub fn start(options: DatapathOptions) -> Result<Self, StartError> {
-        let DatapathOptions { config, listener_port, queue, marks, policy, recorder, metrics } = options;
+        let DatapathOptions { config, listener_port, queue, queues, marks, policy, recorder, metrics } =
+            options;
         let limit = sys::descriptors::raise_limit().map_err(StartError::Limit)?;
         // On small hosts pipes must not eat the budget: two descriptors each.
         let max_pipes = config.max_pipes.min(usize::try_from(limit / 16).unwrap_or(usize::MAX));
         let kept_back = config.reserved_descriptors + 2 * max_pipes as u64;
         let listeners = listener::open(listener_port, config.keepalive_s)?;
-        let queue = gate::open(queue)?;
+        let pending = Pending::new(config.max_pending, config.max_pending_per_client);
+        let pending = Arc::new(Mutex::new(pending));
+        let gates = open_gates(queue..queue.saturating_add(queues.max(1)), &pending, marks, &metrics)?;
         let path = Arc::new(Datapath {
             policy,
             registry: Arc::new(Registry::new(recorder, metrics.clone())),
-            gate: Arc::new(Gatekeeper {
-                queue,
-                icmp: open_icmp(),
-                pending: Mutex::new(Pending::new(config.max_pending, config.max_pending_per_client)),
-                marks,
-                metrics: metrics.clone(),
-            }),
+            pending,
+            gates,
             pairing: Pairing::new(),
             connector: Connector::new(
                 marks,
@@ -190,9 +192,9 @@ impl Running {
         self.path.registry.len()
     }
 
-    /// True while the kernel still knows this process as the reader of its queue.
+    /// True while the kernel still knows this process as the reader of its queues.
     pub fn holds_queue(&self) -> bool {
-        self.path.gate.queue.dropped().is_some()
+        self.path.gates.iter().all(|gate| gate.queue.dropped().is_some())
     }
 
     /// Stops admitting connections, waits for the live ones up to `limit`, then resets those that are left.
@@ -222,8 +224,23 @@ impl Running {
     }
 }
 
-fn open_icmp() -> Option<IcmpSocket> {
+fn open_gates(
+    queues: Range<u16>,
+    pending: &Arc<Mutex<Pending>>,
+    marks: Marks,
+    metrics: &Metrics,
+) -> Result<Vec<Arc<Gatekeeper>>, GateError> {
+    let icmp = open_icmp();
+    let open_gate = |number| {
+        let (pending, icmp, metrics) = (Arc::clone(pending), icmp.clone(), metrics.clone());
+        Ok(Arc::new(Gatekeeper { queue: gate::open(number)?, icmp, pending, marks, metrics }))
+    };
+    queues.map(open_gate).collect()
+}
+
+fn open_icmp() -> Option<Arc<IcmpSocket>> {
     IcmpSocket::open()
+        .map(Arc::new)
         .inspect_err(|error| {
             tracing::warn!(%error, "no raw socket (CAP_NET_RAW): unreachable destinations look refused");
         })
@@ -236,8 +253,10 @@ fn start_parts(path: &Arc<Datapath>, listeners: Vec<std::net::TcpListener>) -> J
         let path = Arc::clone(path);
         parts.spawn(async { Failure::Listener(listener::accept(path, listener).await) });
     }
-    let of_gate = Arc::clone(path);
-    parts.spawn(async { Failure::Gate(gate::read(of_gate).await) });
+    for gate in &path.gates {
+        let (path, gate) = (Arc::clone(path), Arc::clone(gate));
+        parts.spawn(async { Failure::Gate(gate::read(path, gate).await) });
+    }
     let of_revocation = Arc::clone(path);
     parts.spawn(async {
         revoke::follow(of_revocation).await;
@@ -257,7 +276,7 @@ async fn tick(path: Arc<Datapath>) -> Failure {
     loop {
         interval.tick().await;
         let (abandoned, held) = {
-            let pending = path.gate.pending();
+            let pending = path.pending.lock().unwrap_or_else(PoisonError::into_inner);
             (pending.abandoned(Instant::now()), pending.len())
         };
         for tuple in abandoned {
@@ -269,7 +288,7 @@ async fn tick(path: Arc<Datapath>) -> Failure {
         path.metrics
             .gate_dropped
             .of(GateDrop::QueueFull)
-            .inc_by(queue_full.since_last(path.gate.queue.dropped()));
+            .inc_by(queue_full.since_last(path.gates.iter().map(|gate| gate.queue.dropped()).sum()));
         if let Ok(open) = sys::descriptors::count_open() {
             path.metrics.descriptors_open.set(i64::try_from(open).unwrap_or(i64::MAX));
         }

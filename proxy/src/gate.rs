@@ -8,7 +8,7 @@ use audit::GateDrop;
 
 use crate::connection;
 use crate::datapath::Datapath;
-use crate::held::HeldSyn;
+use crate::held::{Gatekeeper, HeldSyn};
 use crate::packet::parse_syn;
 use crate::pending::Arrival;
 use crate::registry::{Live, Stop};
@@ -51,8 +51,8 @@ pub(crate) fn open(number: u16) -> Result<Queue, GateError> {
 }
 
 /// Reads until the queue fails; then the node can admit nothing, and the process must end.
-pub(crate) async fn read(path: Arc<Datapath>) -> io::Error {
-    let readiness = match watch_queue(&path.gate.queue) {
+pub(crate) async fn read(path: Arc<Datapath>, gate: Arc<Gatekeeper>) -> io::Error {
+    let readiness = match watch_queue(&gate.queue) {
         Ok(readiness) => readiness,
         Err(error) => return error,
     };
@@ -62,10 +62,10 @@ pub(crate) async fn read(path: Arc<Datapath>) -> io::Error {
             Ok(ready) => ready,
             Err(error) => return error,
         };
-        match path.gate.queue.read(&mut batch) {
+        match gate.queue.read(&mut batch) {
             Ok(()) => {
                 for packet in batch.packets() {
-                    arrive(&path, packet);
+                    arrive(&path, &gate, packet);
                 }
                 if !batch.is_full() {
                     ready.clear_ready();
@@ -82,7 +82,7 @@ pub(crate) async fn read(path: Arc<Datapath>) -> io::Error {
 }
 
 /// Judges one held packet: a new attempt becomes a connection, anything else gets its verdict here.
-fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
+fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_>>) {
     let now = Instant::now();
     path.metrics.gate_packets.inc();
     let Some(packet) = packet else {
@@ -92,7 +92,7 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
     };
     let drop_packet = |reason| {
         path.metrics.gate_dropped.of(reason).inc();
-        path.gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);
+        gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);
     };
     let syn = match parse_syn(packet.payload) {
         Ok(syn) => syn,
@@ -104,9 +104,9 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
     if path.is_draining() {
         return drop_packet(GateDrop::Shutdown);
     }
-    match path.gate.pending().arrive(&syn, now) {
+    match gate.pending().arrive(&syn, now) {
         Arrival::New => {}
-        Arrival::InHandshake => return path.gate.verdicts(&[(packet.id, PacketVerdict::Accept)]),
+        Arrival::InHandshake => return gate.verdicts(&[(packet.id, PacketVerdict::Accept)]),
         Arrival::Duplicate | Arrival::Silenced => return drop_packet(GateDrop::Duplicate),
         Arrival::ClientLimit => return drop_packet(GateDrop::Flood),
         Arrival::TotalLimit => return drop_packet(GateDrop::Overload),
@@ -117,7 +117,7 @@ fn arrive(path: &Arc<Datapath>, packet: Option<Packet<'_>>) {
             return drop_packet(GateDrop::Duplicate);
         }
     }
-    let held = HeldSyn::new(&path.gate, syn, &packet, now);
+    let held = HeldSyn::new(gate, syn, &packet, now);
     match path.registry.register(syn.tuple) {
         Ok(registered) => {
             tokio::spawn(connection::carry(Arc::clone(path), registered, held));

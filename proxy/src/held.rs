@@ -13,13 +13,14 @@ use crate::pending::Pending;
 use crate::sys::icmp::IcmpSocket;
 use crate::sys::nfqueue::{Packet, PacketVerdict, Queue};
 
-/// What all held SYNs of the gate share.
+/// What all held SYNs of one queue share.
 #[derive(Debug)]
 pub(crate) struct Gatekeeper {
     pub(crate) queue: Queue,
     /// `None` where raw sockets are not permitted: unreachable destinations then look refused.
-    pub(crate) icmp: Option<IcmpSocket>,
-    pub(crate) pending: Mutex<Pending>,
+    pub(crate) icmp: Option<Arc<IcmpSocket>>,
+    /// One table for all gates: a client's connections may come through any of them.
+    pub(crate) pending: Arc<Mutex<Pending>>,
     pub(crate) marks: Marks,
     pub(crate) metrics: Metrics,
 }

@@ -35,9 +35,9 @@ fn sweep(path: &Datapath, before: Option<&Snapshot>, now: &Snapshot) {
         Affected::All => path.registry.all(),
         Affected::Addresses(addresses) => path.registry.of_addresses(addresses),
     };
-    for live in connections {
-        judge_again(path, now, &live);
-    }
+    let looked_at = connections.len();
+    let revoked = connections.iter().filter(|live| judge_again(path, now, live)).count();
+    tracing::debug!(generation = now.generation().0, looked_at, revoked, "judged live connections again");
 }
 
 /// Judges a connection by the current snapshot, right after its first decision was noted.
@@ -52,15 +52,16 @@ pub(crate) fn check(path: &Datapath, live: &Live) {
     }
 }
 
-fn judge_again(path: &Datapath, now: &Snapshot, live: &Live) {
+/// True when this ended the connection.
+fn judge_again(path: &Datapath, now: &Snapshot, live: &Live) -> bool {
     // Not judged yet: the connection checks itself once it is.
-    let Some(judged) = live.judged() else { return };
+    let Some(judged) = live.judged() else { return false };
     if judged.decision.generation >= now.generation() || live.stop_order().is_some() {
-        return;
+        return false;
     }
-    if let Some(decision) = no_longer_allowed(now, &live.tuple, judged) {
-        tracing::info!(tuple = %live.tuple, id = %live.id, "revoking a connection that is no longer allowed");
-        path.metrics.policy_revocations.inc();
-        live.stop(Stop::Revoked(decision));
-    }
+    let Some(decision) = no_longer_allowed(now, &live.tuple, judged) else { return false };
+    tracing::info!(tuple = %live.tuple, id = %live.id, "revoking a connection that is no longer allowed");
+    path.metrics.policy_revocations.inc();
+    live.stop(Stop::Revoked(decision));
+    true
 }

@@ -86,7 +86,6 @@ impl Conditions {
     }
 
     /// Marks the thread `name` as running until the returned value is dropped, by a return or a panic.
-    #[allow(dead_code, reason = "the wiring does not hand it to the datapath's threads yet")]
     pub(crate) fn alive(&self, name: &'static str) -> Alive {
         self.lock().threads.insert(name, true);
         Alive { conditions: self.clone(), name }
@@ -120,7 +119,6 @@ impl State {
 
 /// A thread that must run; dropping it says that the thread ended.
 #[derive(Debug)]
-#[allow(dead_code, reason = "see `Conditions::alive`")]
 pub(crate) struct Alive {
     conditions: Conditions,
     name: &'static str,

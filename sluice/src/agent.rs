@@ -18,7 +18,7 @@ use proxy::{DatapathOptions, Running};
 use redirect::{Redirect, RedirectHandle, RedirectSpec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::admin::{self, AdminHandle, Conditions};
+use crate::admin::{self, AdminHandle, Alive, Conditions};
 use crate::config::Config;
 use crate::interfaces::own_addresses;
 
@@ -46,7 +46,12 @@ pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
         let drain = options.config.shutdown.clone();
         let mut agent = Agent::start(options).await?;
         let code = agent.serve().await?;
-        agent.stop(Duration::from_millis(drain.drain_timeout_ms), Duration::from_millis(drain.records_timeout_ms)).await;
+        agent
+            .stop(
+                Duration::from_millis(drain.drain_timeout_ms),
+                Duration::from_millis(drain.records_timeout_ms),
+            )
+            .await;
         Ok(code)
     })
 }
@@ -60,6 +65,7 @@ struct Agent {
     records: Writer,
     conditions: Conditions,
     metrics: Metrics,
+    alive: Option<Alive>,
     _admin: Option<AdminHandle>,
     signals: Signals,
 }
@@ -107,6 +113,7 @@ impl Agent {
             config: config.proxy,
             listener_port: spec.listener_port,
             queue: spec.queue,
+            queues: spec.queues,
             marks: proxy::Marks {
                 cluster: spec.marks.cluster,
                 tracked: spec.marks.tracked,
@@ -118,6 +125,7 @@ impl Agent {
             metrics: metrics.clone(),
         })?;
         conditions.set("gate", Ok(()));
+        let alive = conditions.alive("datapath");
         let rules = Redirect::start(spec).await?;
         conditions.set("rules", Ok(()));
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
@@ -131,6 +139,7 @@ impl Agent {
             records,
             conditions,
             metrics,
+            alive: Some(alive),
             _admin: admin,
             signals,
         })
@@ -161,6 +170,7 @@ impl Agent {
                 failure = self.datapath.failed() => {
                     tracing::error!(%failure, "the datapath failed; isolated pods stay closed until a restart");
                     self.conditions.set("gate", Err(failure.to_string()));
+                    self.alive = None;
                     return Ok(ExitCode::from(1));
                 }
             }
@@ -207,12 +217,17 @@ impl Agent {
         if self.manifests.status().failing_since.is_none() {
             self.metrics.snapshot_age.reset();
         }
-        let gate = if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
+        let gate =
+            if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
         self.conditions.set("gate", gate);
     }
 }
 
-fn start_admin(address: SocketAddr, conditions: &Conditions, metrics: &Metrics) -> anyhow::Result<AdminHandle> {
+fn start_admin(
+    address: SocketAddr,
+    conditions: &Conditions,
+    metrics: &Metrics,
+) -> anyhow::Result<AdminHandle> {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     let admin = admin::start(address, conditions.clone(), Arc::new(registry))?;
@@ -230,7 +245,10 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
         "manifests read"
     );
     if local.isolated.is_empty() && local.observed.is_empty() {
-        tracing::warn!(node, "no pod of the manifests has spec.nodeName of this node and an address: nothing to enforce yet");
+        tracing::warn!(
+            node,
+            "no pod of the manifests has spec.nodeName of this node and an address: nothing to enforce yet"
+        );
     }
 }
 
