@@ -1,6 +1,8 @@
 //! Random clusters as the JSON a user would write: few names and addresses, so that they often meet.
 
-use proptest::collection::{btree_map, vec};
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -51,16 +53,21 @@ impl Cluster {
                 4 => (&mut changed.policies, &other.policies, Some("/spec")),
                 _ => (&mut changed.namespaces, &other.namespaces, None),
             };
-            match (part, from.get(*index), list.get_mut(*index)) {
-                (Some(part), Some(theirs), Some(own)) => {
-                    if let (Some(theirs), Some(own)) = (theirs.pointer(part), own.pointer_mut(part)) {
-                        own.clone_from(theirs);
+            // Labels decide something so rarely that all of a kind are changed at once.
+            let relabel = matches!(kind, 1 | 5);
+            let indexes = if relabel { 0..list.len() } else { *index..*index + 1 };
+            for index in indexes {
+                match (part, from.get(index), list.get_mut(index)) {
+                    (Some(part), Some(theirs), Some(own)) => {
+                        if let (Some(theirs), Some(own)) = (theirs.pointer(part), own.pointer_mut(part)) {
+                            own.clone_from(theirs);
+                        }
                     }
+                    (None, Some(theirs), Some(own)) => own.clone_from(theirs),
+                    (None, Some(theirs), None) => list.push(theirs.clone()),
+                    (None, None, Some(_)) if !relabel => drop(list.remove(index)),
+                    _ => {}
                 }
-                (None, Some(theirs), Some(own)) => own.clone_from(theirs),
-                (None, Some(theirs), None) => list.push(theirs.clone()),
-                (None, None, Some(_)) => drop(list.remove(*index)),
-                _ => {}
             }
         }
         // A pod that moved to another namespace may now bear a name that is taken.
@@ -135,9 +142,26 @@ pub(crate) fn flows() -> impl Strategy<Value = Vec<Flow>> {
     vec(flow, 24)
 }
 
+/// A flow between any two addresses of a family, on every port.
+pub(crate) fn every_flow() -> Vec<Flow> {
+    let mut flows = Vec::new();
+    for (pods, others) in [(V4, OTHERS_V4), (V6, OTHERS_V6)] {
+        let all: Vec<&str> = pods.iter().chain(others).copied().collect();
+        for (source, destination) in all.iter().flat_map(|source| all.iter().map(move |to| (*source, *to))) {
+            flows.extend(PORTS.iter().map(|port| Flow {
+                source: source.to_owned(),
+                destination: destination.to_owned(),
+                port: *port,
+                protocol: "TCP",
+            }));
+        }
+    }
+    flows
+}
+
 fn namespaces() -> impl Strategy<Value = Vec<Value>> {
     let namespace = |name: &'static str| {
-        (Just(name), option::of(labels())).prop_map(|(name, labels)| {
+        (Just(name), option::weighted(0.8, labels())).prop_map(|(name, labels)| {
             let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             if let Some(labels) = labels {
                 object["metadata"]["labels"] = labels;
@@ -190,7 +214,7 @@ fn namespace_of() -> impl Strategy<Value = Option<&'static str>> {
 }
 
 fn metadata() -> impl Strategy<Value = Value> {
-    (namespace_of(), option::of(labels())).prop_map(|(namespace, labels)| {
+    (namespace_of(), option::weighted(0.8, labels())).prop_map(|(namespace, labels)| {
         let mut metadata = Map::new();
         if let Some(namespace) = namespace {
             metadata.insert("namespace".to_owned(), json!(namespace));
@@ -344,11 +368,21 @@ fn port() -> impl Strategy<Value = Value> {
 }
 
 fn selector() -> impl Strategy<Value = Value> {
-    let key = || select(vec!["app", "tier", "kubernetes.io/metadata.name"]);
-    let value = || select(vec!["x", "y", "1", "", "a", "b", "default", "undeclared"]);
-    let labels = btree_map(key(), value(), 0..2);
-    let values = prop::collection::vec(value(), 1..4);
-    let expression = (key(), 0..4, values).prop_map(|(key, operator, values)| match operator {
+    // Each key with values it may really have: selectors that match nothing decide nothing.
+    let domain = || {
+        prop_oneof![
+            3 => Just(("app", vec!["x", "y", "z"])),
+            2 => Just(("tier", vec!["1", "", "z"])),
+            1 => Just(("kubernetes.io/metadata.name", vec!["a", "b", "default", "undeclared"])),
+        ]
+    };
+    let label = domain().prop_flat_map(|(key, values)| (Just(key), select(values)));
+    let labels = vec(label, 0..2).prop_map(|pairs| pairs.into_iter().collect::<BTreeMap<_, _>>());
+    let values = domain().prop_flat_map(|(key, values)| {
+        let count = 1..values.len();
+        (Just(key), subsequence(values, count))
+    });
+    let expression = (values, 0..4).prop_map(|((key, values), operator)| match operator {
         0 => json!({"key": key, "operator": "In", "values": values}),
         1 => json!({"key": key, "operator": "NotIn", "values": values}),
         2 => json!({"key": key, "operator": "Exists"}),
