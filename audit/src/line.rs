@@ -342,7 +342,8 @@ impl<'a> EventReason<'a> {
             return Some(Self::Detail(detail));
         }
         match (record.action, record.cause) {
-            (Action::Denied, _) => Some(Self::Refusal(&record.decision)),
+            // A held attempt may have been allowed first.
+            (Action::Denied, _) => Some(Self::Refusal(shown_decision(record))),
             (Action::Ended, _) => record.revoked_by.as_ref().map(Self::Refusal),
             (Action::Failed, cause) => cause.map(Self::Cause),
             (Action::Started, _) => None,

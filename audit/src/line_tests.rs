@@ -294,6 +294,17 @@ fn a_revoked_connection_shows_the_decision_that_ended_it() {
 }
 
 #[test]
+fn an_attempt_revoked_while_it_was_held_shows_the_decision_that_refused_it() {
+    let record = Record {
+        revoked_by: Some(refused_at_ingress(8)),
+        ..finished(Action::Denied, EndCause::PolicyRevoked)
+    };
+    let line = line(1, &record);
+    assert_eq!(line["sluice"]["ingress"], ingress_refused());
+    assert_eq!(line["event"]["reason"], "ingress no-rule-matched");
+}
+
+#[test]
 fn the_reason_of_a_refusal_names_every_side_that_refused() {
     let record = Record {
         decision: Decision::refused(Generation(0), Reason::NoSnapshot),
