@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use audit::{GateDrop, Metrics, Recorder};
 use policy_cache::SnapshotStore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{DenyAction, ProxyConfig};
 use crate::connect::Connector;
@@ -18,7 +18,7 @@ use crate::listener::{self, ListenError};
 use crate::pairing::Pairing;
 use crate::pending::Pending;
 use crate::pipes::PipePool;
-use crate::registry::{Registry, Stop};
+use crate::registry::{Phase, Registry, Stop};
 use crate::relay::{Carrier, LegSocket};
 use crate::revoke;
 use crate::sys;
@@ -26,6 +26,8 @@ use crate::sys::icmp::IcmpSocket;
 
 /// How often abandoned attempts are looked for, and gauges brought up to date.
 const TICK: Duration = Duration::from_secs(1);
+/// How long a drain keeps the listeners for handshakes that are under way: a round trip, and a lost packet.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(500);
 
 /// The mark bits that rules and datapath agree on. Each is a single bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +136,7 @@ impl Datapath {
 pub struct Running {
     path: Arc<Datapath>,
     parts: JoinSet<Failure>,
+    listeners: Vec<AbortHandle>,
 }
 
 impl Running {
@@ -175,7 +178,10 @@ impl Running {
             metrics,
         });
         path.metrics.descriptors_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
-        Ok(Self { parts: start_parts(&path, listeners), path })
+        let mut parts = JoinSet::new();
+        let listeners = start_listeners(&path, listeners, &mut parts);
+        start_parts(&path, &mut parts);
+        Ok(Self { path, parts, listeners })
     }
 
     /// Waits until a part of the datapath has failed. Cancel safe.
@@ -200,14 +206,14 @@ impl Running {
     /// Stops admitting connections, waits for the live ones up to `limit`, then resets those that are left.
     /// Every one of them has written its record when this returns.
     ///
-    /// Attempts that are held are left unanswered: their clients try again and meet the next process.
+    /// Attempts that are held are left unanswered, and the listeners are closed: when their clients try again,
+    /// the rules treat them as they treat every new connection while nobody listens.
     pub async fn drain(mut self, limit: Duration) -> DrainReport {
         self.path.draining.store(true, Ordering::Relaxed);
-        for live in self.path.registry.all() {
-            if !live.is_in(crate::registry::Phase::Carrying) && !live.is_in(crate::registry::Phase::Closing) {
-                live.stop(Stop::Shutdown);
-            }
-        }
+        self.stop_all_in(Phase::Held);
+        let _ = tokio::time::timeout(limit.min(LAST_HANDSHAKES), self.handshakes_done()).await;
+        self.stop_all_in(Phase::Handshake);
+        self.listeners.iter().for_each(AbortHandle::abort);
         let live = self.path.registry.len();
         let drained = tokio::time::timeout(limit, self.path.registry.emptied()).await.is_ok();
         let mut reset = 0;
@@ -221,6 +227,21 @@ impl Running {
         }
         self.parts.shutdown().await;
         DrainReport { live, reset }
+    }
+
+    fn stop_all_in(&self, phase: Phase) {
+        self.path
+            .registry
+            .all()
+            .iter()
+            .filter(|live| live.is_in(phase))
+            .for_each(|live| live.stop(Stop::Shutdown));
+    }
+
+    async fn handshakes_done(&self) {
+        while self.path.registry.all().iter().any(|live| live.is_in(Phase::Handshake)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -247,12 +268,19 @@ fn open_icmp() -> Option<Arc<IcmpSocket>> {
         .ok()
 }
 
-fn start_parts(path: &Arc<Datapath>, listeners: Vec<std::net::TcpListener>) -> JoinSet<Failure> {
-    let mut parts = JoinSet::new();
-    for listener in listeners {
+fn start_listeners(
+    path: &Arc<Datapath>,
+    listeners: Vec<std::net::TcpListener>,
+    parts: &mut JoinSet<Failure>,
+) -> Vec<AbortHandle> {
+    let start = |listener| {
         let path = Arc::clone(path);
-        parts.spawn(async { Failure::Listener(listener::accept(path, listener).await) });
-    }
+        parts.spawn(async { Failure::Listener(listener::accept(path, listener).await) })
+    };
+    listeners.into_iter().map(start).collect()
+}
+
+fn start_parts(path: &Arc<Datapath>, parts: &mut JoinSet<Failure>) {
     for gate in &path.gates {
         let (path, gate) = (Arc::clone(path), Arc::clone(gate));
         parts.spawn(async { Failure::Gate(gate::read(path, gate).await) });
@@ -265,7 +293,6 @@ fn start_parts(path: &Arc<Datapath>, listeners: Vec<std::net::TcpListener>) -> J
     });
     let of_tick = Arc::clone(path);
     parts.spawn(async { tick(of_tick).await });
-    parts
 }
 
 /// Ends attempts whose clients have given up, and exports what only the kernel counts.
