@@ -118,7 +118,14 @@ impl Queue {
         // Overflow then drops the packet (its kernel sends it again) without poisoning the next read.
         socket.set_no_enobufs(true)?;
         let queue = Self { socket, number };
-        queue.configure(CFG_CMD, &[1, 0, 0, 0])?;
+        queue.configure(CFG_CMD, &[1, 0, 0, 0]).map_err(|cause| match cause.raw_os_error() {
+            // To a stranger the kernel refuses a queue that is taken before it would call it busy
+            // (nfqnl_recv_config in nfnetlink_queue.c). Without privilege the table cannot be read either.
+            Some(nix::libc::EPERM) if queue.dropped().is_some() => {
+                io::Error::from_raw_os_error(nix::libc::EBUSY)
+            }
+            _ => cause,
+        })?;
         let range = COPY_RANGE.to_be_bytes();
         queue.configure(CFG_PARAMS, &[range[0], range[1], range[2], range[3], 2])?;
         queue.configure(CFG_QUEUE_MAXLEN, &max_held.to_be_bytes())?;
