@@ -43,7 +43,16 @@ fn main() -> ExitCode {
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("sluice: {error:#}");
+        eprintln!("sluice: {}", in_one_line(&error));
         ExitCode::from(2)
+    })
+}
+
+/// An error, and those of its causes that it does not quote itself.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        quoted if quoted.contains(&cause) => text,
+        _ => format!("{text}: {cause}"),
     })
 }
