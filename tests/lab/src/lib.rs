@@ -25,7 +25,7 @@ pub use cluster::{Cluster, External, Node, Pod};
 pub use error::LabError;
 pub use iproute::{ip_batch, nft_script};
 pub use netns::{Netns, remove_namespaces};
-pub use process::{Sluice, SluiceOptions};
+pub use process::{Sluice, SluiceOptions, sluice_binary};
 pub use server::{GREETING, Server, greeting_peer};
 pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort};
 pub use wait::{wait_for, wait_until};

@@ -59,7 +59,7 @@ impl Sluice {
     pub(crate) fn start(node: &Node, options: &SluiceOptions) -> Result<Self, LabError> {
         let binary = match &options.binary {
             Some(binary) => binary.clone(),
-            None => default_binary()?,
+            None => sluice_binary()?,
         };
         let file = |extension: &str| node.folder().join(format!("{}.{extension}", node.name()));
         let records = options.records.clone().unwrap_or_else(|| file("records"));
@@ -279,7 +279,8 @@ fn read_records(path: &Path) -> Result<Vec<Value>, LabError> {
         .collect()
 }
 
-fn default_binary() -> Result<PathBuf, LabError> {
+/// The binary under test: `SLUICE_BIN`, or `sluice` in the folder this executable was built into.
+pub fn sluice_binary() -> Result<PathBuf, LabError> {
     if let Some(path) = std::env::var_os("SLUICE_BIN") {
         let path = PathBuf::from(path);
         return if path.is_file() { Ok(path) } else { Err(LabError::NoBinary { path }) };
