@@ -43,7 +43,8 @@ pub struct Stage {
     sluice: Option<Sluice>,
     /// The cluster.
     pub cluster: Cluster,
-    options: SluiceOptions,
+    /// How Sluice is started.
+    pub options: SluiceOptions,
 }
 
 impl Stage {
