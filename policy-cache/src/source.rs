@@ -262,22 +262,27 @@ struct Place {
     entry: Option<OsString>,
 }
 
-/// What to watch for changes of `path`. The folder it is in, because editors replace files and folders are
-/// renamed, the same for what a link leads to, and below a folder everything.
+/// What to watch for changes of `path`: everything below a folder; for a file the folder it is in, because
+/// editors replace files; and the same for what a link leads to, and for the link.
+///
+/// Not what is beside a folder: records are often written there, and each line would be an event. A folder
+/// that is itself replaced tells of its own removal, and the poll finds the new one.
 fn places(path: &Path) -> Vec<Place> {
     let in_parent = |path: &Path| {
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Some(Place { folder: folder.to_owned(), entry: Some(path.file_name()?.to_owned()) })
     };
     let mut places = Vec::new();
-    // A folder watched as a whole first: a second watch of the same folder would replace the first.
-    if let Ok(real) = path.canonicalize() {
-        if real.is_dir() {
-            places.push(Place { folder: real.clone(), entry: None });
-        }
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if real.is_dir() {
+        places.push(Place { folder: real, entry: None });
+    } else {
         places.extend(in_parent(&real));
     }
-    places.extend(in_parent(path));
+    // A folder watched as a whole first: a second watch of the same folder would replace the first.
+    if !path.is_dir() || path.is_symlink() {
+        places.extend(in_parent(path));
+    }
     places
 }
 
