@@ -317,9 +317,11 @@ impl Drop for Registered {
             (false, _) => Outcome::Failed,
         };
         let record = self.record(action(outcome), Some(cause));
-        self.registry.remove(&self.live.tuple);
         count(&self.registry.metrics, outcome, &record);
+        // In this order: an empty registry means that every record is on its way, and a connection that uses
+        // the tuple again is recorded after this one.
         self.registry.recorder.submit(record);
+        self.registry.remove(&self.live.tuple);
     }
 }
 
