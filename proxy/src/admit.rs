@@ -6,6 +6,7 @@ use crate::datapath::Datapath;
 use crate::held::HeldSyn;
 use crate::registry::{Phase, Registered, Stop};
 use crate::relay::LegSocket;
+use crate::sys::tcp;
 
 /// Lets the client's kernel finish `connect()`. The connection is expected before the SYN is released, so
 /// that the listener always knows whose it is.
@@ -23,7 +24,7 @@ pub(crate) async fn admit(
     };
     live.enter(Phase::Handshake);
     let _handshake = syn.release();
-    tokio::select! {
+    let outcome = tokio::select! {
         biased;
         stop = live.stopped() => Err(match stop {
             Stop::Revoked(_) => EndCause::PolicyRevoked,
@@ -32,5 +33,12 @@ pub(crate) async fn admit(
         }),
         client = expected.accepted() => Ok(client),
         () = tokio::time::sleep(path.handshake_limit) => Err(EndCause::ClientGone),
+    };
+    if outcome.is_err()
+        && let Some(client) = expected.give_up()
+    {
+        // Accepted just now, and known to nobody else: a FIN would tell its client of a server that hung up.
+        tcp::reset_on_close(client.get_ref());
     }
+    outcome
 }

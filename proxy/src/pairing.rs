@@ -68,6 +68,13 @@ impl<T> Expected<'_, T> {
             Err(_) => std::future::pending().await,
         }
     }
+
+    /// Expects it no longer. The connection that was delivered and not yet taken is given back: one that is
+    /// delivered from now on goes back to who delivers it.
+    pub(crate) fn give_up(mut self) -> Option<T> {
+        self.accepted.close();
+        self.accepted.try_recv().ok()
+    }
 }
 
 impl<T> Drop for Expected<'_, T> {
@@ -98,6 +105,25 @@ mod tests {
         assert!(pairing.expect(tuple(1)).is_none(), "one tuple is expected once");
         drop(expected);
         assert_eq!(pairing.deliver(&tuple(1), "stream"), Err("stream"));
+    }
+
+    #[test]
+    fn a_connection_is_never_lost_between_delivery_and_giving_up() {
+        let pairing = Pairing::new();
+        let expected = pairing.expect(tuple(1)).unwrap();
+        assert_eq!(pairing.deliver(&tuple(1), "stream"), Ok(()));
+        assert_eq!(expected.give_up(), Some("stream"));
+        let expected = pairing.expect(tuple(1)).unwrap();
+        assert_eq!(expected.give_up(), None);
+        assert_eq!(pairing.deliver(&tuple(1), "stream"), Err("stream"));
+        for _ in 0..2_000 {
+            let expected = pairing.expect(tuple(1)).unwrap();
+            let (back, given) = std::thread::scope(|scope| {
+                let delivering = scope.spawn(|| pairing.deliver(&tuple(1), "stream").err());
+                (expected.give_up(), delivering.join().unwrap())
+            });
+            assert!(back.is_some() != given.is_some(), "kept or handed back: {back:?}, {given:?}");
+        }
     }
 
     proptest! {
