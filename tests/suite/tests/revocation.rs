@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::{Cluster, ClusterBuilder, PodSpec, wait_until};
+use lab::{Cluster, ClusterBuilder, Pod, PodSpec, wait_until};
 use serde_json::{Value, json};
 use suite::carried::Carried;
 use suite::enforced::{Enforced, LIMIT, told};
@@ -190,13 +192,13 @@ fn a_pod_that_is_gone_takes_its_connections_with_it() {
 /// The cluster's own manifests, one pod left out.
 fn without_pod(cluster: &Cluster, namespace: &str, name: &str) -> String {
     let manifests = cluster.manifests();
-    let is_it = |document: &&str| {
+    let is_it = |document: &str| {
         document.contains("kind: Pod\n")
             && document.contains(&format!("name: {name}\n"))
             && document.contains(&format!("namespace: {namespace}\n"))
     };
     let documents: Vec<&str> = manifests.split("---\n").collect();
-    assert_eq!(documents.iter().copied().filter(|document| is_it(&document)).count(), 1);
+    assert_eq!(documents.iter().copied().filter(|document| is_it(document)).count(), 1);
     documents.into_iter().filter(|document| !is_it(document)).collect::<Vec<_>>().join("---\n")
 }
 
@@ -234,6 +236,96 @@ fn an_attempt_that_is_held_is_refused_when_a_change_denies_it() {
     assert_eq!(record["sluice"]["ingress"]["policies"], json!(["NetworkPolicy/shop/red-only"]));
     assert_eq!(record["event"]["reason"], "ingress no-rule-matched");
     assert_eq!(scene.cluster.metric(NODE, "sluice_connections_denied_total{side=\"ingress\"}"), 1.0);
+}
+
+/// Between the moment a connection is decided and the moment it is carried, no change may fall unnoticed.
+#[test]
+fn no_connection_slips_through_a_change_that_falls_into_its_opening() {
+    let cluster = Enforced::start(builder(), &[("blue.yaml", &blue("trusted: 'no'"))], "");
+    let (client, server) = (cluster.pod("blue/client"), cluster.pod("shop/server"));
+    let _answering = server.serve(8080).unwrap();
+    for round in 0..4 {
+        let opened = AtomicUsize::new(0);
+        let (open, refusals) = std::thread::scope(|scope| {
+            let dialling: Vec<_> = (0..3)
+                .map(|_| scope.spawn(|| dial_until_refused(client, server.at(8080), &opened)))
+                .collect();
+            assert!(wait_until(LIMIT, || opened.load(Ordering::Relaxed) >= 30));
+            cluster.apply("policy.yaml", &policy("red-only", "server", FROM_RED));
+            let outcomes = dialling.into_iter().map(|thread| thread.join().unwrap());
+            outcomes.fold((Vec::new(), Vec::new()), |(mut open, mut refusals), (streams, refusal)| {
+                open.extend(streams);
+                refusals.push(refusal);
+                (open, refusals)
+            })
+        });
+        // Reset instead: the change fell between the handshake and the return of connect(2).
+        let expected = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+        assert!(refusals.iter().all(|kind| expected.contains(kind)), "round {round}: {refusals:?}");
+        for mut stream in open {
+            let seen = stream.read(&mut [0]).map_err(|error| error.kind());
+            assert_eq!(seen, Err(ErrorKind::ConnectionReset), "round {round}");
+        }
+        assert!(wait_until(LIMIT, || cluster.metric(NODE, "sluice_connections_live") == 0.0));
+        cluster.change(|cluster| cluster.remove_policy("policy.yaml").unwrap());
+    }
+    // Carried ones were revoked; those that met the change on their way were denied, and never carried.
+    let records = cluster.records(NODE);
+    let ended = |record: &&Value| record["event"]["action"] != "connection-started";
+    let causes: BTreeSet<String> = records.iter().filter(ended).map(told).collect();
+    let allowed = [
+        "connection-denied policy-denied",
+        "connection-denied policy-revoked",
+        "connection-ended policy-revoked",
+    ];
+    assert!(causes.iter().all(|cause| allowed.contains(&cause.as_str())), "{causes:?}");
+}
+
+/// Connects again and again. Gives the connections that came to be, and the error that ended the row.
+fn dial_until_refused(client: &Pod, to: SocketAddr, opened: &AtomicUsize) -> (Vec<TcpStream>, ErrorKind) {
+    let mut streams = Vec::new();
+    loop {
+        match client.connect(to, LIMIT) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                streams.push(stream);
+                opened.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => return (streams, error.kind()),
+        }
+    }
+}
+
+/// Each node judges its own pods: the server's node ends the connection, and the client's carries that on.
+#[test]
+fn a_connection_between_nodes_is_ended_by_the_node_of_the_pod_that_is_isolated() {
+    let two_nodes = Cluster::builder()
+        .nodes(2)
+        .pod(PodSpec::new("shop/client").on("node1").label("app", "client"))
+        .pod(PodSpec::new("shop/server").on("node2").label("app", "server"));
+    for (policy, ending, other, cause) in [
+        (policy("shut", "server", ""), "node2", "node1", "server-reset"),
+        (
+            policy("jail", "client", "").replace("[Ingress], ingress", "[Egress], egress"),
+            "node1",
+            "node2",
+            "client-reset",
+        ),
+    ] {
+        let cluster = Enforced::start(two_nodes.clone(), &[], CONFIG);
+        let server = cluster.pod("shop/server");
+        let listener = server.listen(8080).unwrap();
+        let mut carried = Carried::open(cluster.pod("shop/client"), &listener, server.at(8080));
+        carried.exchange(10, 20).unwrap();
+        cluster.apply("policy.yaml", &policy);
+        assert!(carried.is_reset(), "both ends see a reset");
+        let record = cluster.last_record(ending, carried.local);
+        assert_eq!(told(&record), "connection-ended policy-revoked");
+        assert_eq!(cluster.metric(ending, REVOKED), 1.0);
+        let elsewhere = cluster.last_record(other, carried.local);
+        assert_eq!(told(&elsewhere), format!("connection-ended {cause}"));
+        assert_eq!(elsewhere["network"]["community_id"], record["network"]["community_id"]);
+    }
 }
 
 #[test]
