@@ -118,11 +118,26 @@ fn killed_it_leaves_isolated_pods_closed_and_others_open_and_works_again_after_a
     assert_eq!(visit(server, plain.at(80), NO_ANSWER), Err(ErrorKind::TimedOut), "from an isolated pod, too");
     assert_eq!(visit(other, plain.at(80), LIMIT), Ok(()));
 
-    // An attempt made meanwhile succeeds with its kernel's next try.
-    let (other, to) = (other.netns().name().to_owned(), server.at(ALLOWED));
-    let waiting = thread::spawn(move || Netns::open(&other).unwrap().connect(to, LIMIT).map(drop));
+    // Attempts made meanwhile succeed with their kernel's next try.
+    let (name, to) = (other.netns().name().to_owned(), server.at(ALLOWED));
+    let waiting = thread::spawn(move || {
+        Netns::open(&name).unwrap().run(|| {
+            let attempt = || {
+                let begin = Instant::now();
+                TcpStream::connect_timeout(&to, LIMIT).map(|_| begin.elapsed())
+            };
+            thread::scope(|scope| {
+                let attempts: Vec<_> = (0..8).map(|_| scope.spawn(attempt)).collect();
+                attempts.into_iter().map(|attempt| attempt.join().unwrap()).collect::<Result<Vec<_>, _>>()
+            })
+        })
+    });
     stage.start_sluice().unwrap();
-    waiting.join().unwrap().unwrap();
+    let times = waiting.join().unwrap().unwrap();
+    assert!(
+        times.iter().all(|time| *time > Duration::from_millis(900)),
+        "the first SYN was dropped: {times:?}"
+    );
     let (other, server, plain) = (stage.pod("other"), stage.pod("server"), stage.pod("plain"));
     assert_eq!(visit(other, server.at(ALLOWED), LIMIT), Ok(()));
     assert_eq!(visit(other, server.at(DENIED), LIMIT), Err(ErrorKind::ConnectionRefused));
