@@ -1,6 +1,6 @@
 //! Kubernetes objects → a compiled [`Snapshot`] → [`Snapshot::decide`].
 //!
-//! Manifests are read and validated as a whole ([`load`]), compiled once ([`compile`]) and published through
+//! Manifests are read and validated as a whole ([`load`]), compiled once ([`compile()`]) and published through
 //! a [`SnapshotStore`]. A decision reads one snapshot and nothing else. Only this crate knows Kubernetes
 //! objects; nothing here touches a socket or the kernel's rules.
 

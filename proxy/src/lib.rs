@@ -1,6 +1,6 @@
 //! The datapath: turns a pod's connection attempt into a refusal or a carried connection, and a record.
 //!
-//! [`connection`] is the life of one connection on one screen; each of its phases is a file. Invariants: an
+//! `connection.rs` is the life of one connection on one screen; each of its phases is a file. Invariants: an
 //! error is never an allow; a connection is registered before the snapshot is read; one connection writes one
 //! final record. This crate installs no rules and reads no files.
 

@@ -2,8 +2,8 @@
 //! transaction, one routing rule and one route per address family, and, where the kernel has no nft `queue`,
 //! one iptables chain.
 //!
-//! [`ruleset`] and [`delta`] are pure: no clock, no I/O, no lock. [`Redirect::start`] applies and keeps what
-//! they say; [`cleanup`] takes it away. Nothing outside the table `inet sluice`, the configured mark bits,
+//! [`ruleset()`] and [`delta`] are pure: no clock, no I/O, no lock. [`Redirect::start`] applies and keeps what
+//! they say; [`cleanup()`] takes it away. Nothing outside the table `inet sluice`, the configured mark bits,
 //! routing table and rule, and the chain `SLUICE-GATE` is changed.
 
 mod cleanup;

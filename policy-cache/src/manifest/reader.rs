@@ -71,7 +71,7 @@ impl<'n, 'p> Cursor<'n, 'p> {
     }
 
     /// The child `key`, unless it is absent or null. A parent that is no mapping has no children: whoever
-    /// reads it with [`Cursor::fields`] has it reported.
+    /// reads it with `fields` has it reported.
     pub(crate) fn get<'c>(&'c self, key: &str) -> Option<Cursor<'n, 'c>>
     where
         'p: 'c,
