@@ -29,6 +29,9 @@ pub struct RedirectConfig {
     pub fail_mode: FailMode,
     /// Which part of the kernel holds the first packet. Default `auto`.
     pub backend: BackendChoice,
+    /// New connections a second that one client address may bring to the gate; the kernel drops the SYNs of
+    /// those beyond, so that a flood from one pod cannot delay the others. 0 is no limit. Default 10000.
+    pub syn_rate_per_client: u32,
 }
 
 impl Default for RedirectConfig {
@@ -42,6 +45,7 @@ impl Default for RedirectConfig {
             rule_priority: 93,
             fail_mode: FailMode::default(),
             backend: BackendChoice::default(),
+            syn_rate_per_client: 10_000,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::pods::{LocalPods, SetElements};
+use crate::ruleset::SYN_RATE;
 use crate::ruleset::{CreatedBases, TABLE};
 use crate::tool::{ToolError, nft};
 
@@ -69,6 +70,8 @@ fn parse(text: &str) -> Option<Listing> {
             let addresses = members.iter().map(|member| member.as_str()?.parse::<IpAddr>().ok());
             let addresses: Option<Vec<IpAddr>> = addresses.collect();
             match (set.get("name").and_then(Value::as_str), addresses) {
+                // What clients do fills these sets.
+                (Some(name), _) if name.starts_with(SYN_RATE) => {}
                 (Some("isolated4" | "isolated6"), Some(addresses)) => pods.isolated.extend(addresses),
                 (Some("observed4" | "observed6"), Some(addresses)) => pods.observed.extend(addresses),
                 (Some(_), None) => plain = false,

@@ -16,6 +16,9 @@ pub(crate) const TABLE: &str = "sluice";
 /// The chain of the iptables gate, in table `mangle`.
 pub(crate) const GATE_CHAIN: &str = "SLUICE-GATE";
 
+/// What the names of the sets begin with that remember how many connections each client opens.
+pub(crate) const SYN_RATE: &str = "syn_rate";
+
 /// After destination translation at -100 (`dstnat`), so that rules see pods and pod ports.
 const INTERCEPT_PRIORITY: i32 = -90;
 /// Where iptables keeps its `mangle` chains; the nft gate stands at the same place.
@@ -82,6 +85,8 @@ pub struct RedirectSpec {
     pub rule_priority: u32,
     /// What becomes of new connections while no proxy listens.
     pub fail_mode: FailMode,
+    /// New connections a second from one client address; 0 is no limit.
+    pub syn_rate_per_client: u32,
     /// The part of the kernel that holds first packets.
     pub gate: GateBackend,
     /// Whether the node has IPv6.
@@ -108,6 +113,7 @@ impl RedirectSpec {
             route_table: config.route_table,
             rule_priority: config.rule_priority,
             fail_mode: config.fail_mode,
+            syn_rate_per_client: config.syn_rate_per_client,
             gate,
             ipv6,
             pods,
@@ -228,6 +234,12 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
         set("isolated6", "ipv6_addr", element_list(&elements.isolated6));
         set("observed6", "ipv6_addr", element_list(&elements.observed6));
     }
+    if spec.syn_rate_per_client > 0 {
+        for (_, version) in families(spec) {
+            let flags = "size 65535; flags dynamic, timeout; timeout 10s;";
+            script.line(1, &format!("set {SYN_RATE}{version} {{ type ipv{version}_addr; {flags} }}"));
+        }
+    }
 }
 
 /// Whether pods of the two kinds are closed while no proxy listens: (isolated, observed).
@@ -249,6 +261,7 @@ fn targets(script: &mut Script, spec: &RedirectSpec) {
             continue;
         }
         script.chain(name, None);
+        syn_rate(script, spec);
         let (port, proxy) = (spec.listener_port, spec.marks.proxy);
         let mut families = vec![("ipv4", "ip", "127.0.0.1")];
         if spec.ipv6 {
@@ -263,6 +276,22 @@ fn targets(script: &mut Script, spec: &RedirectSpec) {
         }
         script.rule(&format!("counter {verdict}"), &format!("nobody listens: {name}"));
         script.end();
+    }
+}
+
+/// Keeps a flood out of the queue, where everyone's first packets stand in one line. A source that finds no
+/// room in the set is not limited here, and meets the gate's own bounds.
+fn syn_rate(script: &mut Script, spec: &RedirectSpec) {
+    let rate = spec.syn_rate_per_client;
+    if rate == 0 {
+        return;
+    }
+    for (protocol, version) in families(spec) {
+        let limit = format!("limit rate over {rate}/second burst {} packets", rate.div_ceil(2));
+        script.rule(
+            &format!("update @{SYN_RATE}{version} {{ {protocol} saddr {limit} }} counter drop"),
+            "too many new connections from one address",
+        );
     }
 }
 

@@ -51,6 +51,7 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
                 config.listener_port = 9000;
                 config.route_table = 200;
                 config.rule_priority = 50;
+                config.syn_rate_per_client = 0;
             }),
         ),
         (

@@ -298,6 +298,44 @@ fn load_a_flood_of_refused_syns_from_one_pod_leaves_another_pod_s_connections_al
 }
 
 #[test]
+fn load_a_flood_at_full_speed_stays_below_its_limit_at_the_gate_and_delays_nobody() {
+    const RATE: u32 = 1_000;
+    const SPAN: Duration = Duration::from_secs(3);
+    let stage = Stage::new(&format!("redirect: {{syn_rate_per_client: {RATE}}}\n")).unwrap();
+    let (client, other, server) = (stage.pod("client"), stage.pod("other"), stage.pod("server"));
+    let _answerer = Answerer::start(server, ALLOWED);
+    let sender = SynSender::open(client, client.address()).unwrap();
+    let to = SocketAddrV4::new(server.address(), DENIED);
+    let begin = Instant::now();
+    let (mut times, sent) = thread::scope(|scope| {
+        let flooding = scope.spawn(|| {
+            let mut sent = 0_u32;
+            while begin.elapsed() < SPAN {
+                let port = 1_024 + u16::try_from(sent % 60_000).unwrap();
+                // A full transmit queue is the flood's own limit.
+                let _ = sender.send(port, sent, to);
+                sent += 1;
+            }
+            sent
+        });
+        let mut times = Vec::new();
+        while !flooding.is_finished() {
+            times.push(other.run(|| ask(server.at(ALLOWED), false)).unwrap());
+        }
+        (times, flooding.join().unwrap())
+    });
+    times.sort();
+    let slowest = times[times.len() - 1];
+    let seen = stage.sluice().metric("sluice_gate_packets_total").unwrap() - times.len() as f64;
+    println!("{sent} SYNs sent, {seen} at the gate; {} connections beside, slowest {slowest:?}", times.len());
+    assert!(slowest < STALL, "{slowest:?}");
+    // The burst, the rate for the span, and a second for what was still on its way.
+    assert!(seen <= f64::from(RATE) * 4.5, "{seen} of {sent} came through");
+    assert!(f64::from(sent) > f64::from(RATE) * 10.0, "{sent} is no flood");
+    assert!(stage.settled());
+}
+
+#[test]
 fn a_syn_that_finds_no_room_is_sent_again_and_then_succeeds() {
     let stage = Stage::new("proxy: {max_pending: 16, max_pending_per_client: 16}\n").unwrap();
     let (client, other, server) = (stage.pod("client"), stage.pod("other"), stage.pod("server"));
