@@ -181,8 +181,8 @@ fn a_reset_ends_both_legs_also_after_a_fin_and_while_the_other_side_takes_nothin
                 "held back" => {
                     first.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
                     let chunk = noise(1, 1 << 18);
+                    // Until nothing is taken any more: the bytes wait in a pipe, or in the rest of a copy.
                     while (&*first).write(&chunk).is_ok() {}
-                    assert!(until(|| relayed.metrics.pipes_in_use.get() == 1), "held for the bytes in it");
                 }
                 _ => {}
             }
