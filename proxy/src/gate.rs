@@ -11,7 +11,7 @@ use crate::datapath::Datapath;
 use crate::held::{Gatekeeper, HeldSyn};
 use crate::packet::parse_syn;
 use crate::pending::Arrival;
-use crate::registry::{Live, Stop};
+use crate::registry::{Live, Phase, Stop};
 use crate::sys::nfqueue::{Batch, Packet, PacketVerdict, Queue};
 use crate::sys::readiness::watch_queue;
 
@@ -110,11 +110,12 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
         Arrival::Duplicate | Arrival::Silenced => return drop_packet(GateDrop::Duplicate),
         Arrival::ClientLimit => return drop_packet(GateDrop::Flood),
         Arrival::TotalLimit => return drop_packet(GateDrop::Overload),
-        Arrival::Superseding => {
+        // A released SYN's connection ends as its client ended it; a held one has nobody waiting.
+        Arrival::Successor { was_released: true } => {}
+        Arrival::Successor { was_released: false } => {
             if let Some(older) = path.registry.get(&syn.tuple) {
                 older.stop(Stop::ClientGone);
             }
-            return drop_packet(GateDrop::Duplicate);
         }
     }
     let held = HeldSyn::new(gate, syn, &packet, now);
@@ -135,11 +136,14 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
 /// 3.10.7.4): a client that has lost its side of the connection then resets ours, and tries again.
 async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn) {
     if tokio::time::timeout(SUCCESSION, path.registry.left(&older)).await.is_err() {
-        return drop(held.release());
+        if older.is_in(Phase::Carrying) {
+            drop(held.release());
+        }
+        return;
     }
     match path.registry.register(older.tuple) {
         Ok(registered) => connection::carry(path, registered, held).await,
-        // The table of pending attempts keeps a third from coming in between.
+        // Another successor was faster; this one's client sends its SYN again.
         Err(_) => drop(held),
     }
 }

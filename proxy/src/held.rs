@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use audit::Metrics;
-use flow::{DialedAddr, Tuple};
+use flow::DialedAddr;
 
 use crate::datapath::Marks;
 use crate::packet::Syn;
@@ -54,7 +54,7 @@ pub(crate) struct HeldSyn {
 #[derive(Debug)]
 pub(crate) struct InHandshake {
     gate: Arc<Gatekeeper>,
-    tuple: Tuple,
+    syn: Syn,
 }
 
 impl HeldSyn {
@@ -78,15 +78,16 @@ impl HeldSyn {
     /// Lets it through: the kernel completes the handshake with the listener.
     pub(crate) fn release(mut self) -> InHandshake {
         // In this order, so that a copy that arrives meanwhile is not taken for a held one.
-        self.gate.pending().release(&self.syn.tuple);
+        self.gate.pending().release(&self.syn);
         self.verdict(PacketVerdict::Accept);
-        InHandshake { gate: Arc::clone(&self.gate), tuple: self.syn.tuple }
+        InHandshake { gate: Arc::clone(&self.gate), syn: self.syn }
     }
 
     /// Answers it with a TCP reset: the client sees ECONNREFUSED.
     pub(crate) fn reset(mut self) {
+        // Settled first: the client may try again from the same port before the verdict has returned.
+        self.gate.pending().settle(&self.syn, false, Instant::now());
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.reset));
-        self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
     }
 
     /// Answers it with an ICMP error: the client sees EHOSTUNREACH.
@@ -101,14 +102,14 @@ impl HeldSyn {
         {
             tracing::debug!(%error, "no ICMP error for an unreachable destination");
         }
+        self.gate.pending().settle(&self.syn, false, Instant::now());
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.unreachable));
-        self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
     }
 
     /// Answers it with silence; copies of it are part of the same attempt.
     pub(crate) fn silence(mut self) {
         self.verdict(PacketVerdict::Drop);
-        self.gate.pending().settle(&self.syn.tuple, true, Instant::now());
+        self.gate.pending().settle(&self.syn, true, Instant::now());
     }
 
     fn verdict(&mut self, verdict: PacketVerdict) {
@@ -122,13 +123,13 @@ impl Drop for HeldSyn {
     fn drop(&mut self) {
         if self.is_open {
             self.verdict(PacketVerdict::Drop);
-            self.gate.pending().settle(&self.syn.tuple, false, Instant::now());
+            self.gate.pending().settle(&self.syn, false, Instant::now());
         }
     }
 }
 
 impl Drop for InHandshake {
     fn drop(&mut self) {
-        self.gate.pending().settle(&self.tuple, false, Instant::now());
+        self.gate.pending().settle(&self.syn, false, Instant::now());
     }
 }

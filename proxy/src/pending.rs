@@ -27,8 +27,12 @@ pub(crate) enum Arrival {
     InHandshake,
     /// The SYN of an attempt that was answered with silence: stay silent.
     Silenced,
-    /// Another attempt with the ports of a held one: the older is given up, this copy dropped.
-    Superseding,
+    /// A new attempt with the ports of an older one, whose place it takes: its client has given the older up
+    /// (`was_released` is false), or has ended it a moment ago.
+    Successor {
+        /// Whether the older one's SYN was released.
+        was_released: bool,
+    },
     /// This client holds as many attempts as one client may.
     ClientLimit,
     /// All clients together hold as many attempts as there may be.
@@ -76,7 +80,9 @@ impl Pending {
         self.forget_old_silences(now);
         if let Some(attempt) = self.held.get_mut(&syn.tuple) {
             if attempt.isn != syn.isn {
-                return Arrival::Superseding;
+                let was_released = attempt.released;
+                *attempt = Attempt { isn: syn.isn, first_seen: now, last_seen: now, released: false };
+                return Arrival::Successor { was_released };
             }
             attempt.last_seen = now;
             return if attempt.released { Arrival::InHandshake } else { Arrival::Duplicate };
@@ -98,16 +104,23 @@ impl Pending {
     }
 
     /// The held SYN was released: copies of it now belong to the kernel's handshake.
-    pub(crate) fn release(&mut self, tuple: &Tuple) {
-        if let Some(attempt) = self.held.get_mut(tuple) {
+    pub(crate) fn release(&mut self, syn: &Syn) {
+        if let Some(attempt) = self.held.get_mut(&syn.tuple)
+            && attempt.isn == syn.isn
+        {
             attempt.released = true;
         }
     }
 
     /// The attempt is over. With `silent` its client was told nothing and will send its SYN again: those
-    /// copies belong to this attempt and are no new ones.
-    pub(crate) fn settle(&mut self, tuple: &Tuple, silent: bool, now: Instant) {
-        let Some(attempt) = self.held.remove(tuple) else { return };
+    /// copies belong to this attempt and are no new ones. An attempt whose place a successor took has none to
+    /// leave.
+    pub(crate) fn settle(&mut self, syn: &Syn, silent: bool, now: Instant) {
+        let tuple = &syn.tuple;
+        if self.held.get(tuple).is_none_or(|attempt| attempt.isn != syn.isn) {
+            return;
+        }
+        self.held.remove(tuple);
         let client = tuple.client.0.ip();
         if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
@@ -119,7 +132,7 @@ impl Pending {
             if self.silenced_order.len() >= self.max_total {
                 self.forget_oldest_silence();
             }
-            self.silenced.insert(*tuple, (attempt.isn, now + SILENCE));
+            self.silenced.insert(*tuple, (syn.isn, now + SILENCE));
             self.silenced_order.push_back((now + SILENCE, *tuple));
         }
     }

@@ -11,7 +11,7 @@ use crate::listing::list_table;
 use crate::marks::{Marks, MarksError};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::{RouteError, RouteSpec, Routes};
-use crate::ruleset::{CreatedBases, GATE_CHAIN, TABLE};
+use crate::ruleset::{CreatedBases, GATE_CHAIN, RedirectSpec, TABLE};
 use crate::tool::{ToolError, nft};
 
 /// What was removed.
@@ -67,14 +67,33 @@ impl fmt::Display for CleanupErrors {
 /// Removes the table, the iptables gate, the routing rules and the routes, in both families, in the network
 /// namespace of the calling thread. With nothing there, removes nothing and succeeds.
 pub async fn cleanup(config: &RedirectConfig) -> Result<CleanupReport, CleanupErrors> {
+    let marks = Marks::from_mask(config.mark_mask)
+        .map_err(|error| CleanupErrors { errors: vec![error.into()], report: CleanupReport::default() })?;
+    remove(marks.proxy, config.route_table, config.rule_priority, CreatedBases::default()).await
+}
+
+/// Takes back a first installation that failed half-way.
+pub(crate) async fn undo(spec: &RedirectSpec) {
+    if let Err(errors) = remove(spec.marks.proxy, spec.route_table, spec.rule_priority, spec.created).await {
+        tracing::error!(%errors, "a failed installation could not be taken back; run `sluice cleanup`");
+    }
+}
+
+/// `known` are the bases that were created, as far as the table cannot tell.
+async fn remove(
+    mark: u32,
+    table: u32,
+    priority: u32,
+    known: CreatedBases,
+) -> Result<CleanupReport, CleanupErrors> {
     let mut report = CleanupReport::default();
     let mut errors = Vec::new();
     // The table goes first: without it no packet is sent to the gate or the routes.
     let created = match remove_table(&mut report).await {
-        Ok(created) => created,
+        Ok(told) => known.or(told),
         Err(error) => {
             errors.push(error.into());
-            CreatedBases::default()
+            known
         }
     };
     for (family, table, input) in
@@ -84,7 +103,7 @@ pub async fn cleanup(config: &RedirectConfig) -> Result<CleanupReport, CleanupEr
             errors.push(error.into());
         }
     }
-    if let Err(error) = remove_routes(config, &mut report).await {
+    if let Err(error) = remove_routes(mark, table, priority, &mut report).await {
         errors.push(error);
     }
     if errors.is_empty() { Ok(report) } else { Err(CleanupErrors { errors, report }) }
@@ -126,15 +145,14 @@ async fn remove_gate(
     Ok(())
 }
 
-async fn remove_routes(config: &RedirectConfig, report: &mut CleanupReport) -> Result<(), CleanupError> {
-    let marks = Marks::from_mask(config.mark_mask)?;
+async fn remove_routes(
+    mark: u32,
+    table: u32,
+    priority: u32,
+    report: &mut CleanupReport,
+) -> Result<(), CleanupError> {
     let routes = Routes::open()?;
-    let want = RouteSpec {
-        mark: marks.proxy,
-        table: config.route_table,
-        priority: config.rule_priority,
-        ipv6: routes.has_rules(IpVersion::V6).await,
-    };
+    let want = RouteSpec { mark, table, priority, ipv6: routes.has_rules(IpVersion::V6).await };
     report.removed.extend(routes.remove(want).await?);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::io;
 
 use serde_json::Value;
 
+use crate::cleanup;
 use crate::gate::Iptables;
 use crate::listing::{Listing, list_table, mangle_exists};
 use crate::nfnetlink::{Family, Nfnetlink};
@@ -96,7 +97,13 @@ impl Kernel {
         }
         let (netlink, routes) = (Nfnetlink::open()?, Routes::open()?);
         let mut kernel = Self { spec, netlink, routes, iptables, installed: None, generation: None };
-        match kernel.replace().await {
+        // What a former process left keeps isolated pods closed; only what is ours alone is taken back.
+        let is_first = list_table().await?.is_none();
+        let outcome = kernel.replace().await;
+        if outcome.is_err() && is_first {
+            cleanup::undo(&kernel.spec).await;
+        }
+        match outcome {
             Ok(()) => Ok(kernel),
             Err(InstallError::Tool(error @ ToolError::Failed { .. })) => {
                 let capabilities = probe().await;

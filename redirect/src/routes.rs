@@ -27,7 +27,7 @@ pub enum RouteError {
     #[error("open rtnetlink")]
     Open(#[source] io::Error),
     /// The kernel refused.
-    #[error("{action}: {cause}")]
+    #[error("{action}: {cause}{}", hint(cause))]
     Refused {
         /// What was asked of it.
         action: &'static str,
@@ -43,6 +43,14 @@ pub enum RouteError {
         #[source]
         cause: Box<rtnetlink::Error>,
     },
+}
+
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::NetworkDown => " (is lo down? `ip link set lo up`)",
+        io::ErrorKind::PermissionDenied => " (needs CAP_NET_ADMIN: run as root)",
+        _ => "",
+    }
 }
 
 impl RouteError {

