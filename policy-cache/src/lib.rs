@@ -7,6 +7,7 @@
 mod affected;
 mod compile;
 mod decide;
+mod explain;
 mod manifest;
 mod objects;
 mod options;
@@ -17,6 +18,7 @@ mod store;
 
 pub use affected::Affected;
 pub use compile::compile;
+pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};
 pub use manifest::{LoadError, Problem, load, parse};
 pub use objects::{Counts, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub(crate) mod cleanup;
+pub(crate) mod explain;
 pub(crate) mod lab;
 pub(crate) mod rules;
 pub(crate) mod run;
