@@ -30,6 +30,8 @@ enum Command {
     Verdict(cmd::verdict::Args),
     /// Say why a connection is allowed or denied, and the smallest change that flips it
     Explain(cmd::explain::Args),
+    /// Find what is valid in manifests and yet surely not meant
+    Lint(cmd::lint::Args),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => cmd::lab::execute(args),
         Command::Verdict(args) => cmd::verdict::execute(args),
         Command::Explain(args) => cmd::explain::execute(args),
+        Command::Lint(args) => cmd::lint::execute(args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

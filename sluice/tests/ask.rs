@@ -89,3 +89,37 @@ fn explain_exits_with_2_on_bad_input() {
         assert!(error.contains(message), "{arguments:?}: {error}");
     }
 }
+
+#[test]
+fn lint_exits_by_what_it_found() {
+    let folder = Folder::new(MANIFESTS);
+    assert_eq!(
+        code_and_text(&["lint", "--manifests", folder.path()]),
+        (Some(0), String::new(), String::new())
+    );
+    let found = Folder::new(&MANIFESTS.replace("- ports: [{port: 80}]", "- ports: [{port: http}]"));
+    let (code, text, _) = code_and_text(&["lint", "--manifests", found.path()]);
+    assert_eq!(code, Some(1));
+    let place = "a.yaml:14: document 4: NetworkPolicy/shop/web: spec.ingress[0].ports[0]: ";
+    assert!(text.contains(place) && text.ends_with("[unknown-port-name]\n"), "{text}");
+    let (code, text, _) = code_and_text(&["lint", "--manifests", found.path(), "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &report["findings"][0]["line"]), (Some(1), &14.into()));
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn lint_exits_with_2_on_bad_input() {
+    let broken = Folder::new("kind: [");
+    let table: [(&[&str], &str); 4] = [
+        (&["--manifests", broken.path()], "a.yaml:"),
+        (&["--manifests", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&[], "--manifests"),
+        (&["--manifests", broken.path(), "-o", "xml"], "xml"),
+    ];
+    for (arguments, message) in table {
+        let (code, text, error) = code_and_text(&[&["lint"], arguments].concat());
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+}
