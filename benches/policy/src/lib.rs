@@ -49,7 +49,9 @@ mod tests {
         let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str()))).unwrap();
         let snapshot = compile(&objects, &Options::default(), Generation(1));
         let mut answers: HashMap<&str, usize> = HashMap::new();
-        for flow in cluster.flows(5_000, 4) {
+        let mut flows = cluster.flows(5_000, 4);
+        flows.extend(cluster.flows_of_node(1, 5_000, 4));
+        for flow in flows {
             let tuple = Tuple {
                 protocol: Protocol::Tcp,
                 client: ClientAddr((flow.source, 40_000).into()),

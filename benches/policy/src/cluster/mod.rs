@@ -157,6 +157,29 @@ impl Cluster {
         (0..count).map(|_| self.flow(&mut random)).collect()
     }
 
+    /// Random flows as the process on one node sees them: one end is a pod of that node.
+    pub fn flows_of_node(&self, node: usize, count: usize, seed: u64) -> Vec<Flow> {
+        let pods = self.workloads.iter().flatten().flat_map(|workload| &workload.pods);
+        let local: Vec<(usize, usize)> = pods.filter(|(on, _)| *on == node).copied().collect();
+        let mut random = Random::new(seed);
+        let mut pick = Random::new(!seed);
+        std::iter::repeat_with(|| self.flow(&mut random))
+            .take(count)
+            .map(|mut flow| {
+                let (node, place) = local[pick.below(local.len())];
+                let v4 = flow.source.is_ipv4();
+                let own = if v4 { pod_ip(node, place).into() } else { pod_ip6(node, place).into() };
+                // The other end stays what it was, another pod or the outside.
+                if pick.below(2) == 0 {
+                    flow.source = own;
+                } else {
+                    flow.destination.set_ip(own);
+                }
+                flow
+            })
+            .collect()
+    }
+
     fn flow(&self, random: &mut Random) -> Flow {
         let from = random.below(self.workloads.len());
         let kind = random.below(10);
