@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::compile::services::CompiledService;
 use crate::objects::{Objects, Phase};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{IdentifiedFlow, Snapshot};
 
 /// Answers probes from one snapshot.
 #[derive(Debug)]
@@ -265,7 +265,7 @@ impl Prober {
         match self.snapshot.cluster_ip(probe.destination.ip()) {
             Some(service) => self.decide_service(probe, service),
             None => {
-                let decision = self.decide_endpoint(probe, probe.destination);
+                let decision = self.snapshot.decide(&self.identify(probe, probe.destination));
                 Ok(decided(&decision, None, Vec::new()))
             }
         }
@@ -282,7 +282,10 @@ impl Prober {
             .backends
             .iter()
             .filter(same_family)
-            .map(|backend| (*backend, self.decide_endpoint(probe, *backend)))
+            .map(|backend| {
+                let flow = self.identify(probe, *backend).through_service();
+                (*backend, self.snapshot.decide(&flow))
+            })
             .collect();
         // The answer as a whole is that of the first endpoint that is denied.
         let denied = decisions.iter().find(|(_, decision)| !decision.verdict().is_allow());
@@ -293,13 +296,13 @@ impl Prober {
         Ok(decided(decision, Some(name), endpoints.collect()))
     }
 
-    fn decide_endpoint(&self, probe: &Probe, destination: SocketAddr) -> Decision {
+    fn identify(&self, probe: &Probe, destination: SocketAddr) -> IdentifiedFlow {
         let tuple = Tuple {
             protocol: probe.protocol,
             client: ClientAddr(SocketAddr::new(probe.source, 0)),
             destination: OrigDst(destination),
         };
-        self.snapshot.decide(&self.snapshot.identify(&tuple))
+        self.snapshot.identify(&tuple)
     }
 
     fn endpoint_answer(&self, backend: SocketAddr, decision: &Decision) -> EndpointAnswer {

@@ -87,6 +87,10 @@ impl Addresses {
         }
     }
 
+    pub(crate) fn node_number(&self, name: &str) -> Option<u32> {
+        self.node_numbers.get(name).copied()
+    }
+
     pub(crate) fn node_name(&self, number: u32) -> &Arc<str> {
         &self.node_names[number as usize]
     }
