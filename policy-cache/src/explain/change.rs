@@ -3,23 +3,25 @@
 //! Changes are tried on a copy of what was evaluated, and one that does not flip the verdict is not named.
 //! Sizes compare as: one label, one port, one peer, one rule, one policy.
 
-use std::fmt;
-use std::sync::Arc;
-
+use flow::Tier;
 use ipnet::IpNet;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Direction;
+use super::edit::{Edit, Part};
 use super::evaluate::{self, Connection, Party, World, policy_name};
+use super::tiers::{self, Decider};
 use super::why::misses;
-use super::written::{peer_value, policy_value, port_value, rule_value, selector_value, types};
 use crate::objects::{
-    Labels, NetworkPolicy, Numbers, Operator, Peer, Pod, Port, Requirement, Rule, Selector,
+    Action, Labels, NetworkPolicy, Numbers, Operator, Peer, Pod, PodsIn, Port, Requirement, Rule, Selector,
+    TierPeer, TierPort, TierRule,
 };
 
 /// The label every namespace carries with its own name (KEP-2161).
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// The most rules that a ClusterNetworkPolicy may have in a direction.
+const MAX_RULES: usize = 25;
 /// Labels that controllers write, different for every revision or pod: no policy should name them.
 const CONTROLLER_LABELS: &[&str] = &[
     "pod-template-hash",
@@ -79,7 +81,7 @@ pub(super) fn smallest(world: &World, connection: &Connection) -> Option<Change>
     };
     let edits = candidates.iter().find(flips)?;
     Some(Change {
-        text: edits.iter().map(ToString::to_string).collect(),
+        text: edits.iter().map(|edit| edit.told(world)).collect(),
         operations: edits.iter().flat_map(|edit| edit.operations(world)).collect(),
     })
 }
@@ -87,25 +89,6 @@ pub(super) fn smallest(world: &World, connection: &Connection) -> Option<Change>
 fn allowed(world: &World, connection: &Connection) -> bool {
     let (egress, ingress) = evaluate::both(world, connection);
     egress.verdict == "allow" && ingress.verdict == "allow"
-}
-
-/// What may be done to one object. Policies are named by their place in the world.
-#[derive(Clone, Debug)]
-enum Edit {
-    Label { pod: Pod, key: String, value: String },
-    AddPort { policy: usize, name: String, direction: Direction, rule: usize, port: Port },
-    AddPeer { policy: usize, name: String, direction: Direction, rule: usize, peer: Peer },
-    AddRule { policy: usize, name: String, direction: Direction, rule: Rule },
-    Remove { policy: usize, name: String, direction: Direction, rule: usize, part: Part },
-    AddPolicy { policy: NetworkPolicy, direction: Direction },
-}
-
-/// What of a rule is removed; places in descending order.
-#[derive(Clone, Debug)]
-enum Part {
-    Peers(Vec<usize>),
-    Ports(Vec<usize>),
-    Whole,
 }
 
 /// Every set of edits that might allow a denied connection.
@@ -118,15 +101,75 @@ fn to_allow(world: &World, connection: &Connection) -> Vec<Vec<Edit>> {
             continue;
         }
         denied_sides += 1;
-        let own = openings(world, connection, direction);
+        let own: Vec<Vec<Edit>> = match overruling(world, connection, direction) {
+            Some(edits) => edits,
+            None => openings(world, connection, direction).into_iter().map(|edit| vec![edit]).collect(),
+        };
         combined = combined
             .iter()
-            .flat_map(|before| {
-                own.iter().map(move |edit| [before.as_slice(), std::slice::from_ref(edit)].concat())
-            })
+            .flat_map(|before| own.iter().map(move |edits| [before.as_slice(), edits].concat()))
             .collect();
     }
     if denied_sides == 0 { Vec::new() } else { combined }
+}
+
+/// What overrules the rule of the Admin or Baseline tier that decides a side; `None` when none does.
+fn overruling(world: &World, connection: &Connection, direction: Direction) -> Option<Vec<Vec<Edit>>> {
+    let decided = evaluate::side(world, connection, direction).tier;
+    let tier = [Tier::Admin, Tier::Baseline].into_iter().find(|tier| decided == Some(tier.as_str()))?;
+    let Decider { policy, rule } = tiers::decider(world, connection, direction, tier)?;
+    let mut found = Vec::new();
+    let source = &world.tiers[policy];
+    let rules = tiers::rules(source, direction);
+    let allowed = evaluate::side(world, connection, direction).verdict == "allow";
+    let action = if allowed { Action::Deny } else { Action::Accept };
+    let (_, other) = ends(connection, direction);
+    if rules.len() < MAX_RULES
+        && let Some(peer) = tier_peer_for(other, direction)
+    {
+        let (protocol, port) = (connection.protocol, connection.port);
+        let ports = Some(vec![TierPort::Range { protocol, low: port, high: port }]);
+        let inserted = TierRule { name: None, action, peers: vec![peer], ports };
+        found.push(vec![Edit::Insert { policy, direction, rule, inserted }]);
+    }
+    if !allowed {
+        found.extend(dropping(world, connection, direction));
+    }
+    Some(found)
+}
+
+/// One denying rule after the other goes, until something else decides, and then that is opened.
+fn dropping(world: &World, connection: &Connection, direction: Direction) -> Vec<Vec<Edit>> {
+    let (mut world, mut edits) = (world.clone(), Vec::new());
+    loop {
+        let side = evaluate::side(&world, connection, direction);
+        if side.verdict == "allow" {
+            return vec![edits];
+        }
+        let decided = |tier: &Tier| side.tier == Some(tier.as_str());
+        let Some(tier) = [Tier::Admin, Tier::Baseline].into_iter().find(decided) else {
+            let opened = openings(&world, connection, direction).into_iter();
+            return opened.map(|edit| [edits.as_slice(), &[edit]].concat()).collect();
+        };
+        let Some(Decider { policy, rule }) = tiers::decider(&world, connection, direction, tier) else {
+            return Vec::new();
+        };
+        let edit = Edit::Drop { policy, direction, rule };
+        edit.apply(&mut world, &mut connection.clone());
+        edits.push(edit);
+    }
+}
+
+/// The narrowest peer of a cluster-wide rule. Ingress rules can name pods only.
+fn tier_peer_for(party: &Party, direction: Direction) -> Option<TierPeer> {
+    match (&party.pod, direction) {
+        (Some(pod), _) => Some(TierPeer::Pods(PodsIn {
+            namespaces: selector(&[(NAMESPACE_NAME_LABEL.to_owned(), pod.namespace.clone())].into()),
+            pods: selector(&pod.labels),
+        })),
+        (None, Direction::Egress) => Some(TierPeer::Networks(vec![IpNet::from(party.ip)])),
+        (None, Direction::Ingress) => None,
+    }
 }
 
 /// Single edits, each of which may open one side.
@@ -203,7 +246,9 @@ fn peer_for(party: &Party, policy_namespace: &str) -> Peer {
 /// Every set of edits that might deny an allowed connection: either side is enough.
 fn to_deny(world: &World, connection: &Connection) -> Vec<Vec<Edit>> {
     let sides = [Direction::Ingress, Direction::Egress];
-    sides.into_iter().filter_map(|direction| closing(world, connection, direction)).collect()
+    let closings = sides.into_iter().filter_map(|direction| closing(world, connection, direction));
+    let overruled = sides.into_iter().filter_map(|direction| overruling(world, connection, direction));
+    closings.chain(overruled.flatten()).filter(|edits| !edits.is_empty()).collect()
 }
 
 /// The edits that close one side; `None` where policies have no say.
@@ -280,196 +325,4 @@ fn ends(connection: &Connection, direction: Direction) -> (&Party, &Party) {
         Direction::Egress => (&connection.source, &connection.destination),
         Direction::Ingress => (&connection.destination, &connection.source),
     }
-}
-
-impl Edit {
-    /// See the head of the module.
-    fn size(&self) -> usize {
-        match self {
-            Self::Label { .. } => 1,
-            Self::AddPort { .. } => 2,
-            Self::AddPeer { .. } => 3,
-            Self::AddRule { .. } | Self::Remove { .. } => 5,
-            Self::AddPolicy { .. } => 8,
-        }
-    }
-
-    fn apply(&self, world: &mut World, connection: &mut Connection) {
-        if let Self::Label { pod, key, value } = self {
-            for end in [&mut connection.source, &mut connection.destination] {
-                if let Some(own) = &mut end.pod
-                    && own.namespace == pod.namespace
-                    && own.name == pod.name
-                {
-                    own.labels.insert(key.clone(), value.clone());
-                }
-            }
-            return;
-        }
-        if let Self::AddPolicy { policy, .. } = self {
-            world.policies.push(Arc::new(policy.clone()));
-            return;
-        }
-        let Some((policy, direction)) = self.place() else { return };
-        let policy = Arc::make_mut(&mut world.policies[policy]);
-        let rules = match direction {
-            Direction::Egress => &mut policy.egress,
-            Direction::Ingress => &mut policy.ingress,
-        };
-        if let Some(rules) = rules {
-            self.apply_to(rules);
-        }
-    }
-
-    /// The policy and direction of an edit to a rule.
-    fn place(&self) -> Option<(usize, Direction)> {
-        match self {
-            Self::AddPort { policy, direction, .. }
-            | Self::AddPeer { policy, direction, .. }
-            | Self::AddRule { policy, direction, .. }
-            | Self::Remove { policy, direction, .. } => Some((*policy, *direction)),
-            Self::Label { .. } | Self::AddPolicy { .. } => None,
-        }
-    }
-
-    fn apply_to(&self, rules: &mut Vec<Rule>) {
-        match self {
-            Self::AddPort { rule, port, .. } => rules[*rule].ports.get_or_insert_default().push(port.clone()),
-            Self::AddPeer { rule, peer, .. } => rules[*rule].peers.get_or_insert_default().push(peer.clone()),
-            Self::AddRule { rule, .. } => rules.push(rule.clone()),
-            Self::Remove { rule, part, .. } => {
-                let one = &mut rules[*rule];
-                match part {
-                    Part::Peers(places) => places.iter().for_each(|place| {
-                        one.peers.get_or_insert_default().remove(*place);
-                    }),
-                    Part::Ports(places) => places.iter().for_each(|place| {
-                        one.ports.get_or_insert_default().remove(*place);
-                    }),
-                    Part::Whole => {
-                        rules.remove(*rule);
-                    }
-                }
-            }
-            Self::Label { .. } | Self::AddPolicy { .. } => {}
-        }
-    }
-
-    /// As patches of the objects as they were written.
-    fn operations(&self, world: &World) -> Vec<Operation> {
-        let add = |object: &str, path: String, value: Value| {
-            vec![Operation { object: object.to_owned(), op: "add", path, value }]
-        };
-        match self {
-            Self::Label { pod, key, value } => {
-                let object = format!("Pod/{}/{}", pod.namespace, pod.name);
-                if pod.labels.is_empty() {
-                    return add(&object, "/metadata/labels".to_owned(), json!({ key: value }));
-                }
-                // RFC 6901: "~" and "/" inside a name.
-                let key = key.replace('~', "~0").replace('/', "~1");
-                add(&object, format!("/metadata/labels/{key}"), json!(value))
-            }
-            Self::AddPort { name, direction, rule, port, .. } => {
-                add(name, format!("/spec/{}/{rule}/ports/-", direction.as_str()), port_value(port))
-            }
-            Self::AddPeer { name, direction, rule, peer, .. } => {
-                let (way, peers) = (direction.as_str(), direction.peers());
-                add(name, format!("/spec/{way}/{rule}/{peers}/-"), peer_value(peer))
-            }
-            Self::AddRule { policy, name, direction, rule } => {
-                let rules = evaluate::rules(&world.policies[*policy], *direction).unwrap_or_default();
-                let value = rule_value(rule, *direction);
-                let way = direction.as_str();
-                // A list that is not there cannot be added to.
-                if rules.is_empty() {
-                    add(name, format!("/spec/{way}"), json!([value]))
-                } else {
-                    add(name, format!("/spec/{way}/-"), value)
-                }
-            }
-            Self::Remove { policy, name, direction, rule, part } => {
-                removals(&world.policies[*policy], name, *direction, *rule, part)
-            }
-            Self::AddPolicy { policy, .. } => {
-                let object = policy_name(policy);
-                vec![Operation { object, op: "create", path: String::new(), value: policy_value(policy) }]
-            }
-        }
-    }
-}
-
-fn removals(
-    policy: &NetworkPolicy,
-    name: &str,
-    direction: Direction,
-    rule: usize,
-    part: &Part,
-) -> Vec<Operation> {
-    let (way, peers) = (direction.as_str(), direction.peers());
-    let remove = |path: String| Operation { object: name.to_owned(), op: "remove", path, value: Value::Null };
-    let items = |key: &str, places: &[usize]| {
-        places.iter().map(|place| remove(format!("/spec/{way}/{rule}/{key}/{place}"))).collect()
-    };
-    match part {
-        Part::Peers(places) => items(peers, places),
-        Part::Ports(places) => items("ports", places),
-        Part::Whole => {
-            // Without rules and without policyTypes it would not isolate egress any more.
-            let types = json!(types(policy));
-            let keep = Operation {
-                object: name.to_owned(),
-                op: "add",
-                path: "/spec/policyTypes".to_owned(),
-                value: types,
-            };
-            let needed = direction == Direction::Egress && rule == 0;
-            needed.then_some(keep).into_iter().chain([remove(format!("/spec/{way}/{rule}"))]).collect()
-        }
-    }
-}
-
-impl fmt::Display for Edit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Label { pod, key, value } => {
-                write!(f, "label pod {}/{} with {key}={value}", pod.namespace, pod.name)
-            }
-            Self::AddPort { name, direction, rule, port, .. } => {
-                let way = direction.as_str();
-                write!(f, "in {name} add to spec.{way}[{rule}].ports: {}", port_value(port))
-            }
-            Self::AddPeer { name, direction, rule, peer, .. } => {
-                let (way, peers) = (direction.as_str(), direction.peers());
-                write!(f, "in {name} add to spec.{way}[{rule}].{peers}: {}", peer_value(peer))
-            }
-            Self::AddRule { name, direction, rule, .. } => {
-                let way = direction.as_str();
-                write!(f, "in {name} add to spec.{way}: {}", rule_value(rule, *direction))
-            }
-            Self::Remove { name, direction, rule, part, .. } => {
-                let (way, peers) = (direction.as_str(), direction.peers());
-                match part {
-                    Part::Whole => write!(f, "in {name} remove spec.{way}[{rule}]"),
-                    Part::Peers(places) => {
-                        write!(f, "in {name} remove from spec.{way}[{rule}].{peers}: {}", list(places))
-                    }
-                    Part::Ports(places) => {
-                        write!(f, "in {name} remove from spec.{way}[{rule}].ports: {}", list(places))
-                    }
-                }
-            }
-            Self::AddPolicy { policy, direction } => {
-                let way = direction.as_str();
-                let name = policy_name(policy);
-                let selector = selector_value(&policy.pod_selector);
-                write!(f, "add {name}, podSelector {selector}, which closes all {way} of those pods")
-            }
-        }
-    }
-}
-
-/// Places as items of a list.
-fn list(places: &[usize]) -> String {
-    places.iter().map(|place| format!("item {place}")).collect::<Vec<_>>().join(", ")
 }

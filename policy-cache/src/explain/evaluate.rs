@@ -3,14 +3,15 @@
 //! Reads objects, in the words of the API, and shares no code with `decide`: the two are held against each
 //! other.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flow::{Protocol, Reason, Tier, Verdict};
 
 use super::why::{self, misses};
-use super::{Direction, PolicyStep, RuleStep, Side, Test};
-use crate::objects::{Labels, NetworkPolicy, Objects, Pod, Rule};
+use super::{Direction, PolicyStep, RuleStep, Side, Test, TierStep, tiers};
+use crate::objects::{Labels, NetworkPolicy, Objects, Pod, Rule, TierPolicy};
 
 /// The label every namespace carries with its own name (KEP-2161).
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -26,6 +27,8 @@ pub(super) struct Connection {
     /// The port of the Service that was dialled.
     pub(super) service_port: Option<u16>,
     pub(super) same_pod: bool,
+    /// Both ends are one pod, and a Service led back to it.
+    pub(super) led_back: bool,
     /// One end is in this node's pod ranges and no known pod.
     pub(super) unknown_local: bool,
     /// The destination is the source's own node, and NetworkPolicy has no say in that.
@@ -41,12 +44,18 @@ pub(super) struct Party {
     /// `None` unless it is a pod that selectors can match.
     pub(super) pod: Option<Pod>,
     pub(super) namespace_labels: Labels,
+    /// `None` unless it is a node's address.
+    pub(super) node_labels: Option<Labels>,
 }
 
 /// The policies that may concern a connection, in the order of their names.
 #[derive(Clone, Debug)]
 pub(super) struct World {
     pub(super) policies: Vec<Arc<NetworkPolicy>>,
+    /// Those of the Admin and the Baseline tier, in the order of their evaluation.
+    pub(super) tiers: Vec<Arc<TierPolicy>>,
+    /// The addresses behind DNS names.
+    pub(super) domains: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 impl World {
@@ -57,7 +66,11 @@ impl World {
             .map(|pod| pod.namespace.as_str())
             .collect();
         let concerns = |policy: &&Arc<NetworkPolicy>| namespaces.contains(&policy.namespace.as_str());
-        Self { policies: objects.policies.iter().filter(concerns).cloned().collect() }
+        Self {
+            policies: objects.policies.iter().filter(concerns).cloned().collect(),
+            tiers: objects.tiers.clone(),
+            domains: objects.domains.clone(),
+        }
     }
 
     /// The policies that isolate `pod` in a direction, by their place, with their rules.
@@ -99,6 +112,12 @@ pub(super) fn namespace_labels(objects: &Objects, name: &str) -> Labels {
     labels
 }
 
+/// The labels of a node; one that only pods name has none.
+pub(super) fn node_labels(objects: &Objects, name: &str) -> Labels {
+    let node = objects.nodes.iter().find(|node| node.name == name);
+    node.map(|node| node.labels.clone()).unwrap_or_default()
+}
+
 /// Egress and ingress, always both.
 pub(super) fn both(world: &World, connection: &Connection) -> (Side, Side) {
     (side(world, connection, Direction::Egress), side(world, connection, Direction::Ingress))
@@ -118,18 +137,20 @@ pub(super) fn side(world: &World, connection: &Connection, direction: Direction)
         let summary = format!("no policy applies: {} is {}", own.ip, own.name);
         return exempt(None, Reason::NotApplicable, summary);
     };
-    if connection.same_pod {
+    if connection.same_pod && !connection.led_back {
         let summary = "a pod always reaches itself".to_owned();
         return exempt(Some(Tier::Default), Reason::OwnAddress, summary);
     }
-    if to_node {
-        let summary = match direction {
-            Direction::Egress => "NetworkPolicy never closes a pod's way to its own node",
-            Direction::Ingress => "a pod's own node always reaches it",
-        };
-        return exempt(Some(Tier::Default), Reason::OwnNode, summary.to_owned());
+    if to_node && direction == Direction::Ingress {
+        let summary = "a pod's own node always reaches it".to_owned();
+        return exempt(Some(Tier::Default), Reason::OwnNode, summary);
     }
-    by_policies(world, connection, direction, pod)
+    let reason = match (connection.same_pod, to_node) {
+        (true, _) => Some((Reason::OwnAddress, "NetworkPolicy never closes a pod's way back to itself")),
+        (false, true) => Some((Reason::OwnNode, "NetworkPolicy never closes a pod's way to its own node")),
+        (false, false) => None,
+    };
+    tier_by_tier(world, connection, direction, pod, reason)
 }
 
 fn exempt(tier: Option<Tier>, reason: Reason, summary: String) -> Side {
@@ -139,12 +160,50 @@ fn exempt(tier: Option<Tier>, reason: Reason, summary: String) -> Side {
         policies: Vec::new(),
         reason: reason.as_str(),
         summary,
-        passed_over: 0,
-        selecting: Vec::new(),
+        tiers: Vec::new(),
     }
 }
 
-fn by_policies(world: &World, connection: &Connection, direction: Direction, pod: &Pod) -> Side {
+/// Admin, NetworkPolicy, Baseline: the first that speaks decides. `spared` is why NetworkPolicy cannot deny
+/// this; one that isolates the pod hides the Baseline all the same.
+fn tier_by_tier(
+    world: &World,
+    connection: &Connection,
+    direction: Direction,
+    pod: &Pod,
+    spared: Option<(Reason, &'static str)>,
+) -> Side {
+    let (admin, decided) = tiers::evaluate(world, connection, direction, Tier::Admin);
+    if let Some(side) = decided {
+        return Side { tiers: vec![admin], ..side };
+    }
+    let (policies, decided) = by_policies(world, connection, direction, pod);
+    let isolated = decided.is_some();
+    let decided = decided.map(|side| match spared {
+        Some((reason, summary)) => exempt(Some(Tier::Default), reason, summary.to_owned()),
+        None => side,
+    });
+    if let Some(side) = decided.filter(|_| isolated) {
+        return Side { tiers: vec![admin, policies], ..side };
+    }
+    let (baseline, decided) = tiers::evaluate(world, connection, direction, Tier::Baseline);
+    let asked = vec![admin, policies, baseline];
+    if let Some(side) = decided {
+        return Side { tiers: asked, ..side };
+    }
+    let nobody = format!("no NetworkPolicy isolates the pod for {}", direction.as_str());
+    let (reason, summary) =
+        spared.map_or((Reason::NotIsolated, nobody), |(reason, why)| (reason, why.to_owned()));
+    Side { tiers: asked, ..exempt(Some(Tier::Default), reason, summary) }
+}
+
+/// The NetworkPolicy tier, and what it decides when some policy isolates the pod.
+fn by_policies(
+    world: &World,
+    connection: &Connection,
+    direction: Direction,
+    pod: &Pod,
+) -> (TierStep, Option<Side>) {
     let steps: Vec<PolicyStep> = world
         .selecting(pod, direction)
         .map(|(_, policy, rules)| PolicyStep {
@@ -160,9 +219,10 @@ fn by_policies(world: &World, connection: &Connection, direction: Direction, pod
     let in_namespace = world.policies.iter().filter(|policy| policy.namespace == pod.namespace).count();
     let passed_over = in_namespace - steps.len();
     let way = direction.as_str();
+    let tier = Tier::NetworkPolicy.as_str();
     if steps.is_empty() {
-        let summary = format!("no NetworkPolicy isolates the pod for {way}");
-        return Side { passed_over, ..exempt(Some(Tier::Default), Reason::NotIsolated, summary) };
+        let outcome = "does not isolate the pod".to_owned();
+        return (TierStep { tier, outcome, passed_over, selecting: steps }, None);
     }
     let hit = steps.iter().find_map(|step| {
         let index = step.rules.iter().position(|rule| rule.matched)?;
@@ -179,15 +239,15 @@ fn by_policies(world: &World, connection: &Connection, direction: Direction, pod
             (Verdict::Deny, Reason::NoRuleMatched, policies, summary)
         }
     };
-    Side {
+    let side = Side {
         verdict: verdict.as_str(),
-        tier: Some(Tier::NetworkPolicy.as_str()),
+        tier: Some(tier),
         policies,
         reason: reason.as_str(),
-        summary,
-        passed_over,
-        selecting: steps,
-    }
+        summary: summary.clone(),
+        tiers: Vec::new(),
+    };
+    (TierStep { tier, outcome: summary, passed_over, selecting: steps }, Some(side))
 }
 
 /// A policy as decisions name it.
@@ -206,6 +266,7 @@ fn rule_step(
     let ports = port_tests(rule, connection);
     RuleStep {
         field: format!("spec.{}[{index}]", direction.as_str()),
+        action: "Allow",
         matched: any(&peers) && any(&ports),
         peers,
         ports,

@@ -4,14 +4,15 @@
 //! decision, and one that differs is never given.
 
 mod change;
+mod edit;
 mod evaluate;
 mod question;
 mod text;
+mod tiers;
 mod why;
 mod written;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use flow::{ClientAddr, Decision, Endpoint, OrigDst, Protocol, SideVerdict, Tuple};
 use serde::Serialize;
@@ -71,13 +72,23 @@ struct Side {
     reason: &'static str,
     /// The reason in a sentence.
     summary: String,
-    /// How many policies of the pod's namespace do not select it, or not in this direction.
+    /// The tiers that were asked, in their order; none where no policy has a say.
+    tiers: Vec<TierStep>,
+}
+
+/// What one tier said.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct TierStep {
+    tier: &'static str,
+    outcome: String,
+    /// How many policies of the tier do not select the pod, or not in this direction. Of NetworkPolicies
+    /// those of the pod's namespace.
     passed_over: usize,
-    /// Those that select the pod in this direction.
+    /// Those that select the pod in this direction, as far as they were asked.
     selecting: Vec<PolicyStep>,
 }
 
-/// A policy that isolates the pod.
+/// A policy that selects the pod.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct PolicyStep {
     policy: String,
@@ -91,6 +102,8 @@ struct PolicyStep {
 struct RuleStep {
     /// For example `spec.ingress[0]`.
     field: String,
+    /// What it does with what it matches; a NetworkPolicy's rule allows.
+    action: &'static str,
     matched: bool,
     peers: Vec<Test>,
     ports: Vec<Test>,
@@ -188,6 +201,7 @@ fn connection(
         destination: OrigDst(backend),
     };
     let flow = snapshot.identify(&tuple);
+    let flow = if target.service.is_some() { flow.through_service() } else { flow };
     let decision = snapshot.decide(&flow);
     let service_port = target.service.as_ref().map(|(_, port)| *port);
     let connection = describe(objects, snapshot, &flow, service_port);
@@ -234,13 +248,13 @@ fn describe(
             Endpoint::External => ("no known pod or node".to_owned(), None),
         };
         let namespace_labels = pod.as_ref().map(|pod| evaluate::namespace_labels(objects, &pod.namespace));
-        Party { ip, name, pod, namespace_labels: namespace_labels.unwrap_or_default() }
+        let node_labels = match endpoint {
+            Endpoint::Node { name, .. } => Some(evaluate::node_labels(objects, name)),
+            _ => None,
+        };
+        Party { ip, name, pod, namespace_labels: namespace_labels.unwrap_or_default(), node_labels }
     };
     let on_node = |end: End, pod: End| matches!((end, pod), (End::Node(number), End::Pod { node: Some(own), .. }) if number == own);
-    let same_pod = match (flow.source.pod(), flow.destination.pod()) {
-        (Some(source), Some(destination)) => Arc::ptr_eq(source, destination),
-        _ => false,
-    };
     let to_own_node = on_node(flow.destination_end, flow.source_end);
     Connection {
         source: party(flow.tuple.client.0.ip(), &flow.source),
@@ -248,7 +262,8 @@ fn describe(
         port: flow.tuple.destination.0.port(),
         protocol: flow.tuple.protocol,
         service_port,
-        same_pod,
+        same_pod: flow.is_to_itself(),
+        led_back: flow.led_back,
         unknown_local: [&flow.source, &flow.destination].contains(&&Endpoint::UnknownLocal),
         to_own_node: to_own_node && snapshot.own_node_egress == OwnNodeEgress::Allow,
         from_own_node: on_node(flow.source_end, flow.destination_end),

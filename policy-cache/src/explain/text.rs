@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ExplainedConnection, Explanation, RuleStep, Side, Test};
+use super::{ExplainedConnection, Explanation, RuleStep, Side, Test, TierStep};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,33 +37,51 @@ fn write_connection(f: &mut fmt::Formatter<'_>, connection: &ExplainedConnection
             writeln!(f, "  the smallest change to {wish} it:")?;
             change.lines().iter().try_for_each(|line| writeln!(f, "    {line}"))
         }
-        None => writeln!(f, "  no change of labels or NetworkPolicies can {wish} it"),
+        None => writeln!(f, "  no change of a label or a rule, and no new NetworkPolicy, can {wish} it"),
     }
 }
 
 fn write_side(f: &mut fmt::Formatter<'_>, name: &str, side: &Side) -> fmt::Result {
     let tier = side.tier.map(|tier| format!(", tier {tier}")).unwrap_or_default();
     writeln!(f, "  {name}: {}{tier}: {}", side.verdict, side.summary)?;
-    for step in &side.selecting {
-        writeln!(f, "    {} selects the pod ({})", step.policy, step.selects)?;
+    side.tiers.iter().filter(|tier| tier.has_policies()).try_for_each(|tier| write_tier(f, name, side, tier))
+}
+
+impl TierStep {
+    /// A tier without any policy is not worth a line.
+    fn has_policies(&self) -> bool {
+        self.passed_over > 0 || !self.selecting.is_empty()
+    }
+}
+
+fn write_tier(f: &mut fmt::Formatter<'_>, way: &str, side: &Side, tier: &TierStep) -> fmt::Result {
+    // What decides has been told above.
+    let outcome = if tier.outcome == side.summary { "decides" } else { &tier.outcome };
+    writeln!(f, "    tier {}: {outcome}", tier.tier)?;
+    for step in &tier.selecting {
+        writeln!(f, "      {} selects the pod ({})", step.policy, step.selects)?;
         if step.rules.is_empty() {
-            writeln!(f, "      it has no {name} rule, so it allows nothing")?;
+            writeln!(f, "        it has no {way} rule, so it allows nothing")?;
         }
         step.rules.iter().try_for_each(|rule| write_rule(f, rule))?;
     }
-    match side.passed_over {
+    match tier.passed_over {
         0 => Ok(()),
-        1 => writeln!(f, "    1 other NetworkPolicy of the namespace does not select it for {name}"),
-        count => {
-            writeln!(f, "    {count} other NetworkPolicies of the namespace do not select it for {name}")
-        }
+        1 => writeln!(f, "      1 other policy does not select it for {way}"),
+        count => writeln!(f, "      {count} other policies do not select it for {way}"),
     }
 }
 
 fn write_rule(f: &mut fmt::Formatter<'_>, rule: &RuleStep) -> fmt::Result {
-    writeln!(f, "      {}: {}", rule.field, if rule.matched { "matches" } else { "does not match" })?;
+    writeln!(
+        f,
+        "        {}, {}: {}",
+        rule.field,
+        rule.action,
+        if rule.matched { "matches" } else { "does not match" }
+    )?;
     for Test { field, matched, why } in rule.peers.iter().chain(&rule.ports) {
-        writeln!(f, "        {} {field}: {why}", if *matched { "yes" } else { "no " })?;
+        writeln!(f, "          {} {field}: {why}", if *matched { "yes" } else { "no " })?;
     }
     Ok(())
 }

@@ -1,9 +1,13 @@
 //! Parts of policies → the JSON a user would write.
 
+use flow::PolicyKind;
 use serde_json::{Map, Value, json};
 
-use super::{Direction, evaluate};
-use crate::objects::{NetworkPolicy, Numbers, Operator, Peer, Port, Rule, Selector};
+use super::{Direction, evaluate, tiers};
+use crate::objects::{
+    Action, NetworkPolicy, Numbers, Operator, Peer, PodsIn, Port, Rule, Selector, TierPeer, TierPolicy,
+    TierPort, TierRule,
+};
 
 pub(super) fn types(policy: &NetworkPolicy) -> Vec<&'static str> {
     [Direction::Ingress, Direction::Egress]
@@ -60,5 +64,40 @@ pub(super) fn policy_value(policy: &NetworkPolicy) -> Value {
         "kind": "NetworkPolicy",
         "metadata": {"namespace": policy.namespace, "name": policy.name},
         "spec": {"podSelector": selector_value(&policy.pod_selector), "policyTypes": types(policy)},
+    })
+}
+
+/// A rule of this module's making, in the words of its policy's kind.
+pub(super) fn tier_rule_value(policy: &TierPolicy, rule: &TierRule, direction: Direction) -> Value {
+    let is_cluster = policy.kind == PolicyKind::ClusterNetworkPolicy;
+    let action = match rule.action {
+        Action::Accept if is_cluster => "Accept",
+        Action::Accept => "Allow",
+        Action::Deny => "Deny",
+        Action::Pass => "Pass",
+    };
+    let peers = rule.peers.iter().filter_map(|peer| match peer {
+        TierPeer::Pods(PodsIn { namespaces, pods }) => Some(json!({"pods": {
+            "namespaceSelector": selector_value(namespaces),
+            "podSelector": selector_value(pods),
+        }})),
+        TierPeer::Networks(networks) => {
+            Some(json!({"networks": networks.iter().map(ToString::to_string).collect::<Vec<_>>()}))
+        }
+        _ => None,
+    });
+    let ports = rule.ports.iter().flatten().filter_map(|port| match port {
+        TierPort::Range { protocol, low, .. } if is_cluster => {
+            Some(json!({protocol.as_lower_str(): {"destinationPort": {"number": low}}}))
+        }
+        TierPort::Range { protocol, low, .. } => {
+            Some(json!({"portNumber": {"port": low, "protocol": protocol.as_str()}}))
+        }
+        TierPort::Named(_) => None,
+    });
+    json!({
+        "action": action,
+        direction.peers(): peers.collect::<Vec<_>>(),
+        tiers::ports_key(policy): ports.collect::<Vec<_>>(),
     })
 }

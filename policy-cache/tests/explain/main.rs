@@ -6,6 +6,8 @@
 mod clusters;
 mod patch;
 mod questions;
+#[path = "../property/tiers.rs"]
+mod tiers;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -19,7 +21,12 @@ use clusters::{Flow, Surroundings};
 
 fn objects(list: &[Value]) -> Objects {
     let text = json!({"apiVersion": "v1", "kind": "List", "items": list}).to_string();
-    parse([(Path::new("cluster.json"), text.as_str())]).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    let mut objects =
+        parse([(Path::new("cluster.json"), text.as_str())]).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    for (name, addresses) in tiers::NAMES {
+        objects.resolve(name, addresses.iter().map(|ip| ip.parse().unwrap()));
+    }
+    objects
 }
 
 fn options(surroundings: &Surroundings) -> Options {
@@ -54,7 +61,8 @@ proptest! {
 
     #[test]
     fn an_explanation_agrees_with_the_decision_and_its_change_flips_it(
-        cluster in clusters::cluster(),
+        cluster in (clusters::cluster(), tiers::policies())
+            .prop_map(|(cluster, tiers)| clusters::Cluster { tiers, ..cluster }),
         surroundings in clusters::surroundings(),
         flows in clusters::flows(),
     ) {

@@ -17,6 +17,7 @@ pub(crate) fn apply(objects: &mut Vec<Value>, operations: &[Operation]) {
         match (operation.op, parent) {
             ("add", Value::Object(map)) => drop(map.insert(last, operation.value.clone())),
             ("add", Value::Array(list)) if last == "-" => list.push(operation.value.clone()),
+            ("add", Value::Array(list)) => list.insert(last.parse().unwrap(), operation.value.clone()),
             ("remove", Value::Array(list)) => drop(list.remove(last.parse().unwrap())),
             (_, parent) => panic!("{operation:?} on {parent}"),
         }
@@ -26,5 +27,10 @@ pub(crate) fn apply(objects: &mut Vec<Value>, operations: &[Operation]) {
 fn name(object: &Value) -> String {
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    if ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"]
+        .contains(&text(&object["kind"]).as_str())
+    {
+        return format!("{}/{}", text(&object["kind"]), text(&object["metadata"]["name"]));
+    }
     format!("{}/{namespace}/{}", text(&object["kind"]), text(&object["metadata"]["name"]))
 }

@@ -193,7 +193,7 @@ fn sides_without_policies_say_why_there_are_none() {
         (
             "{podSelector: {matchLabels: {app: client}}}",
             "ops/shell shop/web 8080",
-            "1 other NetworkPolicy of the namespace does not select it for ingress",
+            "1 other policy does not select it for ingress",
         ),
     ];
     for (policy, question, line) in table {
@@ -254,7 +254,7 @@ fn the_smallest_change_is_a_label_then_a_port_then_a_peer_then_a_rule_then_a_pol
         says(policy, question, &[change]);
     }
     for question in ["8.8.8.8 9.9.9.9 1", "shop/web shop/web 1"] {
-        says("", question, &["no change of labels or NetworkPolicies can deny it"]);
+        says("", question, &["no change of a label or a rule, and no new NetworkPolicy, can deny it"]);
     }
 }
 
@@ -309,12 +309,124 @@ fn an_explanation_reads_as_a_whole() {
 10.1.1.4 (pod ops/bare) to 10.1.0.1 (pod shop/web), port 8080/TCP: DENIED
   egress: allow, tier Default: no NetworkPolicy isolates the pod for egress
   ingress: deny, tier NetworkPolicy: isolated for ingress, and no rule allows it
-    NetworkPolicy/shop/p selects the pod (podSelector: app=web)
-      spec.ingress[0]: does not match
-        no  from[0]: namespaceSelector matches, podSelector lacks app=x
-        yes ports[0]: named port http is 8080/TCP on shop/web
+    tier NetworkPolicy: decides
+      NetworkPolicy/shop/p selects the pod (podSelector: app=web)
+        spec.ingress[0], Allow: does not match
+          no  from[0]: namespaceSelector matches, podSelector lacks app=x
+          yes ports[0]: named port http is 8080/TCP on shop/web
   the smallest change to allow it:
     label pod ops/bare with app=x
 ";
     assert_eq!(text, expected);
+}
+
+/// A policy of the Admin or Baseline tier that speaks about every pod, above or below a closed namespace.
+fn ask_tiers(kind: &str, more: &str, rules: &str, closed: bool, question: &str) -> String {
+    let version = if kind == "ClusterNetworkPolicy" { "v1alpha2" } else { "v1alpha1" };
+    let policy = format!(
+        "{{apiVersion: policy.networking.k8s.io/{version}, kind: {kind}, metadata: {{name: default}}, spec: {{{more}subject: {{namespaces: {{}}}}, {rules}}}}}"
+    );
+    let closing = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {podSelector: {}}}";
+    let closing = if closed { closing } else { "" };
+    let texts = [("c.yaml", CLUSTER), ("t.yaml", policy.as_str()), ("p.yaml", closing)];
+    let objects = parse(texts.map(|(path, text)| (Path::new(path), text))).unwrap();
+    let snapshot = compile(&objects, &Options::default(), Generation(1));
+    let words: Vec<&str> = question.split(' ').collect();
+    let question = Question::parse(words[0], words[1], words[2]).unwrap();
+    explain(&objects, &snapshot, &question).unwrap().to_string()
+}
+
+#[test]
+fn each_tier_that_was_passed_is_told_and_the_one_that_decides_can_be_overruled() {
+    let shell = "ops/shell shop/web 8080";
+    let any = "[{namespaces: {}}]";
+    let admin = ("ClusterNetworkPolicy", "tier: Admin, priority: 5, ");
+    let baseline = ("BaselineAdminNetworkPolicy", "");
+    let ingress = |action: &str| format!("ingress: [{{action: {action}, from: {any}}}]");
+    let egress = |rule: &str| format!("egress: [{rule}]");
+    type Row<'r> = ((&'r str, &'r str), String, bool, &'r str, &'r [&'r str]);
+    let table: [Row<'_>; 9] = [
+        (
+            admin,
+            ingress("Deny"),
+            false,
+            shell,
+            &[
+                "ingress: deny, tier Admin: spec.ingress[0] of ClusterNetworkPolicy/default denies it",
+                "selects the pod (priority 5, subject: namespaces everything, pods everything)",
+                r#"in ClusterNetworkPolicy/default insert before spec.ingress[0]: {"action":"Accept","from":[{"pods":"#,
+                r#""protocols":[{"tcp":{"destinationPort":{"number":8080}}}]"#,
+            ],
+        ),
+        (
+            admin,
+            ingress("Accept"),
+            true,
+            shell,
+            &[
+                ": ALLOWED",
+                "tier Admin: spec.ingress[0] of ClusterNetworkPolicy/default allows it",
+                r#"insert before spec.ingress[0]: {"action":"Deny""#,
+            ],
+        ),
+        (
+            admin,
+            ingress("Pass"),
+            true,
+            shell,
+            &[
+                "tier Admin: spec.ingress[0] of ClusterNetworkPolicy/default passes it on to the next tier",
+                "ingress: deny, tier NetworkPolicy: isolated for ingress",
+            ],
+        ),
+        (
+            baseline,
+            ingress("Deny"),
+            false,
+            shell,
+            &[
+                "tier Baseline: spec.ingress[0] of BaselineAdminNetworkPolicy/default denies it",
+                r#"{"action":"Allow","from":[{"pods":{"namespaceSelector""#,
+                r#""ports":[{"portNumber":{"port":8080,"protocol":"TCP"}}]"#,
+            ],
+        ),
+        (baseline, ingress("Allow"), true, shell, &["ingress: deny, tier NetworkPolicy"]),
+        (
+            admin,
+            egress("{action: Deny, to: [{networks: [8.8.0.0/16]}]}"),
+            false,
+            "shop/web 8.8.8.8 53/UDP",
+            &["networks 8.8.0.0/16 contains 8.8.8.8", r#""to":[{"networks":["8.8.8.8/32"]}]"#],
+        ),
+        (
+            admin,
+            egress("{action: Accept, to: [{domainNames: [example.com]}]}"),
+            false,
+            "shop/web 8.8.8.8 53",
+            &[
+                "8.8.8.8 is not known to be behind any of its domainNames",
+                "tier Admin: no rule of it matches",
+            ],
+        ),
+        (
+            admin,
+            egress("{action: Deny, to: [{nodes: {}}]}"),
+            false,
+            "shop/web 192.168.0.1 53",
+            &["tier Admin: spec.egress[0] of ClusterNetworkPolicy/default denies it", "nodes matches"],
+        ),
+        (
+            admin,
+            egress("{action: Deny, to: [{nodes: {matchLabels: {a: b}}}]}"),
+            false,
+            "shop/web 8.8.8.8 53",
+            &["nodes matches nodes' addresses only, and 8.8.8.8 is no known pod or node"],
+        ),
+    ];
+    for ((kind, more), rules, closed, question, lines) in table {
+        let text = ask_tiers(kind, more, &rules, closed, question);
+        for line in lines {
+            assert!(text.contains(line), "{rules}\n{question}\nlacks {line:?}:\n{text}");
+        }
+    }
 }
