@@ -8,7 +8,7 @@ use crate::manifest;
 use crate::objects::{Labels, NetworkPolicy, Objects, Peer, Phase, Pod, Rule, Selector};
 
 /// The label every namespace carries with its own name (KEP-2161).
-const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub(super) const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// The cluster as far as it is known.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod peers;
 mod places;
 mod ports;
 mod selection;
+mod tiers;
 
 /// The reader's own trees, for the lines that objects do not keep.
 #[allow(dead_code, clippy::duplicate_mod, reason = "shared with the reader, which keeps it to itself")]
@@ -126,6 +127,7 @@ pub fn lint_texts<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> R
     selection::check(&known, &mut findings);
     peers::check(&known, &mut findings);
     ports::check(&known, &mut findings);
+    tiers::check(&known, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| {
         (&a.file, a.document, a.line, &a.field).cmp(&(&b.file, b.document, b.line, &b.field))

@@ -290,3 +290,51 @@ fn manifests_that_are_not_valid_are_told_with_all_problems() {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
+
+#[test]
+fn a_rule_is_shadowed_only_when_a_higher_tier_denies_all_of_it_first() {
+    let policy = policy(
+        "shop",
+        "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}, {from: [{podSelector: {}}]}]}",
+    );
+    let admin = |subject: &str, rules: &str| {
+        let spec = format!("{{tier: Admin, priority: 1, subject: {subject}, ingress: [{rules}]}}");
+        format!(
+            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: c}}, spec: {spec}}}"
+        )
+    };
+    let deny = |peer: &str| format!("{{action: Deny, from: [{{namespaces: {peer}}}]}}");
+    let team_b = "{matchLabels: {team: b}}";
+    let table = [
+        ("{namespaces: {}}", deny(team_b), 1),
+        ("{namespaces: {}}", deny("{}"), 2),
+        ("{namespaces: {}}", deny("{matchLabels: {team: c}}"), 0),
+        ("{namespaces: {matchLabels: {team: b}}}", deny("{}"), 0),
+        ("{namespaces: {}}", format!("{{action: Accept, from: [{{namespaces: {{}}}}]}}, {}", deny("{}")), 0),
+        ("{namespaces: {}}", format!("{{action: Pass, from: [{{namespaces: {{}}}}]}}, {}", deny("{}")), 0),
+        (
+            "{namespaces: {}}",
+            format!(
+                "{{action: Deny, from: [{{namespaces: {team_b}}}], protocols: [{{tcp: {{destinationPort: {{number: 80}}}}}}]}}"
+            ),
+            0,
+        ),
+    ];
+    for (subject, rules, count) in table {
+        let report = check(&[("c.yaml", CLUSTER), ("p.yaml", &policy), ("a.yaml", &admin(subject, &rules))]);
+        let text = report.to_string();
+        assert_eq!(text.matches("[shadowed]").count(), count, "{subject} {rules}: {text}");
+        assert_eq!(text.lines().count(), count, "{subject} {rules}: {text}");
+        assert!(
+            count == 0 || text.contains("spec.ingress[0] of ClusterNetworkPolicy/c comes first"),
+            "{text}"
+        );
+    }
+    let nobody = admin("{namespaces: {matchLabels: {team: z}}}", &deny("{}"));
+    let text = check(&[("c.yaml", CLUSTER), ("a.yaml", &nobody)]).to_string();
+    assert_eq!(
+        text,
+        "a.yaml:1: document 1: ClusterNetworkPolicy/c: spec.subject: selects no pod [selects-no-pod]\n"
+    );
+    assert!(check(&[("a.yaml", &nobody)]).is_clean());
+}
