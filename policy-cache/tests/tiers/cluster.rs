@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flow::Generation;
-use policy_cache::{LocalPods, Options, Prober, Snapshot, compile, parse};
+use policy_cache::{Affected, LocalPods, Options, Prober, Snapshot, compile, parse};
 use serde_json::Value;
 
 /// Pod `a` of `x` has 10.0.1.1 and fd00::1:1, `b` 10.0.1.2, and `a` of `y` 10.0.2.1; all run on node n1 but
@@ -55,8 +55,21 @@ impl Cluster {
         Self::with(policies, &Options::default(), &[])
     }
 
+    /// The same after a change of some text of the objects.
+    pub(crate) fn relabelled(policies: &[(&str, &str, &str)], from: &str, to: &str) -> Self {
+        Self::build(base().replace(from, to), policies, &Options::default(), &[])
+    }
+
     pub(crate) fn with(policies: &[(&str, &str, &str)], options: &Options, names: &[(&str, &str)]) -> Self {
-        let mut text = base();
+        Self::build(base(), policies, options, names)
+    }
+
+    fn build(
+        mut text: String,
+        policies: &[(&str, &str, &str)],
+        options: &Options,
+        names: &[(&str, &str)],
+    ) -> Self {
         for (kind, name, spec) in policies {
             let (kind, version) = match *kind {
                 "CNP" => ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
@@ -80,6 +93,10 @@ impl Cluster {
         }
         let snapshot = Arc::new(compile(&objects, options, Generation(1)));
         Self { prober: Prober::new(&objects, Arc::clone(&snapshot)), snapshot }
+    }
+
+    pub(crate) fn affected_since(&self, older: &Self) -> Affected {
+        self.snapshot.affected_since(&older.snapshot)
     }
 
     pub(crate) fn local_pods(&self) -> LocalPods {

@@ -5,7 +5,7 @@ mod cluster;
 mod conformance;
 
 use cluster::Cluster;
-use policy_cache::{Options, OwnNodeEgress};
+use policy_cache::{Affected, Options, OwnNodeEgress};
 
 /// Subject: every pod.
 fn cnp(tier: &str, priority: u16, rules: &str) -> String {
@@ -205,4 +205,33 @@ fn a_pod_that_a_rule_may_deny_counts_as_isolated_and_one_that_rules_only_accept_
     };
     assert_eq!(isolated("Deny"), 6);
     assert_eq!((isolated("Accept"), isolated("Pass")), (0, 0));
+}
+
+#[test]
+fn a_changed_node_label_domain_name_or_priority_affects_those_it_touches() {
+    let options = Options::default();
+    let egress = |peer: &str, priority| {
+        let rules = format!("egress: [{{action: Accept, to: [{peer}]}}]");
+        format!(
+            "{{tier: Admin, priority: {priority}, subject: {{pods: {{namespaceSelector: {{matchLabels: {{ns: x}}}}, podSelector: {{matchLabels: {{pod: a}}}}}}}}, {rules}}}"
+        )
+    };
+    let affected = |old: &Cluster, new: &Cluster| match new.affected_since(old) {
+        Affected::All => panic!("everybody"),
+        Affected::Addresses(addresses) => {
+            let mut addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            addresses.sort();
+            addresses
+        }
+    };
+    let nodes = egress("{nodes: {matchLabels: {zone: west}}}", 1);
+    let cluster = Cluster::new(&[("CNP", "p", &nodes)]);
+    let relabelled = Cluster::relabelled(&[("CNP", "p", &nodes)], "zone: east", "zone: west");
+    assert_eq!(affected(&cluster, &relabelled), ["10.0.1.1", "fd00::1:1"]);
+    let moved = Cluster::new(&[("CNP", "p", &egress("{nodes: {matchLabels: {zone: west}}}", 2))]);
+    assert_eq!(affected(&cluster, &moved), ["10.0.1.1", "fd00::1:1"]);
+    let named = egress("{domainNames: [example.com]}", 1);
+    let old = Cluster::with(&[("CNP", "p", &named)], &options, &[("example.com", "8.8.8.8")]);
+    let new = Cluster::with(&[("CNP", "p", &named)], &options, &[("example.com", "9.9.9.9")]);
+    assert_eq!(affected(&old, &new), ["8.8.8.8", "9.9.9.9"]);
 }
