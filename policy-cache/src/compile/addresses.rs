@@ -79,6 +79,11 @@ impl Addresses {
         self.pods.get(&ip).copied()
     }
 
+    /// Drops what only compiling asks for: a snapshot finds its pods by itself.
+    pub(crate) fn forget_pods(&mut self) {
+        self.pods = HashMap::new();
+    }
+
     /// The node a pod runs on: as scheduled, or else the one whose address its status names.
     pub(crate) fn node_of(&self, pod: &Pod) -> Option<u32> {
         match &pod.node {

@@ -29,7 +29,7 @@ const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
 /// Compiles a set of objects for one node.
 pub fn compile(objects: &Objects, options: &Options, generation: Generation) -> Snapshot {
-    let addresses = Addresses::new(objects, options);
+    let mut addresses = Addresses::new(objects, options);
     let namespaces = namespaces(objects);
     let keys = identity_keys(objects, &addresses);
     let port_names = port_names(&keys);
@@ -70,6 +70,7 @@ pub fn compile(objects: &Objects, options: &Options, generation: Generation) -> 
         .collect();
     let pods = pod_entries(objects, options, &addresses, &keys, &identities);
     let services = services::Services::new(objects, &addresses);
+    addresses.forget_pods();
     Snapshot {
         generation,
         own_node_egress: options.own_node_egress,
@@ -182,7 +183,9 @@ fn pod_entries(
 ) -> HashMap<IpAddr, Arc<PodEntry>> {
     let identity_of: HashMap<&IdentityKey<'_>, u32> = keys.iter().zip(0..).collect();
     let mut built: HashMap<u32, Arc<PodEntry>> = HashMap::new();
-    let build = |number: u32| {
+    // The pods of a workload share one owner, as they share one set of labels.
+    let mut owners: HashMap<(u32, &(String, String)), Option<Owner>> = HashMap::new();
+    let mut build = |number: u32| {
         let pod = &objects.pods[number as usize];
         let identity = identity_of[&IdentityKey::of(pod)];
         let node = addresses.node_of(pod);
@@ -194,7 +197,9 @@ fn pod_entries(
                 uid: pod.uid.as_str().into(),
                 local: name.is_some() && name.as_deref() == options.node.as_deref(),
                 node: name,
-                owner: owner(pod),
+                owner: pod.owner.as_ref().and_then(|written| {
+                    owners.entry((identity, written)).or_insert_with(|| owner(pod)).clone()
+                }),
                 labels: Arc::clone(&identities[identity as usize].labels),
             }),
             identity,
