@@ -1,5 +1,7 @@
 //! What the manifests show of the cluster, and so what may be concluded from them.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,8 +17,10 @@ pub(super) const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub(super) struct Known<'o> {
     pub(super) objects: &'o Objects,
     pub(super) places: &'o Places,
-    /// Pods that policies can select, those of workloads' templates included.
+    /// Pods that policies can select, those of workloads' templates included, by namespace.
     pub(super) pods: Vec<Pod>,
+    /// The labels of every namespace that is declared or has pods, and where its pods stand.
+    namespaces: BTreeMap<String, (Labels, Range<usize>)>,
     /// Pods themselves are listed, and namespaces: the set looks like a cluster, not like one application.
     pub(super) is_cluster: bool,
 }
@@ -42,7 +46,9 @@ impl<'o> Known<'o> {
                 pods.extend(own.pods.into_iter().filter(|pod| !pod.host_network));
             }
         }
-        Self { objects, places, pods, is_cluster: listed && !objects.namespaces.is_empty() }
+        pods.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+        let namespaces = namespaces(objects, &pods);
+        Self { objects, places, pods, namespaces, is_cluster: listed && !objects.namespaces.is_empty() }
     }
 
     pub(super) fn notes(&self) -> Vec<String> {
@@ -64,29 +70,25 @@ impl<'o> Known<'o> {
         self.objects.policies.iter()
     }
 
-    pub(super) fn selected<'k>(&'k self, policy: &'k NetworkPolicy) -> impl Iterator<Item = &'k Pod> {
-        self.pods
-            .iter()
-            .filter(|pod| pod.namespace == policy.namespace && policy.pod_selector.matches(&pod.labels))
+    /// The pods of a namespace.
+    fn pods_in(&self, namespace: &str) -> &[Pod] {
+        let range = self.namespaces.get(namespace).map(|(_, range)| range.clone()).unwrap_or_default();
+        &self.pods[range]
     }
 
-    /// The labels of every namespace that is declared or has pods.
-    pub(super) fn namespace_labels(&self, name: &str) -> Labels {
-        let declared = self.objects.namespaces.iter().find(|namespace| namespace.name == name);
-        let mut labels = declared.map(|namespace| namespace.labels.clone()).unwrap_or_default();
-        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
-        labels
+    pub(super) fn selected<'k>(&'k self, policy: &'k NetworkPolicy) -> impl Iterator<Item = &'k Pod> {
+        self.pods_in(&policy.namespace).iter().filter(|pod| policy.pod_selector.matches(&pod.labels))
+    }
+
+    /// True when a selector matches the labels of a namespace.
+    pub(super) fn is_in(&self, selector: &Selector, namespace: &str) -> bool {
+        self.namespaces.get(namespace).is_some_and(|(labels, _)| selector.matches(labels))
     }
 
     /// The names of known namespaces that a selector matches.
     pub(super) fn namespaces(&self, selector: &Selector) -> Vec<&str> {
-        let declared = self.objects.namespaces.iter().map(|namespace| namespace.name.as_str());
-        let mut names: Vec<&str> =
-            declared.chain(self.pods.iter().map(|pod| pod.namespace.as_str())).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.retain(|name| selector.matches(&self.namespace_labels(name)));
-        names
+        let matching = self.namespaces.iter().filter(|(_, (labels, _))| selector.matches(labels));
+        matching.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The pods that a peer matches.
@@ -105,14 +107,27 @@ impl<'o> Known<'o> {
                     Some(selector) => self.namespaces(selector),
                     None => vec![own_namespace],
                 };
-                let matches = |pod: &&Pod| {
-                    names.contains(&pod.namespace.as_str())
-                        && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
-                };
-                self.pods.iter().filter(matches).collect()
+                let matches = |pod: &&Pod| pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels));
+                names.into_iter().flat_map(|name| self.pods_in(name)).filter(matches).collect()
             }
         }
     }
+}
+
+/// The namespaces that are declared or have pods, which stand together.
+fn namespaces(objects: &Objects, pods: &[Pod]) -> BTreeMap<String, (Labels, Range<usize>)> {
+    let declared = objects.namespaces.iter().map(|one| (one.name.clone(), (one.labels.clone(), 0..0)));
+    let mut namespaces: BTreeMap<_, _> = declared.collect();
+    let mut start = 0;
+    for group in pods.chunk_by(|a, b| a.namespace == b.namespace) {
+        let end = start + group.len();
+        namespaces.entry(group[0].namespace.clone()).or_default().1 = start..end;
+        start = end;
+    }
+    for (name, (labels, _)) in &mut namespaces {
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.clone());
+    }
+    namespaces
 }
 
 /// The directions in which a policy isolates.

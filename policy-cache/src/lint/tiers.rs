@@ -45,8 +45,7 @@ fn selects_nobody(known: &Known<'_>, policy: &TierPolicy, findings: &mut Finding
 }
 
 fn speaks_about(known: &Known<'_>, selectors: &PodsIn, pod: &Pod) -> bool {
-    selectors.namespaces.matches(&known.namespace_labels(&pod.namespace))
-        && selectors.pods.matches(&pod.labels)
+    known.is_in(&selectors.namespaces, &pod.namespace) && selectors.pods.matches(&pod.labels)
 }
 
 /// The rule of the Admin tier that denies everything a NetworkPolicy's rule allows, for every pod it selects.
