@@ -7,6 +7,8 @@
 mod affected;
 mod compile;
 mod decide;
+mod explain;
+mod lint;
 mod manifest;
 mod objects;
 mod options;
@@ -17,6 +19,8 @@ mod store;
 
 pub use affected::Affected;
 pub use compile::compile;
+pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};
+pub use lint::{LintReport, lint, lint_texts};
 pub use manifest::{LoadError, Problem, load, parse};
 pub use objects::{Counts, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};

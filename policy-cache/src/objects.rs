@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flow::Protocol;
+use flow::{PolicyKind, Protocol};
 use ipnet::IpNet;
+
+mod tiers;
+
+pub(crate) use tiers::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
@@ -15,9 +19,13 @@ pub struct Objects {
     pub(crate) pods: Vec<Pod>,
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) policies: Vec<Arc<NetworkPolicy>>,
+    /// In the order of their evaluation.
+    pub(crate) tiers: Vec<Arc<TierPolicy>>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) services: Vec<Service>,
     pub(crate) slices: Vec<EndpointSlice>,
+    /// The addresses behind DNS names, in lower case and without a final dot.
+    pub(crate) domains: BTreeMap<String, BTreeSet<IpAddr>>,
     /// How many objects of each kind that decides nothing were passed over.
     pub(crate) skipped: BTreeMap<String, usize>,
 }
@@ -31,6 +39,12 @@ pub struct Counts {
     pub namespaces: usize,
     /// NetworkPolicies.
     pub network_policies: usize,
+    /// ClusterNetworkPolicies of both tiers.
+    pub cluster_network_policies: usize,
+    /// AdminNetworkPolicies.
+    pub admin_network_policies: usize,
+    /// BaselineAdminNetworkPolicies, of which there is one at most.
+    pub baseline_admin_network_policies: usize,
     /// Nodes.
     pub nodes: usize,
     /// Services.
@@ -44,15 +58,26 @@ pub struct Counts {
 impl Objects {
     /// How many objects of each kind there are.
     pub fn counts(&self) -> Counts {
+        let of_kind = |kind| self.tiers.iter().filter(|policy| policy.kind == kind).count();
         Counts {
             pods: self.pods.len(),
             namespaces: self.namespaces.len(),
             network_policies: self.policies.len(),
+            cluster_network_policies: of_kind(PolicyKind::ClusterNetworkPolicy),
+            admin_network_policies: of_kind(PolicyKind::AdminNetworkPolicy),
+            baseline_admin_network_policies: of_kind(PolicyKind::BaselineAdminNetworkPolicy),
             nodes: self.nodes.len(),
             services: self.services.len(),
             endpoint_slices: self.slices.len(),
             skipped: self.skipped.clone(),
         }
+    }
+
+    /// Says which addresses a DNS name stands for, instead of what was said of it before. `domainNames` peers
+    /// match these; of a name that nobody spoke of they match nothing.
+    pub fn resolve(&mut self, name: &str, addresses: impl IntoIterator<Item = IpAddr>) {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        self.domains.insert(name, addresses.into_iter().map(flow::canonical_ip).collect());
     }
 }
 
@@ -103,6 +128,7 @@ pub(crate) struct NamedPort {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node {
     pub(crate) name: String,
+    pub(crate) labels: Labels,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) pod_cidrs: BTreeSet<IpNet>,
 }

@@ -3,24 +3,25 @@
 //! The ends of a probe are named by pod or by address. A destination that is a Service's ClusterIP is asked
 //! of every ready endpoint, because any of them may get the connection.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use flow::{ClientAddr, Decision, Endpoint, OrigDst, Protocol, SideVerdict, Tuple};
-use serde::Serialize;
+use flow::{ClientAddr, Decision, Endpoint, OrigDst, PolicyRef, Protocol, SideVerdict, Tuple};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::compile::services::CompiledService;
 use crate::objects::{Objects, Phase};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{IdentifiedFlow, Snapshot};
 
 /// Answers probes from one snapshot.
 #[derive(Debug)]
 pub struct Prober {
     snapshot: Arc<Snapshot>,
     /// `namespace/name` → its addresses, IPv4 first.
-    pods: HashMap<String, BTreeSet<IpAddr>>,
+    pods: HashMap<String, Box<[IpAddr]>>,
 }
 
 /// What is printed for one probe.
@@ -77,8 +78,26 @@ struct Side {
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    policies: Option<Vec<String>>,
+    policies: Option<Names>,
     reason: &'static str,
+}
+
+/// Policies, written as their names.
+#[derive(Clone, Debug, PartialEq)]
+struct Names(Option<Arc<[PolicyRef]>>);
+
+impl Serialize for Names {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().flat_map(|policies| policies.iter()).map(Name))
+    }
+}
+
+struct Name<'p>(&'p PolicyRef);
+
+impl Serialize for Name<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
 }
 
 impl From<&SideVerdict> for Side {
@@ -87,7 +106,7 @@ impl From<&SideVerdict> for Side {
         Self {
             verdict: side.verdict.as_str(),
             tier: side.tier.map(flow::Tier::as_str),
-            policies: applies.then(|| side.policies().iter().map(ToString::to_string).collect()),
+            policies: applies.then(|| Names(side.policies.clone())),
             reason: side.reason.as_str(),
         }
     }
@@ -116,7 +135,30 @@ enum ProbeError {
     NoEndpoint { service: String, port: u16, protocol: Protocol },
 }
 
+/// A probe as nearly all are written. Whatever does not read as one is read again as any JSON value, which says
+/// what is wrong with it, so this must accept nothing that [`Prober::resolve`] refuses.
+#[derive(Deserialize)]
+struct PlainProbe<'l> {
+    #[serde(default)]
+    id: Value,
+    #[serde(borrow)]
+    src: PlainEnd<'l>,
+    #[serde(borrow)]
+    dst: PlainEnd<'l>,
+    port: std::num::NonZeroU16,
+    #[serde(default)]
+    protocol: Option<&'l str>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PlainEnd<'l> {
+    Pod(&'l str),
+    Ip(&'l str),
+}
+
 /// A probe with its ends resolved.
+#[derive(Debug, PartialEq)]
 struct Probe {
     source: IpAddr,
     destination: SocketAddr,
@@ -138,22 +180,44 @@ impl Prober {
             if pod.host_network && addresses.is_empty() {
                 addresses.clone_from(&pod.host_ips);
             }
-            pods.insert(format!("{}/{}", pod.namespace, pod.name), addresses);
+            pods.insert(format!("{}/{}", pod.namespace, pod.name), addresses.into_iter().collect());
         }
         Self { snapshot, pods }
     }
 
     /// Answers one line.
     pub fn answer(&self, line: &str) -> Answer {
-        let (id, probe) = match serde_json::from_str::<Value>(line) {
-            Ok(probe @ Value::Object(_)) => (probe.get("id").cloned().unwrap_or_default(), Ok(probe)),
+        let (id, probe) = match self.read_plain(line) {
+            Some((id, probe)) => (id, Ok(probe)),
+            None => self.read(line),
+        };
+        match probe.and_then(|probe| self.decide(&probe)) {
+            Ok(decided) => Answer::Decided(Box::new(Decided { id, ..decided })),
+            Err(error) => Answer::Failed { id, error: error.to_string() },
+        }
+    }
+
+    fn read_plain(&self, line: &str) -> Option<(Value, Probe)> {
+        // A list of the values would read as the mapping.
+        let plain: PlainProbe<'_> = serde_json::from_str(line.strip_prefix('{').map(|_| line)?).ok()?;
+        let protocol = plain.protocol.map_or(Some(Protocol::Tcp), |text| text.parse().ok())?;
+        let ends = |end| match end {
+            PlainEnd::Pod(pod) => Some(Cow::Borrowed(&**self.pods.get(pod)?)),
+            PlainEnd::Ip(text) => Some(Cow::Owned(vec![flow::canonical_ip(text.parse().ok()?)])),
+        };
+        let (source, destination) = same_family(&ends(plain.src)?, &ends(plain.dst)?)?;
+        let destination = SocketAddr::new(destination, plain.port.get());
+        Some((plain.id, Probe { source, destination, protocol }))
+    }
+
+    /// Reads a line as any JSON value.
+    fn read(&self, line: &str) -> (Value, Result<Probe, ProbeError>) {
+        match serde_json::from_str::<Value>(line) {
+            Ok(probe @ Value::Object(_)) => {
+                (probe.get("id").cloned().unwrap_or_default(), self.resolve(&probe))
+            }
             Ok(_) => (Value::Null, Err(ProbeError::NotAnObject)),
             Err(error) => (Value::Null, Err(ProbeError::Syntax(error))),
-        };
-        let answer = probe.and_then(|probe| self.resolve(&probe)).and_then(|probe| self.decide(&id, &probe));
-        match answer {
-            Ok(decided) => Answer::Decided(Box::new(decided)),
-            Err(error) => Answer::Failed { id, error: error.to_string() },
         }
     }
 
@@ -173,16 +237,12 @@ impl Prober {
             .ok_or_else(|| invalid("port", "a number from 1 to 65535", port))?;
         let sources = self.end(probe, "src")?;
         let destinations = self.end(probe, "dst")?;
-        let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
-        let (source, destination) = pairs
-            .into_iter()
-            .find(|(source, destination)| source.is_ipv4() == destination.is_ipv4())
-            .ok_or(ProbeError::NoCommonFamily)?;
+        let (source, destination) = same_family(&sources, &destinations).ok_or(ProbeError::NoCommonFamily)?;
         Ok(Probe { source, destination: SocketAddr::new(destination, port), protocol })
     }
 
     /// The addresses one end may use.
-    fn end(&self, probe: &Value, field: &'static str) -> Result<BTreeSet<IpAddr>, ProbeError> {
+    fn end(&self, probe: &Value, field: &'static str) -> Result<Cow<'_, [IpAddr]>, ProbeError> {
         let expected = "{\"pod\":\"namespace/name\"} or {\"ip\":\"address\"}";
         let end = probe.get(field).ok_or(ProbeError::Missing { field })?;
         match (end.get("pod"), end.get("ip")) {
@@ -191,32 +251,27 @@ impl Prober {
                 Some(addresses) if addresses.is_empty() => {
                     Err(ProbeError::NoAddress { field, pod: pod.clone() })
                 }
-                Some(addresses) => Ok(addresses.clone()),
+                Some(addresses) => Ok(Cow::Borrowed(addresses)),
             },
             (None, Some(Value::String(text))) => match text.parse() {
-                Ok(ip) => Ok([flow::canonical_ip(ip)].into()),
+                Ok(ip) => Ok(Cow::Owned(vec![flow::canonical_ip(ip)])),
                 Err(_) => Err(invalid(field, "an IP address", &end["ip"])),
             },
             _ => Err(invalid(field, expected, end)),
         }
     }
 
-    fn decide(&self, id: &Value, probe: &Probe) -> Result<Decided, ProbeError> {
+    fn decide(&self, probe: &Probe) -> Result<Decided, ProbeError> {
         match self.snapshot.cluster_ip(probe.destination.ip()) {
-            Some(service) => self.decide_service(id, probe, service),
+            Some(service) => self.decide_service(probe, service),
             None => {
-                let decision = self.decide_endpoint(probe, probe.destination);
-                Ok(decided(id, &decision, None, Vec::new()))
+                let decision = self.snapshot.decide(&self.identify(probe, probe.destination));
+                Ok(decided(&decision, None, Vec::new()))
             }
         }
     }
 
-    fn decide_service(
-        &self,
-        id: &Value,
-        probe: &Probe,
-        service: &CompiledService,
-    ) -> Result<Decided, ProbeError> {
+    fn decide_service(&self, probe: &Probe, service: &CompiledService) -> Result<Decided, ProbeError> {
         let (port, protocol) = (probe.destination.port(), probe.protocol);
         let name = format!("{}/{}", service.namespace, service.name);
         let Some(service_port) = service.port(port, protocol) else {
@@ -227,7 +282,10 @@ impl Prober {
             .backends
             .iter()
             .filter(same_family)
-            .map(|backend| (*backend, self.decide_endpoint(probe, *backend)))
+            .map(|backend| {
+                let flow = self.identify(probe, *backend).through_service();
+                (*backend, self.snapshot.decide(&flow))
+            })
             .collect();
         // The answer as a whole is that of the first endpoint that is denied.
         let denied = decisions.iter().find(|(_, decision)| !decision.verdict().is_allow());
@@ -235,16 +293,16 @@ impl Prober {
             return Err(ProbeError::NoEndpoint { service: name, port, protocol });
         };
         let endpoints = decisions.iter().map(|(backend, decision)| self.endpoint_answer(*backend, decision));
-        Ok(decided(id, decision, Some(name), endpoints.collect()))
+        Ok(decided(decision, Some(name), endpoints.collect()))
     }
 
-    fn decide_endpoint(&self, probe: &Probe, destination: SocketAddr) -> Decision {
+    fn identify(&self, probe: &Probe, destination: SocketAddr) -> IdentifiedFlow {
         let tuple = Tuple {
             protocol: probe.protocol,
             client: ClientAddr(SocketAddr::new(probe.source, 0)),
             destination: OrigDst(destination),
         };
-        self.snapshot.decide(&self.snapshot.identify(&tuple))
+        self.snapshot.identify(&tuple)
     }
 
     fn endpoint_answer(&self, backend: SocketAddr, decision: &Decision) -> EndpointAnswer {
@@ -263,14 +321,10 @@ impl Prober {
     }
 }
 
-fn decided(
-    id: &Value,
-    decision: &Decision,
-    service: Option<String>,
-    endpoints: Vec<EndpointAnswer>,
-) -> Decided {
+/// Its `id` is left to the caller.
+fn decided(decision: &Decision, service: Option<String>, endpoints: Vec<EndpointAnswer>) -> Decided {
     Decided {
-        id: id.clone(),
+        id: Value::Null,
         verdict: decision.verdict().as_str(),
         egress: (&decision.egress).into(),
         ingress: (&decision.ingress).into(),
@@ -279,6 +333,98 @@ fn decided(
     }
 }
 
+/// The first pair of addresses of one family.
+fn same_family(sources: &[IpAddr], destinations: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
+    sources.iter().find_map(|source| {
+        let destination = destinations.iter().find(|other| other.is_ipv4() == source.is_ipv4())?;
+        Some((*source, *destination))
+    })
+}
+
 fn invalid(field: &'static str, expected: &'static str, value: &Value) -> ProbeError {
     ProbeError::Invalid { field, expected, value: value.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use flow::Generation;
+
+    use super::*;
+    use crate::{Options, compile, parse};
+
+    fn prober() -> Prober {
+        let pods = r#"{"apiVersion":"v1","kind":"List","items":[
+            {"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"status":{"podIPs":[{"ip":"10.0.0.1"},{"ip":"fd00::1"}]}},
+            {"apiVersion":"v1","kind":"Pod","metadata":{"name":"b"},"status":{"podIP":"10.0.0.2"}},
+            {"apiVersion":"v1","kind":"Pod","metadata":{"name":"nowhere"}}]}"#;
+        let objects = parse([(Path::new("pods.json"), pods)]).unwrap();
+        Prober::new(&objects, Arc::new(compile(&objects, &Options::default(), Generation(1))))
+    }
+
+    #[test]
+    fn a_probe_reads_the_same_on_the_short_way_or_is_left_to_the_long_one() {
+        let prober = prober();
+        let a = r#"{"pod":"default/a"}"#;
+        let ends = [
+            a,
+            r#"{"pod":"default/b"}"#,
+            r#"{"pod":"default/nowhere"}"#,
+            r#"{"pod":"default/c"}"#,
+            r#"{"pod":"default\u002fa"}"#,
+            r#"{"pod":null,"ip":"10.0.0.1"}"#,
+            r#"{"ip":"10.0.0.1","pod":"default/b"}"#,
+            r#"{"ip":"10.0.0.1","pod":null}"#,
+            r#"{"ip":"fd00::1"}"#,
+            r#"{"ip":"::ffff:10.0.0.1"}"#,
+            r#"{"ip":"10.0.0.256"}"#,
+            r#"{"ip":"10.0.0.9","note":1}"#,
+            r#"{"Ip":"10.0.0.9"}"#,
+            r#""pod""#,
+            "{}",
+            "null",
+            "7",
+        ];
+        let rests = [
+            r#""port":80"#,
+            r#""port":80,"id":{"deep":[1]}"#,
+            r#""port":80,"id":null,"more":{}"#,
+            r#""port":80,"protocol":"UDP","id":"x""#,
+            r#""port":80,"protocol":null"#,
+            r#""port":80,"protocol":"udp""#,
+            r#""port":80,"protocol":6"#,
+            r#""port":80,"port":81"#,
+            r#""port":0"#,
+            r#""port":65536"#,
+            r#""port":-1"#,
+            r#""port":80.0"#,
+            r#""port":"80""#,
+            r#""port":null"#,
+            r#""id":1"#,
+            r#""port":80}"#,
+        ];
+        let mut short = 0;
+        let mut check = |line: String| {
+            if let Some((id, probe)) = prober.read_plain(&line) {
+                let (long_id, long) = prober.read(&line);
+                assert_eq!((id, Some(probe)), (long_id, long.ok()), "{line}");
+                short += 1;
+            }
+        };
+        for end in ends {
+            for rest in rests {
+                check(format!(r#"{{"src":{end},"dst":{a},{rest}}}"#));
+                check(format!(r#"{{{rest},"dst":{end},"src":{a}}}"#));
+            }
+        }
+        check(format!(r#"[null,{a},{a},80,"TCP"]"#));
+        assert_eq!(short, 40, "lines that took the short way");
+    }
+
+    #[test]
+    fn a_list_is_no_probe() {
+        let end = r#"{"pod":"default/a"}"#;
+        assert!(prober().answer(&format!(r#"[1,{end},{end},80,"TCP"]"#)).is_failed());
+    }
 }

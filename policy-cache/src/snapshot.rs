@@ -7,10 +7,12 @@ use std::sync::Arc;
 use flow::{Endpoint, Generation, Pod, Protocol, Service, Tuple};
 
 use crate::compile::addresses::Addresses;
+use crate::compile::domains::Domains;
 use crate::compile::policies::{CompiledPolicy, Isolation};
 use crate::compile::services::{CompiledService, Services};
+use crate::compile::tiers::{CompiledTierPolicy, Subject};
 use crate::objects::{Counts, Labels, NamedPort};
-use crate::options::{Options, OwnNodeEgress};
+use crate::options::OwnNodeEgress;
 
 /// Everything one decision reads. Shared, never changed.
 #[derive(Debug)]
@@ -21,8 +23,11 @@ pub struct Snapshot {
     pub(crate) pods: HashMap<IpAddr, Arc<PodEntry>>,
     pub(crate) identities: Vec<Identity>,
     pub(crate) policies: Vec<CompiledPolicy>,
+    /// In the order of their evaluation.
+    pub(crate) tiers: Vec<CompiledTierPolicy>,
+    pub(crate) domains: Domains,
     pub(crate) services: Services,
-    counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub(crate) struct Identity {
     pub(crate) ports: Box<[(u32, Protocol, u16)]>,
     pub(crate) ingress: Option<Arc<Isolation>>,
     pub(crate) egress: Option<Arc<Isolation>>,
+    /// The policies of the Admin and Baseline tier that speak about it.
+    pub(crate) subject: Option<Arc<Subject>>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -64,6 +71,25 @@ pub struct IdentifiedFlow {
     pub(crate) generation: Generation,
     pub(crate) source_end: End,
     pub(crate) destination_end: End,
+    /// Both ends are one pod, and a Service led back to it.
+    pub(crate) led_back: bool,
+}
+
+impl IdentifiedFlow {
+    /// The same flow, known to have been dialled through a Service: to itself a pod's way is always open,
+    /// but not where a Service leads back.
+    pub(crate) fn through_service(mut self) -> Self {
+        self.led_back = self.is_to_itself();
+        self
+    }
+
+    /// Both ends are the same pod, by whichever of its addresses.
+    pub(crate) fn is_to_itself(&self) -> bool {
+        match (self.source.pod(), self.destination.pod()) {
+            (Some(source), Some(destination)) => Arc::ptr_eq(source, destination),
+            _ => false,
+        }
+    }
 }
 
 /// An end of a flow in the numbers of one snapshot.
@@ -78,28 +104,15 @@ pub(crate) enum End {
 /// The addresses of pods with identity on the own node. No address is in both sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalPods {
-    /// Some policy selects the pod, in either direction.
+    /// Some policy may deny the pod something, in either direction: a NetworkPolicy selects it, or it is the
+    /// subject of a rule of the Admin or Baseline tier that denies, which isolates nobody and yet must hold
+    /// while nobody decides. Rules that only accept or pass take nothing from the pod they speak about.
     pub isolated: BTreeSet<IpAddr>,
-    /// No policy selects the pod; its connections are only recorded.
+    /// No policy can deny the pod anything; its connections are only recorded.
     pub observed: BTreeSet<IpAddr>,
 }
 
 impl Snapshot {
-    #[expect(clippy::too_many_arguments, reason = "one per part of the snapshot, called once")]
-    pub(crate) fn new(
-        generation: Generation,
-        options: &Options,
-        addresses: Addresses,
-        pods: HashMap<IpAddr, Arc<PodEntry>>,
-        identities: Vec<Identity>,
-        policies: Vec<CompiledPolicy>,
-        services: Services,
-        counts: Counts,
-    ) -> Self {
-        let own_node_egress = options.own_node_egress;
-        Self { generation, own_node_egress, addresses, pods, identities, policies, services, counts }
-    }
-
     /// The number of this snapshot.
     pub fn generation(&self) -> Generation {
         self.generation
@@ -111,11 +124,24 @@ impl Snapshot {
     }
 
     /// Looks up both ends of a tuple.
+    ///
+    /// Where the snapshot serves a node, a flow from a pod to itself was led back by a Service: what a pod
+    /// sends to its own address never leaves it. Elsewhere the pod is taken to have dialled itself.
     pub fn identify(&self, tuple: &Tuple) -> IdentifiedFlow {
         let (source, source_end) = self.look_up(tuple.client.0.ip());
         let (destination, destination_end) = self.look_up(tuple.destination.0.ip());
         let generation = self.generation;
-        IdentifiedFlow { tuple: *tuple, source, destination, generation, source_end, destination_end }
+        let led_back = false;
+        let flow = IdentifiedFlow {
+            tuple: *tuple,
+            source,
+            destination,
+            generation,
+            source_end,
+            destination_end,
+            led_back,
+        };
+        if self.addresses.own_node.is_some() { flow.through_service() } else { flow }
     }
 
     /// Who stands behind an address.
@@ -169,7 +195,9 @@ impl Snapshot {
         let mut local = LocalPods::default();
         for (ip, entry) in self.pods.iter().filter(|(_, entry)| entry.pod.local) {
             let identity = &self.identities[entry.identity as usize];
-            let isolated = identity.ingress.is_some() || identity.egress.is_some();
+            let isolated = identity.ingress.is_some()
+                || identity.egress.is_some()
+                || identity.subject.as_ref().is_some_and(|subject| subject.may_be_denied);
             let set = if isolated { &mut local.isolated } else { &mut local.observed };
             set.insert(*ip);
         }

@@ -28,6 +28,10 @@ enum Command {
     Lab(cmd::lab::Args),
     /// Decide probes offline: JSON lines in, JSON lines out
     Verdict(cmd::verdict::Args),
+    /// Say why a connection is allowed or denied, and the smallest change that flips it
+    Explain(cmd::explain::Args),
+    /// Find what is valid in manifests and yet surely not meant
+    Lint(cmd::lint::Args),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -39,6 +43,8 @@ fn main() -> ExitCode {
         Command::Run(args) => cmd::run::execute(args),
         Command::Lab(args) => cmd::lab::execute(args),
         Command::Verdict(args) => cmd::verdict::execute(args),
+        Command::Explain(args) => cmd::explain::execute(args),
+        Command::Lint(args) => cmd::lint::execute(args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

@@ -79,12 +79,21 @@ impl Addresses {
         self.pods.get(&ip).copied()
     }
 
+    /// Drops what only compiling asks for: a snapshot finds its pods by itself.
+    pub(crate) fn forget_pods(&mut self) {
+        self.pods = HashMap::new();
+    }
+
     /// The node a pod runs on: as scheduled, or else the one whose address its status names.
     pub(crate) fn node_of(&self, pod: &Pod) -> Option<u32> {
         match &pod.node {
             Some(name) => self.node_numbers.get(name.as_str()).copied(),
             None => pod.host_ips.iter().find_map(|ip| self.nodes.get(ip)).copied(),
         }
+    }
+
+    pub(crate) fn node_number(&self, name: &str) -> Option<u32> {
+        self.node_numbers.get(name).copied()
     }
 
     pub(crate) fn node_name(&self, number: u32) -> &Arc<str> {

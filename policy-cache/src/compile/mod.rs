@@ -1,10 +1,12 @@
 //! Objects → [`Snapshot`]: addresses, identities and policies as numbers. Pure: no clock, no I/O, no lock.
 
 pub(crate) mod addresses;
+pub(crate) mod domains;
 pub(crate) mod policies;
 pub(crate) mod ranges;
 pub(crate) mod selection;
 pub(crate) mod services;
+pub(crate) mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -16,6 +18,7 @@ use crate::objects::{self, Labels, NamedPort, Objects};
 use crate::options::Options;
 use crate::snapshot::{Identity, Namespace, PodEntry, Snapshot};
 use addresses::Addresses;
+use domains::Domains;
 use policies::{Compiler, Universe};
 use selection::LabelIndex;
 
@@ -26,11 +29,12 @@ const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
 /// Compiles a set of objects for one node.
 pub fn compile(objects: &Objects, options: &Options, generation: Generation) -> Snapshot {
-    let addresses = Addresses::new(objects, options);
+    let mut addresses = Addresses::new(objects, options);
     let namespaces = namespaces(objects);
     let keys = identity_keys(objects, &addresses);
     let port_names = port_names(&keys);
-    let universe = universe(&namespaces, &keys, port_names);
+    let node_labels = node_labels(objects, &addresses);
+    let universe = universe(&namespaces, &keys, port_names, node_labels);
     let references: Vec<PolicyRef> =
         objects.policies.iter().map(|policy| policies::reference(policy)).collect();
     let mut compiler = Compiler::new(&universe);
@@ -40,6 +44,9 @@ pub fn compile(objects: &Objects, options: &Options, generation: Generation) -> 
         .zip(&references)
         .map(|(policy, reference)| compiler.policy(policy, reference));
     let compiled = compiled.collect();
+    let domains = Domains::new(objects);
+    let tiers: Vec<_> = objects.tiers.iter().map(|policy| compiler.tier_policy(policy, &domains)).collect();
+    let subjects = compiler.subjects(&objects.tiers, &tiers);
     let isolations = |direction| policies::isolations(&universe, &objects.policies, &references, direction);
     let ingress = isolations(|policy| policy.ingress.is_some());
     let egress = isolations(|policy| policy.egress.is_some());
@@ -50,18 +57,32 @@ pub fn compile(objects: &Objects, options: &Options, generation: Generation) -> 
     let identities: Vec<Identity> = keys
         .iter()
         .zip(ingress.into_iter().zip(egress))
-        .map(|(key, (ingress, egress))| Identity {
+        .zip(subjects)
+        .map(|((key, (ingress, egress)), subject)| Identity {
             namespace: Arc::clone(&namespace_table[universe.namespaces[key.namespace] as usize]),
             labels: Arc::new(key.labels.clone()),
             named_ports: key.ports.into(),
             ports: named_ports(key, &universe.port_names),
             ingress,
             egress,
+            subject,
         })
         .collect();
     let pods = pod_entries(objects, options, &addresses, &keys, &identities);
     let services = services::Services::new(objects, &addresses);
-    Snapshot::new(generation, options, addresses, pods, identities, compiled, services, objects.counts())
+    addresses.forget_pods();
+    Snapshot {
+        generation,
+        own_node_egress: options.own_node_egress,
+        addresses,
+        pods,
+        identities,
+        policies: compiled,
+        tiers,
+        domains,
+        services,
+        counts: objects.counts(),
+    }
 }
 
 /// What pods that policies cannot tell apart have in common.
@@ -114,6 +135,7 @@ fn universe<'o>(
     namespaces: &'o BTreeMap<&'o str, Arc<Labels>>,
     keys: &[IdentityKey<'o>],
     port_names: HashMap<&'o str, u32>,
+    node_labels: Vec<&'o Labels>,
 ) -> Universe<'o> {
     let mut start = 0;
     let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
@@ -132,7 +154,20 @@ fn universe<'o>(
         identities_of,
         identity_labels: LabelIndex::new(keys.iter().map(|key| key.labels).collect()),
         port_names,
+        node_labels: LabelIndex::new(node_labels),
     }
+}
+
+/// The labels of every node that has a number; one that only pods name has none.
+fn node_labels<'o>(objects: &'o Objects, addresses: &Addresses) -> Vec<&'o Labels> {
+    static NONE: Labels = Labels::new();
+    let mut labels = vec![&NONE; addresses.node_names.len()];
+    for node in &objects.nodes {
+        if let Some(number) = addresses.node_number(&node.name) {
+            labels[number as usize] = &node.labels;
+        }
+    }
+    labels
 }
 
 fn named_ports(key: &IdentityKey<'_>, names: &HashMap<&str, u32>) -> Box<[(u32, Protocol, u16)]> {
@@ -148,7 +183,9 @@ fn pod_entries(
 ) -> HashMap<IpAddr, Arc<PodEntry>> {
     let identity_of: HashMap<&IdentityKey<'_>, u32> = keys.iter().zip(0..).collect();
     let mut built: HashMap<u32, Arc<PodEntry>> = HashMap::new();
-    let build = |number: u32| {
+    // The pods of a workload share one owner, as they share one set of labels.
+    let mut owners: HashMap<(u32, &(String, String)), Option<Owner>> = HashMap::new();
+    let mut build = |number: u32| {
         let pod = &objects.pods[number as usize];
         let identity = identity_of[&IdentityKey::of(pod)];
         let node = addresses.node_of(pod);
@@ -160,7 +197,9 @@ fn pod_entries(
                 uid: pod.uid.as_str().into(),
                 local: name.is_some() && name.as_deref() == options.node.as_deref(),
                 node: name,
-                owner: owner(pod),
+                owner: pod.owner.as_ref().and_then(|written| {
+                    owners.entry((identity, written)).or_insert_with(|| owner(pod)).clone()
+                }),
                 labels: Arc::clone(&identities[identity as usize].labels),
             }),
             identity,

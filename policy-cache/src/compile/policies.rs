@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use flow::{PolicyKind, PolicyRef, Protocol};
+use ipnet::IpNet;
 
 use super::ranges::AddressRanges;
 use super::selection::{IdentitySet, LabelIndex};
@@ -30,7 +31,21 @@ pub(crate) struct CompiledRule {
 #[derive(Debug)]
 pub(crate) enum Peers {
     Any,
-    Some { identities: Arc<IdentitySet>, blocks: Arc<AddressRanges> },
+    Some {
+        identities: Arc<IdentitySet>,
+        blocks: Arc<AddressRanges>,
+        /// What only policies of the Admin and Baseline tier can name.
+        others: Option<Box<Others>>,
+    },
+}
+
+/// Peers by what is neither a pod nor an address.
+#[derive(Debug)]
+pub(crate) struct Others {
+    /// Numbers of nodes.
+    pub(crate) nodes: IdentitySet,
+    /// Numbers of domain name patterns, ascending.
+    pub(crate) domains: Box<[u32]>,
 }
 
 #[derive(Debug)]
@@ -43,8 +58,8 @@ pub(crate) enum Ports {
 pub(crate) enum PortMatch {
     /// Inclusive.
     Range { protocol: Protocol, low: u16, high: u16 },
-    /// Resolved on the destination pod; the number of an interned name.
-    Named { protocol: Protocol, name: u32 },
+    /// Resolved on the destination pod; the number of an interned name. `None`: in any protocol.
+    Named { protocol: Option<Protocol>, name: u32 },
 }
 
 /// The policies that isolate an identity in one direction.
@@ -67,11 +82,18 @@ pub(crate) struct Universe<'o> {
     pub(crate) identity_labels: LabelIndex<'o>,
     /// Interned names of ports that some pod declares.
     pub(crate) port_names: HashMap<&'o str, u32>,
+    /// By the numbers of nodes.
+    pub(crate) node_labels: LabelIndex<'o>,
 }
 
 impl Universe<'_> {
-    fn identities(&self) -> Range<u32> {
+    pub(crate) fn identities(&self) -> Range<u32> {
         0..self.identities_of.last().map_or(0, |range| range.end)
+    }
+
+    /// How many nodes have a number.
+    pub(crate) fn nodes(&self) -> u32 {
+        u32::try_from(self.node_labels.len()).unwrap_or(u32::MAX)
     }
 
     /// The identities of one namespace, none when it has no pods.
@@ -83,11 +105,11 @@ impl Universe<'_> {
 /// Compiles policies and shares equal sets between their rules.
 #[derive(Debug)]
 pub(crate) struct Compiler<'o> {
-    universe: &'o Universe<'o>,
+    pub(super) universe: &'o Universe<'o>,
     /// Namespaces that a selector matches.
     namespaces: HashMap<&'o Selector, Vec<u32>>,
     /// Identities that a peer matches; the first part is the namespace of a lone podSelector.
-    peers: HashMap<PeerKey<'o>, Vec<u32>>,
+    selected: HashMap<PeerKey<'o>, Vec<u32>>,
     sets: HashMap<Vec<u32>, Arc<IdentitySet>>,
     blocks: HashMap<AddressRanges, Arc<AddressRanges>>,
 }
@@ -99,7 +121,7 @@ impl<'o> Compiler<'o> {
         Self {
             universe,
             namespaces: HashMap::new(),
-            peers: HashMap::new(),
+            selected: HashMap::new(),
             sets: HashMap::new(),
             blocks: HashMap::new(),
         }
@@ -154,6 +176,16 @@ impl<'o> Compiler<'o> {
                 }
             }
         }
+        self.peers(members, blocks, None)
+    }
+
+    /// Equal sets are shared.
+    pub(super) fn peers(
+        &mut self,
+        mut members: Vec<u32>,
+        blocks: Vec<(&IpNet, &[IpNet])>,
+        others: Option<Box<Others>>,
+    ) -> Peers {
         members.sort_unstable();
         members.dedup();
         let total = self.universe.identities().len();
@@ -174,10 +206,11 @@ impl<'o> Compiler<'o> {
                 shared
             }
         };
-        Peers::Some { identities, blocks }
+        Peers::Some { identities, blocks, others }
     }
 
-    fn pods(
+    /// The identities that both selectors match; without the first, in `own_namespace`.
+    pub(super) fn pods(
         &mut self,
         own_namespace: &'o str,
         namespaces: Option<&'o Selector>,
@@ -186,7 +219,7 @@ impl<'o> Compiler<'o> {
         let universe = self.universe;
         let own = namespaces.is_none().then_some(own_namespace);
         let selected_namespaces = &mut self.namespaces;
-        self.peers.entry((own, namespaces, pods)).or_insert_with(|| {
+        self.selected.entry((own, namespaces, pods)).or_insert_with(|| {
             let everything = Selector::default();
             let pods = pods.unwrap_or(&everything);
             let Some(namespaces) = namespaces else {
@@ -210,9 +243,10 @@ impl<'o> Compiler<'o> {
         Some(match &port.numbers {
             Numbers::Any => PortMatch::Range { protocol, low: 0, high: u16::MAX },
             Numbers::Range(low, high) => PortMatch::Range { protocol, low: *low, high: *high },
-            Numbers::Named(name) => {
-                PortMatch::Named { protocol, name: *self.universe.port_names.get(name.as_str())? }
-            }
+            Numbers::Named(name) => PortMatch::Named {
+                protocol: Some(protocol),
+                name: *self.universe.port_names.get(name.as_str())?,
+            },
         })
     }
 }

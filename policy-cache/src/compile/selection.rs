@@ -68,6 +68,11 @@ impl<'l> LabelIndex<'l> {
         Self { labels, by_pair }
     }
 
+    /// How many sets of labels there are.
+    pub(crate) fn len(&self) -> usize {
+        self.labels.len()
+    }
+
     /// The numbers in `within` that the selector matches.
     pub(crate) fn select(&self, selector: &Selector, within: Range<u32>) -> Vec<u32> {
         let matches = |number: &u32| selector.matches(self.labels[*number as usize]);

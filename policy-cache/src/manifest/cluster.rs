@@ -126,7 +126,12 @@ fn controller(metadata: &Cursor, findings: &mut Findings) -> Option<(String, Str
 }
 
 pub(crate) fn node(object: &Cursor, name: Name, findings: &mut Findings) -> Node {
-    let mut node = Node { name: name.name, addresses: BTreeSet::new(), pod_cidrs: BTreeSet::new() };
+    let mut node = Node {
+        name: name.name,
+        labels: fields::metadata_labels(object, findings),
+        addresses: BTreeSet::new(),
+        pod_cidrs: BTreeSet::new(),
+    };
     if let Some(spec) = object.get_map("spec", findings) {
         if let Some(field) = spec.get("podCIDR")
             && !matches!(&field.node().value, Value::String(text) if text.is_empty())

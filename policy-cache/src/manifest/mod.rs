@@ -10,6 +10,7 @@ mod policy;
 mod problem;
 mod reader;
 mod syntax;
+mod tiers;
 mod tree;
 
 use std::collections::HashMap;
@@ -162,6 +163,12 @@ impl Loader {
             Object::Namespace(namespace) => objects.namespaces.push(namespace),
             Object::Pod(pod) => objects.pods.push(*pod),
             Object::Policy(policy) => objects.policies.push(Arc::new(policy)),
+            Object::TierPolicy(policy) => {
+                if policy.has_unknown_peer() {
+                    tracing::warn!(policy = id, "a rule names a peer that is not known and fails closed");
+                }
+                objects.tiers.push(Arc::new(policy));
+            }
             Object::Node(node) => objects.nodes.push(node),
             Object::Service(service) => objects.services.push(service),
             Object::Slice(slice) => objects.slices.push(slice),
@@ -178,6 +185,7 @@ impl Loader {
         objects.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         objects.namespaces.sort_by(|a, b| a.name.cmp(&b.name));
         objects.policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        objects.tiers.sort_by(|a, b| a.order().cmp(&b.order()));
         objects.nodes.sort_by(|a, b| a.name.cmp(&b.name));
         objects.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         objects.slices.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -189,6 +197,7 @@ enum Object {
     Namespace(crate::objects::Namespace),
     Pod(Box<crate::objects::Pod>),
     Policy(crate::objects::NetworkPolicy),
+    TierPolicy(crate::objects::TierPolicy),
     Node(crate::objects::Node),
     Service(crate::objects::Service),
     Slice(crate::objects::EndpointSlice),
@@ -286,11 +295,11 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         (group, "NetworkPolicy")
             if group.starts_with("networking.k8s.io/") || group.starts_with("extensions/") =>
         {
-            findings.object = kind.to_owned();
-            if let Some(field) = object.get("apiVersion") {
-                findings.report(&field, "must be networking.k8s.io/v1");
-            }
-            return None;
+            return wrong_version(object, kind, "networking.k8s.io/v1", findings);
+        }
+        (version, _) if tiers::version(kind) == Some(version) => Scope::Cluster,
+        (group, _) if group.starts_with(tiers::GROUP) && tiers::version(kind).is_some() => {
+            return wrong_version(object, kind, tiers::version(kind).unwrap_or_default(), findings);
         }
         _ => {
             let kind = format!("{}/{}", meta.api_version, kind);
@@ -304,8 +313,21 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         "Pod" => Object::Pod(Box::new(cluster::pod(object, name, findings))),
         "Service" => Object::Service(cluster::service(object, name, findings)),
         "NetworkPolicy" => Object::Policy(policy::network_policy(object, name, findings)),
+        "ClusterNetworkPolicy" => Object::TierPolicy(tiers::cluster_network_policy(object, name, findings)),
+        "AdminNetworkPolicy" => Object::TierPolicy(tiers::admin_network_policy(object, name, findings)),
+        "BaselineAdminNetworkPolicy" => {
+            Object::TierPolicy(tiers::baseline_admin_network_policy(object, name, findings))
+        }
         _ => Object::Slice(cluster::endpoint_slice(object, name, findings)),
     };
     let line = object.node().line;
     Some((object_read, findings.object.clone(), (line > 0).then_some(line)))
+}
+
+fn wrong_version(object: &Cursor<'_, '_>, kind: &str, known: &str, findings: &mut Findings) -> Option<Found> {
+    findings.object = kind.to_owned();
+    if let Some(field) = object.get("apiVersion") {
+        findings.report(&field, format!("must be {known}"));
+    }
+    None
 }

@@ -188,7 +188,7 @@ fn port_range(first: &Cursor, end: Option<&Cursor>, findings: &mut Findings) -> 
     Some(Numbers::Range(low, high))
 }
 
-fn selector(field: &Cursor, findings: &mut Findings) -> Selector {
+pub(crate) fn selector(field: &Cursor, findings: &mut Findings) -> Selector {
     let mut selector = Selector::default();
     if !field.only(&["matchLabels", "matchExpressions"], findings) {
         return selector;

@@ -42,6 +42,25 @@ pub(crate) fn is_port_name(text: &str) -> bool {
         && text.bytes().any(|c| c.is_ascii_lowercase())
 }
 
+/// A domain name of at least two labels, `*.` before it for every name below. Source: the pattern of
+/// network-policy-api's DomainName.
+pub(crate) fn is_domain_pattern(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    // The pattern's first character comes from `A-z`, which is more than letters.
+    let first = |c: u8| matches!(c, b'A'..=b'z') || c.is_ascii_digit();
+    let label = |label: &str| match label.as_bytes() {
+        [] => false,
+        [only] => first(*only),
+        [start, within @ .., end] => {
+            first(*start)
+                && end.is_ascii_alphanumeric()
+                && within.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        }
+    };
+    name.contains('.') && name.split('.').all(label)
+}
+
 fn starts_and_ends(text: &str, with: impl Fn(u8) -> bool) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(|c| with(*c)) && bytes.last().is_some_and(|c| with(*c))
@@ -71,6 +90,19 @@ mod tests {
         }
         for name in ["", "80", "-a", "a-", "a--b", "HTTP", "abcdefghijklmnop", "a_b"] {
             assert!(!is_port_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn domain_patterns_have_two_labels_and_at_most_a_leading_star() {
+        for name in ["example.com", "*.example.com", "A_b.c-d.io.", "1.2", "_dmarc.example.com"] {
+            assert!(is_domain_pattern(name), "{name}");
+        }
+        for name in [
+            "", ".", "com", "*.com", "*", "a.*.com", "*a.com", "a..b", "-a.b", "a-.b", "a.b..", "a b.c",
+            "ä.b",
+        ] {
+            assert!(!is_domain_pattern(name), "{name}");
         }
     }
 

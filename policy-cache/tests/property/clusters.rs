@@ -14,6 +14,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Value>,
     pub(crate) pods: Vec<Value>,
     pub(crate) policies: Vec<Value>,
+    /// Policies of the Admin and Baseline tier.
+    pub(crate) tiers: Vec<Value>,
 }
 
 /// What is known besides the objects.
@@ -34,7 +36,8 @@ pub(crate) struct Flow {
 
 impl Cluster {
     pub(crate) fn objects(&self) -> Vec<Value> {
-        [&self.namespaces, &self.nodes, &self.pods, &self.policies].into_iter().flatten().cloned().collect()
+        let kinds = [&self.namespaces, &self.nodes, &self.pods, &self.policies, &self.tiers];
+        kinds.into_iter().flatten().cloned().collect()
     }
 
     pub(crate) fn list(&self) -> Value {
@@ -51,10 +54,12 @@ impl Cluster {
                 2 => (&mut changed.pods, &other.pods, Some("/spec")),
                 3 => (&mut changed.policies, &other.policies, None),
                 4 => (&mut changed.policies, &other.policies, Some("/spec")),
-                _ => (&mut changed.namespaces, &other.namespaces, None),
+                5 => (&mut changed.namespaces, &other.namespaces, None),
+                6 => (&mut changed.tiers, &other.tiers, None),
+                _ => (&mut changed.nodes, &other.nodes, Some("/metadata/labels")),
             };
             // Labels decide something so rarely that all of a kind are changed at once.
-            let relabel = matches!(kind, 1 | 5);
+            let relabel = matches!(kind, 1 | 5 | 7);
             let indexes = if relabel { 0..list.len() } else { *index..*index + 1 };
             for index in indexes {
                 match (part, from.get(index), list.get_mut(index)) {
@@ -71,9 +76,11 @@ impl Cluster {
             }
         }
         // A pod that moved to another namespace may now bear a name that is taken.
-        for list in [&mut changed.pods, &mut changed.policies, &mut changed.namespaces] {
+        for list in [&mut changed.pods, &mut changed.policies, &mut changed.tiers, &mut changed.namespaces] {
             let mut seen = std::collections::HashSet::new();
-            list.retain(|object| seen.insert(object["metadata"].get("name").cloned()));
+            list.retain(|object| {
+                seen.insert((object["kind"].clone(), object["metadata"].get("name").cloned()))
+            });
         }
         changed
     }
@@ -84,7 +91,7 @@ const V6: &[&str] = &["fd00:1::1", "fd00:1::2", "fd00:2::1", "fd00:2::2", "fd00:
 const OTHERS_V4: &[&str] =
     &["192.168.0.1", "192.168.0.2", "8.8.8.8", "0.0.0.0", "255.255.255.255", "10.1.0.9"];
 const OTHERS_V6: &[&str] = &["2001:db8::1", "fd00:f::1", "::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
-const CIDRS: &[(&str, &[&str])] = &[
+pub(crate) const CIDRS: &[(&str, &[&str])] = &[
     ("0.0.0.0/0", &["10.1.0.0/16", "8.0.0.0/5", "10.1.0.2/32", "128.0.0.0/1"]),
     ("::/0", &["fd00::/8", "fd00:1::1/128", "8000::/1"]),
     ("10.1.0.0/16", &["10.1.0.0/24", "10.1.1.0/24", "10.1.0.0/31", "10.1.1.1/32"]),
@@ -96,11 +103,12 @@ const CIDRS: &[(&str, &[&str])] = &[
     ("fd00:2::1/128", &[]),
     ("fd00:f::/32", &[]),
 ];
-const PORT_NAMES: &[&str] = &["http", "web-2"];
-const PORTS: &[u16] = &[80, 81, 65535];
+pub(crate) const PORT_NAMES: &[&str] = &["http", "web-2"];
+pub(crate) const PORTS: &[u16] = &[80, 81, 65535];
 /// TCP twice, so that the ends of a flow agree more often.
-const PROTOCOLS: &[&str] = &["TCP", "TCP", "UDP", "SCTP"];
+pub(crate) const PROTOCOLS: &[&str] = &["TCP", "TCP", "UDP", "SCTP"];
 
+/// A cluster without policies of the Admin and Baseline tier.
 pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     (namespaces(), nodes(), vec(pod(), 0..8), vec(policy(), 0..5)).prop_map(
         |(namespaces, nodes, mut pods, mut policies)| {
@@ -111,7 +119,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
             for (index, policy) in policies.iter_mut().enumerate() {
                 policy["metadata"]["name"] = json!(format!("policy-{}", 9 - index));
             }
-            Cluster { namespaces, nodes, pods, policies }
+            Cluster { namespaces, nodes, pods, policies, tiers: Vec::new() }
         },
     )
 }
@@ -176,8 +184,9 @@ fn namespaces() -> impl Strategy<Value = Vec<Value>> {
 
 fn nodes() -> impl Strategy<Value = Vec<Value>> {
     let node = |name: &'static str, ip: &'static str, v4: &'static str, v6: &'static str| {
-        (any::<bool>(), any::<bool>()).prop_map(move |(with_cidrs, with_address)| {
-            let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        (any::<bool>(), any::<bool>(), labels()).prop_map(move |(with_cidrs, with_address, labels)| {
+            let metadata = json!({"name": name, "labels": labels});
+            let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
             if with_cidrs {
                 node["spec"] = json!({"podCIDR": v4, "podCIDRs": [v4, v6]});
             }
@@ -367,7 +376,7 @@ fn port() -> impl Strategy<Value = Value> {
     })
 }
 
-fn selector() -> impl Strategy<Value = Value> {
+pub(crate) fn selector() -> impl Strategy<Value = Value> {
     // Each key with values it may really have: selectors that match nothing decide nothing.
     let domain = || {
         prop_oneof![

@@ -3,6 +3,8 @@
 
 mod clusters;
 mod naive;
+mod naive_tiers;
+mod tiers;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -16,8 +18,11 @@ use clusters::{Cluster, Flow, Surroundings};
 
 fn snapshot(cluster: &Cluster, surroundings: &Surroundings, generation: u64) -> Snapshot {
     let text = serde_json::to_string(&cluster.list()).unwrap();
-    let objects = parse([(Path::new("cluster.json"), text.as_str())])
+    let mut objects = parse([(Path::new("cluster.json"), text.as_str())])
         .unwrap_or_else(|error| panic!("the generator made an invalid cluster: {error}\n{text}"));
+    for (name, addresses) in tiers::NAMES {
+        objects.resolve(name, addresses.iter().map(|ip| ip.parse().unwrap()));
+    }
     let options = Options {
         node: surroundings.node.clone(),
         own_addresses: surroundings.own_addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -28,6 +33,11 @@ fn snapshot(cluster: &Cluster, surroundings: &Surroundings, generation: u64) -> 
         },
     };
     compile(&objects, &options, Generation(generation))
+}
+
+/// A cluster with policies of every tier.
+fn cluster() -> impl Strategy<Value = Cluster> {
+    (clusters::cluster(), tiers::policies()).prop_map(|(cluster, tiers)| Cluster { tiers, ..cluster })
 }
 
 fn decide(snapshot: &Snapshot, flow: &Flow) -> Decision {
@@ -44,6 +54,7 @@ fn decide(snapshot: &Snapshot, flow: &Flow) -> Decision {
 fn printed(side: &SideVerdict) -> naive::Side {
     naive::Side {
         allow: side.verdict.is_allow(),
+        tier: side.tier.map(|tier| tier.as_str().to_owned()).unwrap_or_default(),
         reason: side.reason.as_str().to_owned(),
         policies: side.policies().iter().map(ToString::to_string).collect(),
     }
@@ -54,7 +65,7 @@ proptest! {
 
     #[test]
     fn the_engine_decides_as_a_naive_evaluator_does(
-        cluster in clusters::cluster(),
+        cluster in cluster(),
         surroundings in clusters::surroundings(),
         flows in clusters::flows(),
     ) {
@@ -73,9 +84,9 @@ proptest! {
 
     #[test]
     fn a_flow_that_two_snapshots_decide_differently_has_an_affected_end(
-        cluster in clusters::cluster(),
-        change in clusters::cluster(),
-        picks in prop::collection::vec((0_usize..6, 0_usize..4), 1..3),
+        cluster in cluster(),
+        change in cluster(),
+        picks in prop::collection::vec((0_usize..8, 0_usize..4), 1..3),
         surroundings in clusters::surroundings(),
     ) {
         let changed = cluster.changed_by(&change, &picks);
@@ -95,7 +106,7 @@ proptest! {
 
     #[test]
     fn an_unchanged_cluster_affects_nobody(
-        cluster in clusters::cluster(),
+        cluster in cluster(),
         surroundings in clusters::surroundings(),
     ) {
         let (old, new) = (snapshot(&cluster, &surroundings, 1), snapshot(&cluster, &surroundings, 2));
@@ -176,13 +187,15 @@ fn the_random_clusters_reach_every_reason() {
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
     let mut reasons = std::collections::BTreeMap::<String, usize>::new();
-    for _ in 0..300 {
-        let strategy = (clusters::cluster(), clusters::surroundings(), clusters::flows());
+    let mut tiers = std::collections::BTreeMap::<(String, bool), usize>::new();
+    for _ in 0..600 {
+        let strategy = (cluster(), clusters::surroundings(), clusters::flows());
         let (cluster, surroundings, flows) = strategy.new_tree(&mut runner).unwrap().current();
         let objects: Vec<Value> = cluster.objects();
         for flow in &flows {
             let (egress, ingress) = naive::decide(&objects, &surroundings, flow);
             for side in [egress, ingress] {
+                *tiers.entry((side.tier, side.allow)).or_default() += 1;
                 *reasons.entry(side.reason).or_default() += 1;
             }
         }
@@ -197,5 +210,11 @@ fn the_random_clusters_reach_every_reason() {
         "unknown-local-pod",
     ] {
         assert!(reasons.get(reason).is_some_and(|count| *count > 20), "{reason}: {reasons:?}");
+    }
+    for tier in ["Admin", "NetworkPolicy", "Baseline"] {
+        for allow in [true, false] {
+            let count = tiers.get(&(tier.to_owned(), allow));
+            assert!(count.is_some_and(|count| *count > 20), "{tier} {allow}: {tiers:?}");
+        }
     }
 }

@@ -7,10 +7,13 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::clusters::{Flow, Surroundings};
+use crate::naive_tiers::{self, Question};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Side {
     pub(crate) allow: bool,
+    /// Empty: none.
+    pub(crate) tier: String,
     pub(crate) reason: String,
     pub(crate) policies: Vec<String>,
 }
@@ -23,29 +26,72 @@ pub(crate) fn decide(objects: &[Value], surroundings: &Surroundings, flow: &Flow
         let side = side(false, "unknown-local-pod");
         return (side.clone(), side);
     }
+    // A node only sees what a pod sends to itself when a Service led it back.
+    let to_itself = matches!(source, End::Pod(_)) && source == destination;
+    let direct = to_itself && surroundings.node.is_none();
     let egress = match &source {
-        End::Pod(pod) if source == destination => own_address(pod),
-        End::Pod(pod)
-            if !surroundings.policy_for_own_node && on_node(objects, surroundings, pod, &destination) =>
-        {
-            side(true, "own-node")
-        }
+        End::Pod(_) if direct => side(true, "own-address"),
         End::Pod(pod) => {
-            judge(objects, pod, "egress", "to", &flow.destination, &destination, &destination, flow)
+            let to_own_node = on_node(objects, surroundings, pod, &destination);
+            let exempt = if to_itself {
+                Some("own-address")
+            } else if to_own_node && !surroundings.policy_for_own_node {
+                Some("own-node")
+            } else {
+                None
+            };
+            let question = Question {
+                pod,
+                direction: "egress",
+                peers_key: "to",
+                peer_ip: &flow.destination,
+                peer: &destination,
+                destination: &destination,
+                flow,
+            };
+            all_tiers(objects, question, exempt)
         }
         _ => side(true, "not-applicable"),
     };
     let ingress = match &destination {
-        End::Pod(pod) if source == destination => own_address(pod),
+        End::Pod(_) if direct => side(true, "own-address"),
         End::Pod(pod) if on_node(objects, surroundings, pod, &source) => side(true, "own-node"),
-        End::Pod(pod) => judge(objects, pod, "ingress", "from", &flow.source, &source, &destination, flow),
+        End::Pod(pod) => {
+            let question = Question {
+                pod,
+                direction: "ingress",
+                peers_key: "from",
+                peer_ip: &flow.source,
+                peer: &source,
+                destination: &destination,
+                flow,
+            };
+            all_tiers(objects, question, to_itself.then_some("own-address"))
+        }
         _ => side(true, "not-applicable"),
     };
     (egress, ingress)
 }
 
+fn all_tiers(objects: &[Value], question: Question<'_>, exempt: Option<&str>) -> Side {
+    if let Some(decided) = naive_tiers::judge(objects, "Admin", question) {
+        return decided;
+    }
+    let by_network_policies = judge(objects, question);
+    if by_network_policies.reason != "not-isolated" {
+        return match exempt {
+            Some(reason) => side(true, reason),
+            None => by_network_policies,
+        };
+    }
+    if let Some(decided) = naive_tiers::judge(objects, "Baseline", question) {
+        return decided;
+    }
+    side(true, exempt.unwrap_or("not-isolated"))
+}
+
 #[derive(Clone, Debug, PartialEq)]
-enum End {
+pub(crate) enum End {
     Pod(Value),
     Node(String),
     UnknownLocal,
@@ -53,22 +99,19 @@ enum End {
 }
 
 fn side(allow: bool, reason: &str) -> Side {
-    Side { allow, reason: reason.to_owned(), policies: Vec::new() }
+    let tier = if ["not-applicable", "unknown-local-pod"].contains(&reason) { "" } else { "Default" };
+    Side { allow, tier: tier.to_owned(), reason: reason.to_owned(), policies: Vec::new() }
 }
 
-fn own_address(_: &Value) -> Side {
-    side(true, "own-address")
-}
-
-fn of_kind<'o>(objects: &'o [Value], kind: &'o str) -> impl Iterator<Item = &'o Value> {
+pub(crate) fn of_kind<'o>(objects: &'o [Value], kind: &'o str) -> impl Iterator<Item = &'o Value> {
     objects.iter().filter(move |object| object["kind"] == kind)
 }
 
-fn list<'v>(value: &'v Value, key: &str) -> Vec<&'v Value> {
+pub(crate) fn list<'v>(value: &'v Value, key: &str) -> Vec<&'v Value> {
     value.get(key).and_then(Value::as_array).map(|items| items.iter().collect()).unwrap_or_default()
 }
 
-fn text<'v>(value: &'v Value, key: &str) -> &'v str {
+pub(crate) fn text<'v>(value: &'v Value, key: &str) -> &'v str {
     value.get(key).and_then(Value::as_str).unwrap_or("")
 }
 
@@ -138,21 +181,12 @@ fn on_node(_: &[Value], _: &Surroundings, pod: &Value, end: &End) -> bool {
     }
 }
 
-fn namespace(object: &Value) -> &str {
+pub(crate) fn namespace(object: &Value) -> &str {
     object["metadata"].get("namespace").and_then(Value::as_str).unwrap_or("default")
 }
 
-#[expect(clippy::too_many_arguments, reason = "spelt out, as everything here")]
-fn judge(
-    objects: &[Value],
-    pod: &Value,
-    direction: &str,
-    peers_key: &str,
-    peer_ip: &str,
-    peer: &End,
-    destination: &End,
-    flow: &Flow,
-) -> Side {
+fn judge(objects: &[Value], question: Question<'_>) -> Side {
+    let Question { pod, direction, peers_key, peer_ip, peer, destination, flow } = question;
     let mut isolating = Vec::new();
     for policy in of_kind(objects, "NetworkPolicy") {
         let selected = namespace(policy) == namespace(pod)
@@ -180,12 +214,14 @@ fn judge(
                 ports.is_empty() || ports.iter().any(|port| port_matches(port, destination, flow));
             if peer_fits && port_fits {
                 let policies = vec![format!("{}#{index}", name(policy))];
-                return Side { allow: true, reason: "rule-matched".to_owned(), policies };
+                let tier = "NetworkPolicy".to_owned();
+                return Side { allow: true, tier, reason: "rule-matched".to_owned(), policies };
             }
         }
     }
     let policies = isolating.into_iter().map(name).collect();
-    Side { allow: false, reason: "no-rule-matched".to_owned(), policies }
+    let tier = "NetworkPolicy".to_owned();
+    Side { allow: false, tier, reason: "no-rule-matched".to_owned(), policies }
 }
 
 fn applies(policy: &Value, direction: &str) -> bool {
@@ -223,20 +259,7 @@ fn port_matches(port: &Value, destination: &End, flow: &Flow) -> bool {
     }
     match port.get("port") {
         None | Some(Value::Null) => true,
-        Some(Value::String(name)) => {
-            let End::Pod(pod) = destination else { return false };
-            let mut containers = list(&pod["spec"], "containers");
-            let sidecars = list(&pod["spec"], "initContainers");
-            containers.extend(
-                sidecars.into_iter().filter(|container| text(container, "restartPolicy") == "Always"),
-            );
-            containers.into_iter().flat_map(|container| list(container, "ports")).any(|declared| {
-                let declared_protocol = declared.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
-                text(declared, "name") == name
-                    && declared_protocol == flow.protocol
-                    && declared["containerPort"] == flow.port
-            })
-        }
+        Some(Value::String(name)) => named_port_matches(name, destination, flow),
         Some(number) => {
             let first = number.as_u64().unwrap();
             let last = port.get("endPort").and_then(Value::as_u64).unwrap_or(first);
@@ -245,11 +268,25 @@ fn port_matches(port: &Value, destination: &End, flow: &Flow) -> bool {
     }
 }
 
-fn pod_labels(pod: &Value) -> Vec<(String, String)> {
+/// A declared port of that name, and of the flow's protocol and number.
+pub(crate) fn named_port_matches(name: &str, destination: &End, flow: &Flow) -> bool {
+    let End::Pod(pod) = destination else { return false };
+    let mut containers = list(&pod["spec"], "containers");
+    let sidecars = list(&pod["spec"], "initContainers");
+    containers.extend(sidecars.into_iter().filter(|container| text(container, "restartPolicy") == "Always"));
+    containers.into_iter().flat_map(|container| list(container, "ports")).any(|declared| {
+        let declared_protocol = declared.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+        text(declared, "name") == name
+            && declared_protocol == flow.protocol
+            && declared["containerPort"] == flow.port
+    })
+}
+
+pub(crate) fn pod_labels(pod: &Value) -> Vec<(String, String)> {
     label_pairs(&pod["metadata"]["labels"])
 }
 
-fn namespace_labels(objects: &[Value], name: &str) -> Vec<(String, String)> {
+pub(crate) fn namespace_labels(objects: &[Value], name: &str) -> Vec<(String, String)> {
     let mut labels = of_kind(objects, "Namespace")
         .find(|namespace| text(&namespace["metadata"], "name") == name)
         .map(|namespace| label_pairs(&namespace["metadata"]["labels"]))
@@ -259,12 +296,12 @@ fn namespace_labels(objects: &[Value], name: &str) -> Vec<(String, String)> {
     labels
 }
 
-fn label_pairs(labels: &Value) -> Vec<(String, String)> {
+pub(crate) fn label_pairs(labels: &Value) -> Vec<(String, String)> {
     let pairs = labels.as_object().into_iter().flatten();
     pairs.map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned())).collect()
 }
 
-fn selects(selector: &Value, labels: &[(String, String)]) -> bool {
+pub(crate) fn selects(selector: &Value, labels: &[(String, String)]) -> bool {
     let value_of = |key: &str| labels.iter().find(|(own, _)| own == key).map(|(_, value)| value.as_str());
     for (key, wanted) in label_pairs(&selector["matchLabels"]) {
         if value_of(&key) != Some(&wanted) {
@@ -289,7 +326,7 @@ fn selects(selector: &Value, labels: &[(String, String)]) -> bool {
 }
 
 /// Bit by bit.
-fn in_cidr(ip: &str, cidr: &str) -> bool {
+pub(crate) fn in_cidr(ip: &str, cidr: &str) -> bool {
     let (base, length) = cidr.split_once('/').unwrap();
     let (ip, base) = (bits(ip), bits(base));
     let length: usize = length.parse().unwrap();

@@ -1,7 +1,9 @@
 //! One file per subcommand.
 
 pub(crate) mod cleanup;
+pub(crate) mod explain;
 pub(crate) mod lab;
+pub(crate) mod lint;
 pub(crate) mod rules;
 pub(crate) mod run;
 pub(crate) mod verdict;

@@ -1,0 +1,205 @@
+//! One cluster → its figures.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use flow::{ClientAddr, Generation, OrigDst, Protocol, Tuple};
+use policy_bench::Cluster;
+use policy_cache::{Objects, Options, Prober, Snapshot, SnapshotStore, compile, parse};
+
+use crate::clock::Times;
+use crate::memory;
+
+const FLOWS: usize = 400_000;
+const PROBES: usize = 300_000;
+const EVENTS: usize = 10;
+
+/// A figure's name, unit and target.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) target: Option<Target>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    pub(crate) fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "≤ {limit}"),
+            Self::AtLeast(limit) => write!(f, "≥ {limit}"),
+        }
+    }
+}
+
+const DECIDE_P50: &str = "decide, a node's flows, p50";
+const DECIDE_P99: &str = "decide, a node's flows, p99";
+const BOTH_P50: &str = "identify and decide, a node's flows, p50";
+const BOTH_P99: &str = "identify and decide, a node's flows, p99";
+const ANY_DECIDE_P50: &str = "decide, any two pods, p50";
+const ANY_DECIDE_P99: &str = "decide, any two pods, p99";
+const ANY_BOTH_P50: &str = "identify and decide, any two pods, p50";
+const ANY_BOTH_P99: &str = "identify and decide, any two pods, p99";
+const READ: &str = "manifests read";
+const BUILD: &str = "full build";
+const OBJECTS: &str = "objects, resident";
+const CACHE: &str = "cache, resident";
+const EVENT_P50: &str = "event to visible, p50";
+const EVENT_P99: &str = "event to visible, p99";
+const PROBE_RATE: &str = "verdict";
+
+/// What is printed, in order.
+pub(crate) const ROWS: &[Row] = &[
+    row(DECIDE_P50, "ns", Some(Target::AtMost(150.0))),
+    row(DECIDE_P99, "ns", None),
+    row(BOTH_P50, "ns", None),
+    row(BOTH_P99, "ns", None),
+    row(ANY_DECIDE_P50, "ns", None),
+    row(ANY_DECIDE_P99, "ns", None),
+    row(ANY_BOTH_P50, "ns", None),
+    row(ANY_BOTH_P99, "ns", None),
+    row(BUILD, "s", Some(Target::AtMost(3.0))),
+    row(CACHE, "MiB", Some(Target::AtMost(64.0))),
+    row(EVENT_P50, "ms", None),
+    row(EVENT_P99, "ms", Some(Target::AtMost(5.0))),
+    row(PROBE_RATE, "probes/s", Some(Target::AtLeast(500_000.0))),
+    row(READ, "s", None),
+    row(OBJECTS, "MiB", None),
+];
+
+const fn row(name: &'static str, unit: &'static str, target: Option<Target>) -> Row {
+    Row { name, unit, target }
+}
+
+/// One measured value.
+#[derive(Debug)]
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+}
+
+/// Measures everything in one cluster.
+pub(crate) fn all(cluster: &Cluster) -> anyhow::Result<Vec<Figure>> {
+    let options = Options { node: Some("node-00000".to_owned()), ..Options::default() };
+    let mut figures = Vec::new();
+    let mut note = |name, value| figures.push(Figure { name, value });
+
+    let texts: Vec<(PathBuf, String)> = cluster.texts().collect();
+    let before = memory::resident_mib()?;
+    let started = Instant::now();
+    let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str())))?;
+    note(READ, started.elapsed().as_secs_f64());
+    let read = memory::resident_mib()?;
+    note(OBJECTS, read - before);
+    let started = Instant::now();
+    let snapshot = compile(&objects, &options, Generation(1));
+    note(BUILD, started.elapsed().as_secs_f64());
+    note(CACHE, memory::resident_mib()? - read);
+    drop(texts);
+
+    decisions(cluster, &snapshot, &mut note);
+    events(&objects, &options, &mut note);
+    note(PROBE_RATE, probes_per_second(cluster, &objects, Arc::new(snapshot))?);
+    Ok(figures)
+}
+
+/// Flows as one node sees them, and flows between any two pods, which a process that decides for the whole
+/// cluster would see: there hardly anything that is read has been read lately.
+fn decisions(cluster: &Cluster, snapshot: &Snapshot, note: &mut impl FnMut(&'static str, f64)) {
+    let [decide, both] = timed(snapshot, &cluster.flows_of_node(0, FLOWS, 7));
+    note(DECIDE_P50, decide.quantile(0.5));
+    note(DECIDE_P99, decide.quantile(0.99));
+    note(BOTH_P50, both.quantile(0.5));
+    note(BOTH_P99, both.quantile(0.99));
+    let [decide, both] = timed(snapshot, &cluster.flows(FLOWS, 7));
+    note(ANY_DECIDE_P50, decide.quantile(0.5));
+    note(ANY_DECIDE_P99, decide.quantile(0.99));
+    note(ANY_BOTH_P50, both.quantile(0.5));
+    note(ANY_BOTH_P99, both.quantile(0.99));
+}
+
+/// The times of `decide` alone and of both steps. Half of the flows each, so that neither finds in the
+/// processor's caches what the other has just read.
+fn timed(snapshot: &Snapshot, flows: &[policy_bench::Flow]) -> [Times; 2] {
+    let (alone, together) = flows.split_at(flows.len() / 2);
+    let (mut decide, mut both) = (Times::new(), Times::new());
+    for tuple in alone.iter().map(tuple) {
+        let flow = snapshot.identify(&tuple);
+        decide.measure(|| snapshot.decide(&flow));
+    }
+    for tuple in together.iter().map(tuple) {
+        both.measure(|| snapshot.decide(&snapshot.identify(&tuple)));
+    }
+    [decide, both]
+}
+
+/// From a changed set of objects to decisions that know of it.
+fn events(objects: &Objects, options: &Options, note: &mut impl FnMut(&'static str, f64)) {
+    let store = SnapshotStore::new();
+    let mut times = Times::new();
+    for generation in (2..).map(Generation).take(EVENTS) {
+        let visible = times.measure(|| {
+            store.publish(compile(objects, options, generation));
+            store.current().map(|snapshot| snapshot.generation())
+        });
+        assert_eq!(visible, Some(generation), "published, yet not current");
+    }
+    note(EVENT_P50, times.quantile(0.5) / 1e6);
+    note(EVENT_P99, times.quantile(0.99) / 1e6);
+}
+
+/// The loop of `sluice verdict` over probes by name, by address, and to Services.
+fn probes_per_second(cluster: &Cluster, objects: &Objects, snapshot: Arc<Snapshot>) -> anyhow::Result<f64> {
+    let names: Vec<String> = cluster.pod_names().collect();
+    let mut input = String::new();
+    for (number, flow) in cluster.flows(PROBES, 8).iter().enumerate() {
+        let port = flow.destination.port();
+        let name = &names[number * 7919 % names.len()];
+        let (source, destination) = (flow.source, flow.destination.ip());
+        let _ = match number % 2 {
+            0 => writeln!(
+                input,
+                r#"{{"id":{number},"src":{{"pod":"{name}"}},"dst":{{"ip":"{destination}"}},"port":{port},"protocol":"TCP"}}"#
+            ),
+            _ => writeln!(
+                input,
+                r#"{{"id":"p-{number}","src":{{"ip":"{source}"}},"dst":{{"pod":"{name}"}},"port":{port}}}"#
+            ),
+        };
+    }
+    let prober = Prober::new(objects, snapshot);
+    let mut output = Vec::with_capacity(PROBES * 512);
+    let started = Instant::now();
+    for line in input.lines() {
+        let answer = prober.answer(line);
+        anyhow::ensure!(!answer.is_failed(), "{line}: {answer:?}");
+        serde_json::to_writer(&mut output, &answer)?;
+        output.push(b'\n');
+    }
+    Ok(PROBES as f64 / started.elapsed().as_secs_f64())
+}
+
+fn tuple(flow: &policy_bench::Flow) -> Tuple {
+    Tuple {
+        protocol: Protocol::Tcp,
+        client: ClientAddr((flow.source, 40_000).into()),
+        destination: OrigDst(flow.destination),
+    }
+}

@@ -1,0 +1,176 @@
+//! Texts → where each policy and each of its fields stands: the table beside the objects.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::tree::{self, Node, Value};
+
+/// Kinds whose pods follow from a template.
+const WORKLOADS: &[&str] =
+    &["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob"];
+
+/// Where policies stand, and the pods that workloads will have.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    policies: HashMap<String, Place>,
+    /// Pods as JSON, one for each template.
+    pub(super) templates: Vec<serde_json::Value>,
+}
+
+/// Where one object stands.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) file: PathBuf,
+    /// From 1.
+    pub(super) document: usize,
+    lines_before: usize,
+    root: Node,
+}
+
+impl Places {
+    pub(super) fn read(texts: &[(&Path, &str)]) -> Self {
+        let mut places = Self::default();
+        for (path, text) in texts {
+            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+                places.json(path, text);
+                continue;
+            }
+            for document in tree::split_yaml(text) {
+                if is_wanted(document.text)
+                    && let Ok(root) = tree::parse_yaml_with_lines(document.text)
+                {
+                    places.object(path, document.number, document.lines_before, &root, None);
+                }
+            }
+        }
+        places
+    }
+
+    /// JSON is YAML, so that the lines of a lone value can be read that way.
+    fn json(&mut self, path: &Path, text: &str) {
+        if !is_wanted(text) {
+            return;
+        }
+        let mut roots = tree::parse_json(text).unwrap_or_default();
+        if let [only] = &mut roots[..]
+            && let Ok(root) = tree::parse_yaml_with_lines(text)
+        {
+            *only = root;
+        }
+        for (index, root) in roots.iter().enumerate() {
+            self.object(path, index + 1, 0, root, None);
+        }
+    }
+
+    /// `implied` is the kind that a typed list gives its items.
+    fn object(
+        &mut self,
+        path: &Path,
+        document: usize,
+        lines_before: usize,
+        node: &Node,
+        implied: Option<&str>,
+    ) {
+        let Some(kind) = node.text("kind").or(implied) else { return };
+        if let Some(item) = kind.strip_suffix("List")
+            && let Some(Value::List(items)) = node.get("items").map(|items| &items.value)
+        {
+            let item = (!item.is_empty()).then_some(item);
+            for node in items {
+                self.object(path, document, lines_before, node, item);
+            }
+            return;
+        }
+        let Some(metadata) = node.get("metadata") else { return };
+        let name = metadata.text("name").unwrap_or_default();
+        let namespace = metadata.text("namespace").filter(|name| !name.is_empty()).unwrap_or("default");
+        if WORKLOADS.contains(&kind) {
+            self.templates.extend(template(node, &format!("{}-{name}", kind.to_lowercase()), namespace));
+        }
+        if kind.ends_with("NetworkPolicy") {
+            let name = if kind == "NetworkPolicy" { format!("{namespace}/{name}") } else { name.to_owned() };
+            let place = Place { file: path.to_owned(), document, lines_before, root: node.clone() };
+            self.policies.entry(format!("{kind}/{name}")).or_insert(place);
+        }
+    }
+
+    /// The place of a policy, `Kind/namespace/name`.
+    pub(super) fn of(&self, object: &str) -> Option<&Place> {
+        self.policies.get(object)
+    }
+}
+
+impl Place {
+    /// The line of a field such as `spec.ingress[0].from[1]`, or of the nearest one around it.
+    pub(super) fn line(&self, field: &str) -> Option<usize> {
+        let mut node = &self.root;
+        for step in field.split(['.', '[']).filter(|step| !step.is_empty()) {
+            let child = match (step.strip_suffix(']'), &node.value) {
+                (Some(index), Value::List(items)) => {
+                    index.parse::<usize>().ok().and_then(|index| items.get(index))
+                }
+                _ => node.get(step),
+            };
+            let Some(child) = child else { break };
+            node = child;
+        }
+        (node.line > 0).then_some(node.line + self.lines_before)
+    }
+
+    /// How many items the list at a key of the spec has.
+    pub(super) fn rules(&self, key: &str) -> usize {
+        match self.root.get("spec").and_then(|spec| spec.get(key)).map(|rules| &rules.value) {
+            Some(Value::List(rules)) => rules.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Node {
+    fn get(&self, key: &str) -> Option<&Node> {
+        let Value::Map(entries) = &self.value else { return None };
+        entries.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        match &self.get(key)?.value {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Reading lines costs time: most documents of a large cluster are pods, which need none.
+fn is_wanted(text: &str) -> bool {
+    text.contains("NetworkPolicy") || text.contains("template")
+}
+
+/// A workload's pod, without an address.
+fn template(workload: &Node, name: &str, namespace: &str) -> Option<serde_json::Value> {
+    let mut spec = workload.get("spec")?;
+    if let Some(job) = spec.get("jobTemplate") {
+        spec = job.get("spec")?;
+    }
+    let template = spec.get("template")?;
+    let labels = template.get("metadata").and_then(|metadata| metadata.get("labels")).map(json);
+    Some(serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": template.get("spec").map(json),
+    }))
+}
+
+fn json(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Integer(value) => (*value).into(),
+        Value::Float(value) => (*value).into(),
+        Value::String(value) => value.as_str().into(),
+        Value::List(items) => items.iter().map(json).collect(),
+        Value::Map(entries) => {
+            serde_json::Value::Object(entries.iter().map(|(key, node)| (key.clone(), json(node))).collect())
+        }
+    }
+}

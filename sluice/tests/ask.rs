@@ -1,0 +1,125 @@
+//! `sluice explain` and `sluice lint` as they are called: what they print and how they exit.
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
+
+use std::process::{Command, Output};
+
+const MANIFESTS: &str = r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {phase: Running, podIP: 10.1.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: shop, labels: {app: client}}, status: {phase: Running, podIP: 10.1.0.2}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - ports: [{port: 80}]
+"#;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+}
+
+fn sluice(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluice")).args(arguments).output().unwrap()
+}
+
+fn code_and_text(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = sluice(arguments);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn explain_exits_by_its_verdict_wherever_the_question_stands() {
+    let folder = Folder::new(MANIFESTS);
+    let path = folder.path();
+    let file = format!("{path}/a.yaml");
+    let (code, text, _) = code_and_text(&["explain", "--manifests", path, "shop/client", "shop/web", "80"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("ALLOWED"), "{text}");
+    let (code, text, _) =
+        code_and_text(&["explain", "shop/client", "shop/web", "81/tcp", "--manifests", path, &file]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("DENIED"), "{text}");
+    let (code, text, _) =
+        code_and_text(&["explain", "--manifests", path, "-o", "json", "shop/client", "shop/web", "81"]);
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &answer["verdict"]), (Some(1), &"deny".into()));
+    assert_eq!(
+        answer["connections"][0]["change"]["operations"][0],
+        serde_json::json!({
+            "object": "NetworkPolicy/shop/web", "op": "add", "path": "/spec/ingress/0/ports/-",
+            "value": {"port": 81, "protocol": "TCP"},
+        })
+    );
+}
+
+#[test]
+fn explain_exits_with_2_on_bad_input() {
+    let folder = Folder::new(MANIFESTS);
+    let broken = Folder::new("kind: [");
+    let (good, bad) = (folder.path(), broken.path());
+    let table: [(&[&str], &str); 8] = [
+        (&["--manifests", good, "shop/client", "shop/web"], "SRC DST PORT"),
+        (&["--manifests", good], "SRC DST PORT"),
+        (&["--manifests", good, "shop/none", "shop/web", "80"], "no pod shop/none"),
+        (&["--manifests", good, "shop/client", "shop/web", "0"], "PORT: must be"),
+        (&["--manifests", good, "shop/client", "web", "80"], "DST: must be"),
+        (&["--manifests", bad, "10.0.0.1", "10.0.0.2", "80"], "a.yaml:"),
+        (&["--manifests", "/nowhere/at/all", "10.0.0.1", "10.0.0.2", "80"], "/nowhere/at/all"),
+        (&["10.0.0.1", "10.0.0.2", "80"], "--manifests"),
+    ];
+    for (arguments, message) in table {
+        let (code, text, error) = code_and_text(&[&["explain"], arguments].concat());
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn lint_exits_by_what_it_found() {
+    let folder = Folder::new(MANIFESTS);
+    assert_eq!(
+        code_and_text(&["lint", "--manifests", folder.path()]),
+        (Some(0), String::new(), String::new())
+    );
+    let found = Folder::new(&MANIFESTS.replace("- ports: [{port: 80}]", "- ports: [{port: http}]"));
+    let (code, text, _) = code_and_text(&["lint", "--manifests", found.path()]);
+    assert_eq!(code, Some(1));
+    let place = "a.yaml:14: document 4: NetworkPolicy/shop/web: spec.ingress[0].ports[0]: ";
+    assert!(text.contains(place) && text.ends_with("[unknown-port-name]\n"), "{text}");
+    let (code, text, _) = code_and_text(&["lint", "--manifests", found.path(), "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &report["findings"][0]["line"]), (Some(1), &14.into()));
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn lint_exits_with_2_on_bad_input() {
+    let broken = Folder::new("kind: [");
+    let table: [(&[&str], &str); 4] = [
+        (&["--manifests", broken.path()], "a.yaml:"),
+        (&["--manifests", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&[], "--manifests"),
+        (&["--manifests", broken.path(), "-o", "xml"], "xml"),
+    ];
+    for (arguments, message) in table {
+        let (code, text, error) = code_and_text(&[&["lint"], arguments].concat());
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+}
