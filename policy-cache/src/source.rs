@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +26,11 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 const MAX_DEBOUNCE: Duration = Duration::from_millis(500);
 /// How often the files are looked at without a notification: network file systems send none.
 const POLL: Duration = Duration::from_secs(5);
+/// A look that takes longer counts as one that does not come back.
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
+/// How long the end of the thread is waited for: it may be at a look that does not come back.
+const JOIN_LIMIT: Duration = Duration::from_secs(5);
+const JOIN_STEP: Duration = Duration::from_millis(1);
 
 /// Manifests that were read once and are ready to be watched.
 #[derive(Debug)]
@@ -35,13 +40,18 @@ pub struct ManifestSource {
     objects: Objects,
     generation: Generation,
     store: SnapshotStore,
+    /// When the manifests were about to be read.
+    read: SystemTime,
 }
 
 /// How the watching goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceStatus {
-    /// When the manifests were last read without a problem.
+    /// When the manifests were last looked at without a problem: what is published is as they were then.
     pub last_success: SystemTime,
+    /// False once nobody looks any more: the watch has ended, or one look has been going on for a minute,
+    /// as on a file system that does not answer.
+    pub alive: bool,
     /// Since when they cannot be used; `None` while they can.
     pub failing_since: Option<SystemTime>,
     /// Why they cannot be used now, a line each.
@@ -55,23 +65,22 @@ impl ManifestSource {
     ///
     /// Every problem in them: without a good set to begin with there is nothing to fall back on.
     pub fn open(paths: &[PathBuf], options: Options) -> Result<(Self, SnapshotStore), LoadError> {
+        let read = SystemTime::now();
         let objects = manifest::load(paths)?;
         let generation = Generation(1);
         let store = SnapshotStore::new();
         store.publish(compile(&objects, &options, generation));
-        let source = Self { paths: paths.to_vec(), options, objects, generation, store: store.clone() };
+        let source = Self { paths: paths.to_vec(), options, objects, generation, store: store.clone(), read };
         Ok((source, store))
     }
 
     /// Watches the manifests from a thread of its own, until the handle is dropped.
     pub fn watch(self) -> WatchHandle {
         let (sender, receiver) = mpsc::channel();
-        let status =
-            SourceStatus { last_success: SystemTime::now(), failing_since: None, problems: Vec::new() };
-        let status = Arc::new(Mutex::new(status));
+        let state = Arc::new(Mutex::new(State::good(self.read)));
         let mut watch = Watch {
             source: self,
-            status: Arc::clone(&status),
+            state: Arc::clone(&state),
             sender: sender.clone(),
             watcher: None,
             seen: None,
@@ -80,7 +89,7 @@ impl ManifestSource {
             std::thread::Builder::new().name("manifests".to_owned()).spawn(move || watch.run(&receiver));
         let thread =
             thread.inspect_err(|error| tracing::error!(%error, "manifests are not watched: no thread")).ok();
-        WatchHandle { sender, status, thread }
+        WatchHandle { sender, state, thread }
     }
 
     fn publish(&mut self) {
@@ -93,14 +102,22 @@ impl ManifestSource {
 #[derive(Debug)]
 pub struct WatchHandle {
     sender: mpsc::Sender<Wake>,
-    status: Arc<Mutex<SourceStatus>>,
+    state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WatchHandle {
     /// How the watching goes.
     pub fn status(&self) -> SourceStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let state = lock(&self.state);
+        let runs = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let hangs = state.busy_since.is_some_and(|since| since.elapsed() >= LOOK_LIMIT);
+        SourceStatus {
+            last_success: state.last_success,
+            alive: runs && !hangs,
+            failing_since: state.failing_since,
+            problems: state.problems.clone(),
+        }
     }
 
     /// Tells of the own node's interface addresses; a snapshot with them follows soon.
@@ -113,12 +130,39 @@ impl WatchHandle {
 impl Drop for WatchHandle {
     fn drop(&mut self) {
         let _ = self.sender.send(Wake::Stop);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + JOIN_LIMIT;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                tracing::warn!("the manifest watch is still busy and is left behind");
+                return;
+            }
+            std::thread::sleep(JOIN_STEP);
+        }
+        if thread.join().is_err() {
             tracing::error!("the manifest watch panicked");
         }
     }
+}
+
+/// What the thread tells.
+#[derive(Debug)]
+struct State {
+    last_success: SystemTime,
+    failing_since: Option<SystemTime>,
+    problems: Vec<String>,
+    /// Since when the thread has been at work; `None` while it waits.
+    busy_since: Option<Instant>,
+}
+
+impl State {
+    fn good(last_success: SystemTime) -> Self {
+        Self { last_success, failing_since: None, problems: Vec::new(), busy_since: None }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why the thread wakes.
@@ -131,7 +175,7 @@ enum Wake {
 
 struct Watch {
     source: ManifestSource,
-    status: Arc<Mutex<SourceStatus>>,
+    state: Arc<Mutex<State>>,
     sender: mpsc::Sender<Wake>,
     watcher: Option<notify::RecommendedWatcher>,
     /// How the files looked when they were last read; `None` when they must be read anyway.
@@ -140,11 +184,15 @@ struct Watch {
 
 impl Watch {
     fn run(&mut self, receiver: &mpsc::Receiver<Wake>) {
+        self.busy(true);
         self.observe();
         // What changed between the first reading and the watch.
         self.reload();
         loop {
-            match receiver.recv_timeout(POLL) {
+            self.busy(false);
+            let wake = receiver.recv_timeout(POLL);
+            self.busy(true);
+            match wake {
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Wake::OwnAddresses(addresses)) => self.set_own_addresses(addresses),
                 Ok(Wake::Changed) => {
@@ -158,6 +206,10 @@ impl Watch {
                 Err(RecvTimeoutError::Timeout) => self.poll(),
             }
         }
+    }
+
+    fn busy(&self, busy: bool) {
+        lock(&self.state).busy_since = busy.then(Instant::now);
     }
 
     /// Waits until nothing changes any more. False: stop.
@@ -185,17 +237,18 @@ impl Watch {
 
     /// Reads again only what looks different, for parsing a large cluster takes a while.
     fn poll(&mut self) {
-        if self.seen.as_ref() == Some(&Fingerprint::take(&self.source.paths)) {
-            let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-            if status.failing_since.is_none() {
-                status.last_success = SystemTime::now();
-            }
-            return;
+        let now = SystemTime::now();
+        if self.seen.as_ref() != Some(&Fingerprint::take(&self.source.paths)) {
+            return self.reload();
         }
-        self.reload();
+        let mut state = lock(&self.state);
+        if state.failing_since.is_none() {
+            state.last_success = now;
+        }
     }
 
     fn reload(&mut self) {
+        let now = SystemTime::now();
         self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
         match manifest::load(&self.source.paths) {
             Ok(objects) => {
@@ -204,28 +257,30 @@ impl Watch {
                     self.source.publish();
                 }
                 // After the publication: whoever sees the success finds the snapshot.
-                self.succeeded();
+                self.succeeded(now);
             }
             Err(error) => self.failed(&error),
         }
     }
 
-    fn succeeded(&self) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        if status.failing_since.is_some() {
+    fn succeeded(&self, at: SystemTime) {
+        let mut state = lock(&self.state);
+        if state.failing_since.is_some() {
             tracing::info!("manifests are usable again");
         }
-        *status = SourceStatus { last_success: SystemTime::now(), failing_since: None, problems: Vec::new() };
+        state.last_success = at;
+        state.failing_since = None;
+        state.problems.clear();
     }
 
     fn failed(&self, error: &LoadError) {
         let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in problems.iter().filter(|problem| !status.problems.contains(problem)) {
+        let mut state = lock(&self.state);
+        for problem in problems.iter().filter(|problem| !state.problems.contains(problem)) {
             tracing::error!(%problem, "manifest rejected, the last good state stays in force");
         }
-        status.failing_since.get_or_insert_with(SystemTime::now);
-        status.problems = problems;
+        state.failing_since.get_or_insert_with(SystemTime::now);
+        state.problems = problems;
     }
 
     /// Watches the folders anew. A watch that fails is no failure: the poll goes on.
@@ -311,11 +366,9 @@ mod tests {
             |name: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
         std::fs::write(&file, namespace("one")).unwrap();
         let (source, store) = ManifestSource::open(std::slice::from_ref(&file), Options::default()).unwrap();
-        let status =
-            SourceStatus { last_success: SystemTime::now(), failing_since: None, problems: Vec::new() };
         let (sender, _receiver) = mpsc::channel();
-        let status = Arc::new(Mutex::new(status));
-        let mut watch = Watch { source, status, sender, watcher: None, seen: None };
+        let state = Arc::new(Mutex::new(State::good(source.read)));
+        let mut watch = Watch { source, state, sender, watcher: None, seen: None };
         let generation = || store.current().map(|snapshot| snapshot.generation());
         watch.poll();
         assert_eq!(generation(), Some(Generation(1)));
@@ -326,6 +379,37 @@ mod tests {
         watch.poll();
         watch.poll();
         assert_eq!(generation(), Some(Generation(2)));
-        assert!(watch.status.lock().unwrap().failing_since.is_some());
+        assert!(lock(&watch.state).failing_since.is_some());
+    }
+
+    fn handle(thread: impl FnOnce() + Send + 'static) -> (WatchHandle, mpsc::Receiver<Wake>) {
+        let (sender, receiver) = mpsc::channel();
+        let state = Arc::new(Mutex::new(State::good(SystemTime::now())));
+        (WatchHandle { sender, state, thread: Some(std::thread::spawn(thread)) }, receiver)
+    }
+
+    #[test]
+    fn a_look_that_does_not_come_back_is_told_and_does_not_hold_up_the_end() {
+        let (release, blocked) = mpsc::channel::<()>();
+        let (watch, _wakes) = handle(move || {
+            let _ = blocked.recv();
+        });
+        assert!(watch.status().alive);
+        lock(&watch.state).busy_since = Instant::now().checked_sub(LOOK_LIMIT);
+        assert!(!watch.status().alive);
+        let started = Instant::now();
+        drop(watch);
+        assert!((JOIN_LIMIT..JOIN_LIMIT * 2).contains(&started.elapsed()));
+        drop(release);
+    }
+
+    #[test]
+    fn a_watch_whose_thread_has_ended_is_not_alive() {
+        let (watch, _wakes) = handle(|| {});
+        let deadline = Instant::now() + JOIN_LIMIT;
+        while watch.status().alive {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
     }
 }

@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use flow::{Endpoint, Generation};
 use policy_cache::{Counts, LoadError, Objects, Options, Problem, compile, load, parse};
@@ -545,6 +548,46 @@ fn unreadable_paths_are_problems_beside_the_others() {
     let error = load(&[missing.clone(), folder.path().to_owned()]).unwrap_err();
     let files: Vec<&Path> = error.problems.iter().map(|problem| problem.file.as_path()).collect();
     assert_eq!(files, [missing.as_path(), &bad, &binary]);
+}
+
+fn mkfifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().is_ok_and(|status| status.success()));
+}
+
+/// [`load`], given up after a while: reading what nobody writes to would take for ever.
+fn load_in_time(paths: &[PathBuf]) -> Result<Objects, LoadError> {
+    let (sender, receiver) = mpsc::channel();
+    let paths = paths.to_vec();
+    std::thread::spawn(move || {
+        let _ = sender.send(load(&paths));
+    });
+    receiver.recv_timeout(Duration::from_secs(5)).expect("still reading")
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_by_name_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), policy("{}")).unwrap();
+    let fifo = folder.path().join("pipe.yaml");
+    mkfifo(&fifo);
+    let link = folder.path().join("z.yaml");
+    symlink("/dev/zero", &link).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket.yaml")).unwrap();
+    fs::write(folder.path().join("README.md"), "no manifest").unwrap();
+    mkfifo(&folder.path().join("control"));
+
+    let found = |paths: &[PathBuf]| -> Vec<(PathBuf, String)> {
+        let problems = load_in_time(paths).unwrap_err().problems;
+        problems.into_iter().map(|problem| (problem.file, problem.message)).collect()
+    };
+    let refused = |path: &Path, kind: &str| (path.to_owned(), format!("must be a regular file, is {kind}"));
+    let socket = refused(&folder.path().join("socket.yaml"), "a socket");
+    assert_eq!(found(std::slice::from_ref(&fifo)), [refused(&fifo, "a FIFO")]);
+    assert_eq!(found(&["/dev/zero".into()]), [refused(Path::new("/dev/zero"), "a device")]);
+    assert_eq!(
+        found(&[folder.path().to_owned()]),
+        [refused(&fifo, "a FIFO"), socket, refused(&link, "a device")]
+    );
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 use flow::{Endpoint, Generation};
 use policy_cache::{ManifestSource, Options, SnapshotStore, WatchHandle};
@@ -126,6 +127,50 @@ fn a_broken_edit_keeps_the_last_good_state_and_is_told_until_it_is_mended() {
     becomes(&store, "three");
     eventually(SOON, "the success", || watch.status().failing_since.is_none());
     assert!(watch.status().problems.is_empty() && watch.status().last_success > status.last_success);
+}
+
+#[test]
+fn a_fifo_in_a_files_place_is_told_and_the_last_good_state_stays() {
+    for whole_folder in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pod.yaml");
+        fs::write(&file, pod("one")).unwrap();
+        let (watch, store) = watch(if whole_folder { folder.path() } else { &file });
+        let fifo = folder.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        fs::rename(&fifo, &file).unwrap();
+        eventually(SOON, "the failure", || watch.status().failing_since.is_some());
+        let status = watch.status();
+        let expected = format!("{}: must be a regular file, is a FIFO", file.display());
+        assert_eq!(status.problems, [expected]);
+        assert!(status.alive);
+        assert_eq!(holder(&store).as_deref(), Some("one"));
+
+        let draft = folder.path().join("draft");
+        fs::write(&draft, pod("two")).unwrap();
+        fs::rename(&draft, &file).unwrap();
+        becomes(&store, "two");
+    }
+}
+
+#[test]
+fn the_last_success_stands_still_while_the_manifests_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    fs::write(&file, pod("one")).unwrap();
+    let before_reading = SystemTime::now();
+    let (source, _store) = ManifestSource::open(&[folder.path().to_owned()], Options::default()).unwrap();
+    let after_reading = SystemTime::now();
+    fs::write(&file, "kind: [").unwrap();
+    let watch = source.watch();
+    let problem = |text: &str| watch.status().problems.iter().any(|problem| problem.contains(text));
+    eventually(SOON, "the failure", || watch.status().failing_since.is_some());
+    let status = watch.status();
+    // The first reading was the only good one: watching is no success.
+    assert!((before_reading..=after_reading).contains(&status.last_success), "{status:?}");
+    fs::write(&file, pod("two").replace("10.0.0.1", "nonsense")).unwrap();
+    eventually(SOON, "the next failure", || problem("status.podIP"));
+    assert_eq!(watch.status().last_success, status.last_success);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::OFlag;
 
 use super::problem::Problem;
 
@@ -24,24 +26,45 @@ pub(crate) fn find(paths: &[PathBuf], problems: &mut Vec<Problem>) -> Vec<PathBu
     search.files
 }
 
-/// The text of a file.
+/// The text of a regular file. Anything else is refused: a FIFO or a device may keep its reader for ever.
 pub(crate) fn read(path: &Path) -> Result<String, Box<Problem>> {
-    let read = || {
-        let file = fs::File::open(path)?;
-        let mut text = String::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    match read() {
-        Ok(text) if text.len() as u64 > MAX_FILE_BYTES => {
-            Err(Box::new(whole_file(path, format!("larger than {MAX_FILE_BYTES} bytes"))))
-        }
-        Ok(text) => Ok(text),
-        Err(error) => {
-            let error: std::io::Error = error;
-            Err(Box::new(whole_file(path, error.to_string())))
-        }
+    text(path).map_err(|error| Box::new(whole_file(path, error.to_string())))
+}
+
+/// Why a file is not read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("must be a regular file, is {0}")]
+    NotRegular(&'static str),
+    #[error("larger than {MAX_FILE_BYTES} bytes")]
+    TooLarge,
+}
+
+fn text(path: &Path) -> Result<String, ReadError> {
+    // Looked at before it is opened, for opening a device may do something; and again once it is open, for
+    // another may stand in its place by then. O_NONBLOCK: opening a FIFO waits for its other end, open(2).
+    regular(&fs::metadata(path)?)?;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    regular(&file.metadata()?)?;
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES { Err(ReadError::TooLarge) } else { Ok(text) }
+}
+
+fn regular(metadata: &fs::Metadata) -> Result<(), ReadError> {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok(());
     }
+    Err(ReadError::NotRegular(match () {
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_dir() => "a folder",
+        () => "a device",
+    }))
 }
 
 /// How the files under some paths looked: cheap to take, and equal while none of them has changed.
@@ -98,7 +121,7 @@ impl Search<'_> {
             Ok(found) => found,
             Err(error) => return self.problems.push(whole_file(path, error.to_string())),
         };
-        if !(is_dir || by_name || is_manifest(path) && real.is_file()) || !self.seen.insert(real) {
+        if !(is_dir || by_name || is_manifest(path)) || !self.seen.insert(real) {
             return;
         }
         if is_dir {
