@@ -32,7 +32,9 @@ pub struct ProxyConfig {
     pub idle_timeout_ms: u64,
     /// Keepalive probes start after this many idle seconds on both legs; 0 turns keepalive off.
     pub keepalive_s: u32,
-    /// Held connection attempts of all clients together. More are dropped and retried by their kernels.
+    /// Connection attempts of all clients together that are held or in their handshake. More are dropped and
+    /// retried by their kernels. Stay below `net.core.somaxconn` (4096): beyond it the kernel answers with SYN
+    /// cookies, and those connections never reach the proxy.
     pub max_pending: usize,
     /// Held connection attempts of one client address.
     pub max_pending_per_client: usize,
@@ -73,8 +75,8 @@ impl Default for ProxyConfig {
             handshake_timeout_ms: 15_000,
             idle_timeout_ms: 0,
             keepalive_s: 300,
-            max_pending: 16_384,
-            max_pending_per_client: 1_024,
+            max_pending: 2_048,
+            max_pending_per_client: 512,
             upstream_ports: PortRange { first: 16_384, last: 32_767 },
             splice_threshold_bytes: 16_384,
             pipe_bytes: 1 << 20,

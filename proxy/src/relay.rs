@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flow::EndCause;
+use futures_util::FutureExt;
 use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -119,7 +120,7 @@ impl Carrier {
             if copied.read == 0 {
                 return Ok(Step::Eof);
             }
-            if copied.read < wanted {
+            if copied.read < wanted && !has_urgent_data(from) {
                 // A short read has drained the socket. What arrives later raises readiness anew, and a FIN
                 // that has arrived already is kept: the runtime never clears the closed state.
                 ready.clear_ready();
@@ -205,7 +206,8 @@ async fn splice_burst(
     loop {
         // The pipe is held only while bytes are there: the first wait is for data that was just seen.
         let filled = match from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
-            Ok(0) => return Ok(Step::Eof),
+            // The FIN, or the mark of urgent data: a read tells them apart.
+            Ok(0) => return Ok(Step::Moved(0)),
             Ok(filled) => filled,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 drop(pipe);
@@ -248,6 +250,11 @@ async fn failed(leg: &LegSocket) -> io::Error {
         },
         Err(error) => error,
     }
+}
+
+/// Whether urgent data has arrived. A read then stops at its mark, with more behind it (tcp(7)).
+fn has_urgent_data(leg: &LegSocket) -> bool {
+    leg.ready(Interest::PRIORITY).now_or_never().is_some()
 }
 
 fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

@@ -308,6 +308,15 @@ fn syn_rate(script: &mut Script, spec: &RedirectSpec) {
 fn first_packet(script: &mut Script, spec: &RedirectSpec) {
     let (isolated, observed) = closed(spec.fail_mode);
     script.chain("first_packet", None);
+    // A policy decides by addresses: nobody may speak with a local pod's but from where that pod is.
+    for (protocol, version) in families(spec) {
+        for set in ["isolated", "observed"] {
+            script.rule(
+                &format!("{protocol} saddr @{set}{version} fib saddr . iif oif missing counter drop"),
+                "a pod's address from elsewhere",
+            );
+        }
+    }
     for (set, closed) in [("isolated", isolated), ("observed", observed)] {
         let target = if closed { "closed" } else { "open" };
         for (protocol, version) in families(spec) {

@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::admin::{self, AdminHandle, Alive, Conditions};
 use crate::config::Config;
 use crate::interfaces::own_addresses;
+use crate::node;
 
 /// How often interface addresses and the manifests' state are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -66,6 +67,7 @@ struct Agent {
     conditions: Conditions,
     metrics: Metrics,
     alive: Option<Alive>,
+    node_is_fit: bool,
     _admin: Option<AdminHandle>,
     signals: Signals,
 }
@@ -90,7 +92,7 @@ impl Agent {
     async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let AgentOptions { node, manifests, config, sink, admin } = options;
         let signals = Signals::new().context("listen for signals")?;
-        let conditions = Conditions::new(&["snapshot", "rules", "gate"]);
+        let conditions = Conditions::new(&["snapshot", "rules", "gate", "node"]);
         let metrics = Metrics::default();
         let admin = admin.map(|address| start_admin(address, &conditions, &metrics)).transpose()?;
 
@@ -140,6 +142,7 @@ impl Agent {
             conditions,
             metrics,
             alive: Some(alive),
+            node_is_fit: true,
             _admin: admin,
             signals,
         })
@@ -220,6 +223,14 @@ impl Agent {
         let gate =
             if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
         self.conditions.set("gate", gate);
+        let node = node::check();
+        if let Err(problem) = &node
+            && self.node_is_fit
+        {
+            tracing::error!(%problem, "this node's settings keep pods' connections from being carried");
+        }
+        self.node_is_fit = node.is_ok();
+        self.conditions.set("node", node);
     }
 }
 

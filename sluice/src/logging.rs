@@ -1,17 +1,23 @@
 //! What the process says on standard error.
 
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
 use crate::config::{LogConfig, LogFormat};
 
 /// Starts logging. Fails when it was started before, or the filter is none.
-pub(crate) fn start(config: &LogConfig) -> anyhow::Result<()> {
+///
+/// A thread of its own writes the lines, and loses lines rather than wait: a pipe that nobody reads must not
+/// stop the datapath. Dropping the guard writes what is left.
+pub(crate) fn start(config: &LogConfig) -> anyhow::Result<WorkerGuard> {
     let filter = EnvFilter::try_new(&config.filter)?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let lines = fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
     match config.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().try_init(),
     }
-    .map_err(|error| anyhow::anyhow!("start logging: {error}"))
+    .map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
+    Ok(guard)
 }

@@ -7,6 +7,7 @@ mod cmd;
 mod config;
 mod interfaces;
 mod logging;
+mod node;
 
 use std::process::ExitCode;
 

@@ -15,7 +15,8 @@ use super::nfqueue::Queue;
     reason = "the replacement is unsafe for types that lie about their descriptor; TcpStream does not"
 )]
 pub(crate) fn watch_stream(stream: TcpStream) -> io::Result<AsyncFd<TcpStream>> {
-    AsyncFd::new(stream)
+    // Priority tells of urgent data.
+    AsyncFd::with_interest(stream, Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY)
 }
 
 /// Watches a listener.

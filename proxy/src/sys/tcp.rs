@@ -86,6 +86,8 @@ fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
 /// A carrier must not wait for more bytes (the ends decide that) and must notice a leg that died silently.
 fn set_carrier_options(socket: &Socket, keepalive_s: u32) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // Urgent data stays in its place in the stream. Out of band it would end reads at its mark, and be lost.
+    socket.set_out_of_band_inline(true)?;
     if keepalive_s > 0 {
         let time = Duration::from_secs(keepalive_s.into());
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;

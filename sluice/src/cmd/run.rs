@@ -41,7 +41,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
     }
-    logging::start(&config.log)?;
+    let _log = logging::start(&config.log)?;
     let sink = if args.records.as_os_str() == "-" { Sink::Stdout } else { Sink::File(args.records) };
     // Clap has seen to it that there is a node.
     let node = args.node.unwrap_or_default();

@@ -1,7 +1,7 @@
 //! SYNs without a connection behind them: what a flood consists of.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use lab::Netns;
 use nix::libc;
@@ -50,4 +50,19 @@ fn checksum(from: SocketAddrV4, to: SocketAddrV4, segment: &[u8; 20]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).unwrap_or_default()
+}
+
+/// A whole SYN packet, IP header included, for a raw socket that takes one: raw(7), `IPPROTO_RAW`. Both ends
+/// are IPv4.
+///
+/// # Panics
+/// When one of them is not.
+pub fn packet(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { panic!("{from} to {to}: not IPv4") };
+    // The kernel fills in length, identification and checksum.
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
+    packet.extend_from_slice(&from.ip().octets());
+    packet.extend_from_slice(&to.ip().octets());
+    packet.extend_from_slice(&segment(from, to, 1));
+    packet
 }

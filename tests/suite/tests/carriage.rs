@@ -524,3 +524,29 @@ fn an_idle_connection_is_reset_at_its_limit_and_a_busy_one_is_not() {
     let cause_of_busy = stage.final_record(busy_from).unwrap();
     assert_ne!(cause(&cause_of_busy), "idle-timeout");
 }
+
+#[test]
+fn urgent_data_arrives_in_its_place_in_the_stream_and_stalls_nothing() {
+    const BULK: usize = 4 << 20;
+    let stage = Stage::new("").unwrap();
+    let (client, server) = (stage.pod("client"), stage.pod("server"));
+    let (near, far) = Dialer::new(client, server, server.at(ALLOWED), LIMIT).unwrap().pair().unwrap();
+    let from = near.local_addr().unwrap();
+    let urgent = |byte: &[u8]| socket2::SockRef::from(&near).send_out_of_band(byte).unwrap();
+    let writing = thread::scope(|scope| {
+        let reading = scope.spawn(|| read_to_end(&far));
+        say(&near, b"abc");
+        assert_eq!(urgent(b"!"), 1);
+        say(&near, b"defghi");
+        say(&near, &vec![b'.'; BULK]);
+        assert_eq!(urgent(b"?"), 1);
+        say(&near, &vec![b'.'; BULK]);
+        near.shutdown(Shutdown::Write).unwrap();
+        reading.join().unwrap()
+    });
+    assert_eq!(writing.1, End::Closed);
+    assert_eq!(writing.0.len(), 11 + 2 * BULK);
+    assert_eq!(&writing.0[..10], b"abc!defghi");
+    drop((near, far));
+    assert_eq!(bytes(&stage.final_record(from).unwrap()), (11 + 2 * BULK as u64, 0));
+}

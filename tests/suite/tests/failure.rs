@@ -597,3 +597,22 @@ fn a_second_sluice_is_refused_and_the_first_goes_on() {
         records.iter().filter(|record| is_final(record)).map(|record| bytes(record).0).sum::<u64>() == asked
     }));
 }
+
+#[test]
+fn settings_of_the_node_under_which_nothing_can_be_carried_are_told_and_end_readiness() {
+    let stage = Stage::new("").unwrap();
+    let node = stage.cluster.node("node1").unwrap();
+    for (key, bad, good) in [("net.ipv4.tcp_fwmark_accept", "1", "0"), ("net.ipv4.tcp_syncookies", "2", "1")]
+    {
+        node.sysctl(key, bad).unwrap();
+        let told =
+            || stage.sluice().get("/readyz").is_ok_and(|(code, text)| code == 503 && text.contains(key));
+        assert!(wait_until(LIMIT, told), "{key}: {:?}", stage.sluice().get("/readyz"));
+        assert!(wait_until(LIMIT, || stage.sluice().stderr().contains(key)));
+        node.sysctl(key, good).unwrap();
+        assert!(
+            wait_until(LIMIT, || stage.sluice().get("/readyz").is_ok_and(|(code, _)| code == 200)),
+            "{key}"
+        );
+    }
+}

@@ -253,3 +253,22 @@ fn a_probe_from_the_node_to_an_isolated_pod_passes_without_the_proxy() {
     let error = cluster.pod("shop/client").connect(near.at(8080), LIMIT).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
 }
+
+#[test]
+fn a_pod_that_borrows_another_s_address_does_not_reach_the_gate() {
+    let cluster = Enforced::start(two_nodes(0), &[("policy.yaml", &isolate("near", "Ingress"))], "");
+    let (client, near) = (cluster.pod("shop/client"), cluster.pod("shop/near"));
+    // The isolated pod's own address towards itself is the one flow that every policy allows.
+    let raw =
+        client.socket(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::from(255))).unwrap();
+    for (destination, last) in [(near.address(), 1), (cluster.pod("shop/far").address(), 2)] {
+        let syn = suite::syn::packet(near.at(40_000 + last), SocketAddr::from((destination, 8080)));
+        raw.send_to(&syn, &SocketAddr::from((destination, 0)).into()).unwrap();
+    }
+    // What was sent before this has been decided when this is.
+    assert!(client.connect(near.at(8080), LIMIT).is_err());
+    let seen = cluster.metric("node1", "sluice_gate_packets_total");
+    assert_eq!(seen, 1.0, "only the honest attempt");
+    let records = cluster.records("node1");
+    assert!(records.iter().all(|record| record["source"]["ip"] != near.address().to_string()), "{records:?}");
+}
