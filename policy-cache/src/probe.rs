@@ -119,6 +119,8 @@ enum ProbeError {
     Syntax(#[from] serde_json::Error),
     #[error("not a JSON object")]
     NotAnObject,
+    #[error("{key}: unknown key, there are {}", known.join(", "))]
+    UnknownKey { key: String, known: &'static [&'static str] },
     #[error("{field}: required")]
     Missing { field: &'static str },
     #[error("{field}: must be {expected}, got {value}")]
@@ -138,6 +140,7 @@ enum ProbeError {
 /// A probe as nearly all are written. Whatever does not read as one is read again as any JSON value, which says
 /// what is wrong with it, so this must accept nothing that [`Prober::resolve`] refuses.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PlainProbe<'l> {
     #[serde(default)]
     id: Value,
@@ -222,6 +225,7 @@ impl Prober {
     }
 
     fn resolve(&self, probe: &Value) -> Result<Probe, ProbeError> {
+        only(probe, "", &["id", "src", "dst", "port", "protocol"])?;
         let protocol = match probe.get("protocol") {
             None | Some(Value::Null) => Protocol::Tcp,
             Some(value) => value
@@ -245,6 +249,7 @@ impl Prober {
     fn end(&self, probe: &Value, field: &'static str) -> Result<Cow<'_, [IpAddr]>, ProbeError> {
         let expected = "{\"pod\":\"namespace/name\"} or {\"ip\":\"address\"}";
         let end = probe.get(field).ok_or(ProbeError::Missing { field })?;
+        only(end, &format!("{field}."), &["pod", "ip"])?;
         match (end.get("pod"), end.get("ip")) {
             (Some(Value::String(pod)), None) => match self.pods.get(pod) {
                 None => Err(ProbeError::UnknownPod { field, pod: pod.clone() }),
@@ -341,6 +346,15 @@ fn same_family(sources: &[IpAddr], destinations: &[IpAddr]) -> Option<(IpAddr, I
     })
 }
 
+/// Refuses a mapping with a key that is not known: a misspelt one would otherwise be another question.
+fn only(mapping: &Value, prefix: &str, known: &'static [&'static str]) -> Result<(), ProbeError> {
+    let mut keys = mapping.as_object().into_iter().flat_map(|entries| entries.keys());
+    match keys.find(|key| !known.contains(&key.as_str())) {
+        Some(key) => Err(ProbeError::UnknownKey { key: format!("{prefix}{key}"), known }),
+        None => Ok(()),
+    }
+}
+
 fn invalid(field: &'static str, expected: &'static str, value: &Value) -> ProbeError {
     ProbeError::Invalid { field, expected, value: value.to_string() }
 }
@@ -419,7 +433,27 @@ mod tests {
             }
         }
         check(format!(r#"[null,{a},{a},80,"TCP"]"#));
-        assert_eq!(short, 40, "lines that took the short way");
+        assert_eq!(short, 32, "lines that took the short way");
+    }
+
+    #[test]
+    fn a_key_that_a_probe_does_not_have_is_refused_and_the_id_kept() {
+        let a = r#"{"pod":"default/a"}"#;
+        let table = [
+            (format!(r#""src":{a},"dst":{a},"port":80,"protcol":"UDP""#), "protcol"),
+            (format!(r#""src":{a},"dst":{a},"port":80,"Protocol":"UDP""#), "Protocol"),
+            (format!(r#""src":{a},"dst":{a},"port":80,"more":null"#), "more"),
+            (format!(r#""src":{{"pod":"default/a","port":1}},"dst":{a},"port":80"#), "src.port"),
+            (format!(r#""src":{a},"dst":{{"ip":"10.0.0.2","ipv6":"fd00::1"}},"port":80"#), "dst.ipv6"),
+            (format!(r#""src":{a},"dst":{{"Ip":"10.0.0.2"}},"port":80"#), "dst.Ip"),
+        ];
+        for (keys, key) in table {
+            let line = format!(r#"{{"id":7,{keys}}}"#);
+            assert!(prober().read_plain(&line).is_none(), "{line}");
+            let Answer::Failed { id, error } = prober().answer(&line) else { panic!("decided: {line}") };
+            assert_eq!(id, 7, "{line}");
+            assert!(error.starts_with(&format!("{key}: unknown key, ")), "{line}: {error}");
+        }
     }
 
     #[test]
