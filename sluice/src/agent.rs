@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use audit::{Metrics, Recorder, Sink, Writer};
-use policy_cache::{ManifestSource, Options, Snapshot, SnapshotStore, WatchHandle};
+use policy_cache::{ManifestSource, Options, Snapshot, SnapshotStore, SourceStatus, WatchHandle};
 use prometheus_client::registry::Registry;
 use proxy::{DatapathOptions, Running};
 use redirect::{Redirect, RedirectHandle, RedirectSpec};
@@ -68,6 +68,7 @@ struct Agent {
     metrics: Metrics,
     alive: Option<Alive>,
     node_is_fit: bool,
+    manifests_read: SystemTime,
     _admin: Option<AdminHandle>,
     signals: Signals,
 }
@@ -143,6 +144,7 @@ impl Agent {
             metrics,
             alive: Some(alive),
             node_is_fit: true,
+            manifests_read: SystemTime::now(),
             _admin: admin,
             signals,
         })
@@ -207,6 +209,15 @@ impl Agent {
         self.conditions.set("rules", state);
     }
 
+    fn look_at_manifests(&mut self) {
+        let status = self.manifests.status();
+        if status.last_success != self.manifests_read {
+            self.manifests_read = status.last_success;
+            self.metrics.snapshot_age.reset();
+        }
+        self.conditions.set("snapshot", snapshot_state(&status));
+    }
+
     fn look(&mut self) {
         match own_addresses() {
             Ok(now) if now != self.own_addresses => {
@@ -217,9 +228,7 @@ impl Agent {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot read the addresses of this node's interfaces"),
         }
-        if self.manifests.status().failing_since.is_none() {
-            self.metrics.snapshot_age.reset();
-        }
+        self.look_at_manifests();
         let gate =
             if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
         self.conditions.set("gate", gate);
@@ -231,6 +240,16 @@ impl Agent {
         }
         self.node_is_fit = node.is_ok();
         self.conditions.set("node", node);
+    }
+}
+
+/// What the state of the manifests' watch says of the snapshot. Rejected manifests leave the last good one in
+/// force and are reported where they are rejected; a watch that looks no more is another matter.
+fn snapshot_state(status: &SourceStatus) -> Result<(), String> {
+    if status.alive {
+        Ok(())
+    } else {
+        Err("nobody looks at the manifests any more: their watch hangs".into())
     }
 }
 
@@ -266,4 +285,22 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
 fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {
     let policy_cache::LocalPods { isolated, observed } = snapshot.local_pods();
     redirect::LocalPods { isolated, observed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_hangs_ends_readiness_and_rejected_manifests_do_not() {
+        let failing = SourceStatus {
+            last_success: SystemTime::now(),
+            alive: true,
+            failing_since: Some(SystemTime::now()),
+            problems: Vec::new(),
+        };
+        assert_eq!(snapshot_state(&failing), Ok(()));
+        let hanging = SourceStatus { alive: false, ..failing };
+        assert!(snapshot_state(&hanging).unwrap_err().contains("hangs"));
+    }
 }
