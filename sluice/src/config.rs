@@ -2,13 +2,17 @@
 //!
 //! Every key has a default, an unknown key is an error, and an empty file is the default configuration. Each
 //! section belongs to the crate that uses it; only the file itself is read here.
+//!
+//! Values that cannot be used are told all at once. A fault of form (no YAML, a key that does not exist, a value
+//! of another type) ends the reading, so it is told alone.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_saphyr::{RenderOptions, SnippetMode, UserMessageFormatter};
+use serde_saphyr::{MessageFormatter, RenderOptions, SnippetMode, UserMessageFormatter};
 use tracing_subscriber::EnvFilter;
 
 /// The whole configuration file.
@@ -218,10 +222,37 @@ fn problem(section: &str, field: &str, value: impl ToString, problem: impl ToStr
     Problem { field: format!("{section}.{field}"), value: value.to_string(), problem: problem.to_string() }
 }
 
+/// The parser's messages, without Rust's names for types.
+struct PlainWords;
+
+impl MessageFormatter for PlainWords {
+    fn format_message<'e>(&self, error: &'e serde_saphyr::Error) -> Cow<'e, str> {
+        match error {
+            serde_saphyr::Error::InvalidScalar { ty, .. } => must_be(ty),
+            serde_saphyr::Error::Unexpected { expected: "mapping start", .. } => {
+                "must be a mapping of keys to values".into()
+            }
+            _ => UserMessageFormatter.format_message(error),
+        }
+    }
+}
+
+fn must_be(type_name: &str) -> Cow<'static, str> {
+    let largest = match type_name {
+        "u8" => u64::from(u8::MAX),
+        "u16" => u64::from(u16::MAX),
+        "u32" => u64::from(u32::MAX),
+        "u64" => u64::MAX,
+        "boolean" => return "must be true or false".into(),
+        _ => return format!("must be of the type {type_name}").into(),
+    };
+    format!("must be a whole number from 0 to {largest}").into()
+}
+
 /// Drops the place from the parser's own words: it stands in front, as compilers write it.
 fn parse_error(path: &Path, file: &str, error: &serde_saphyr::Error) -> ConfigError {
     let (line, column) = error.location().map_or((0, 0), |place| (place.line(), place.column()));
-    let mut options = RenderOptions::new(&UserMessageFormatter);
+    let mut options = RenderOptions::new(&PlainWords);
     options.snippets = SnippetMode::Off;
     let message = error.render_with_options(options);
     let place = format!(" at line {line}, column {column}");

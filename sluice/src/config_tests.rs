@@ -97,8 +97,20 @@ fn what_does_not_belong_there_is_refused_with_its_place() {
             "sluice.yaml:2:3: unknown field `queue`, expected one of queue_records, started, gather_ms, in \
              `queue: 3`",
         ),
-        ("redirect:\n  queues: -1\n", "sluice.yaml:2:11: invalid u16, in `queues: -1`"),
-        ("records:\n  started: maybe\n", "sluice.yaml:2:12: invalid boolean, in `started: maybe`"),
+        (
+            "redirect:\n  queues: -1\n",
+            "sluice.yaml:2:11: must be a whole number from 0 to 65535, in `queues: -1`",
+        ),
+        (
+            "redirect:\n  mark_mask: all\n",
+            "sluice.yaml:2:14: must be a whole number from 0 to 4294967295, in `mark_mask: all`",
+        ),
+        (
+            "proxy:\n  connect_timeout_ms: 1.5\n",
+            "sluice.yaml:2:23: must be a whole number from 0 to 18446744073709551615, in \
+             `connect_timeout_ms: 1.5`",
+        ),
+        ("records:\n  started: maybe\n", "sluice.yaml:2:12: must be true or false, in `started: maybe`"),
         (
             "log: {format: xml}",
             "sluice.yaml:1:15: unknown variant `xml`, expected one of text, json, in `log: {format: xml}`",
@@ -107,7 +119,7 @@ fn what_does_not_belong_there_is_refused_with_its_place() {
             "records:\n  started: true\n  started: false\n",
             "sluice.yaml:3:3: duplicate mapping key `started` is not allowed here, in `started: false`",
         ),
-        ("- redirect\n", "sluice.yaml:1:1: expected mapping start, in `- redirect`"),
+        ("- redirect\n", "sluice.yaml:1:1: must be a mapping of keys to values, in `- redirect`"),
         (
             "log: {}\n---\nlog: {}\n",
             "sluice.yaml:3:1: only single YAML document expected but multiple found, in `log: {}`",
