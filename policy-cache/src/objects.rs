@@ -11,6 +11,9 @@ mod tiers;
 
 pub(crate) use tiers::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
+/// How many pods a note names.
+const MAX_NAMED: usize = 5;
+
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A parsed and validated set of objects.
@@ -73,6 +76,37 @@ impl Objects {
         }
     }
 
+    /// What in the manifests was not used though it is valid, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes_except(|_| false)
+    }
+
+    /// As [`Objects::notes`], without the kinds that somebody else has used.
+    pub(crate) fn notes_except(&self, used: impl Fn(&str) -> bool) -> Vec<String> {
+        let one_line = |text: &str| text.replace(char::is_control, " ");
+        let skipped = self.skipped.iter().filter(|(kind, _)| !used(kind));
+        let skipped: Vec<String> =
+            skipped.map(|(kind, count)| format!("{count} {}", one_line(kind))).collect();
+        let strange: Vec<&Pod> = self.pods.iter().filter(|pod| pod.phase == Phase::Strange).collect();
+        let mut notes = Vec::new();
+        if !skipped.is_empty() {
+            notes.push(format!("passed over, for they decide nothing: {}", skipped.join(", ")));
+        }
+        if !strange.is_empty() {
+            let named = strange.iter().take(MAX_NAMED).map(|pod| format!("{}/{}", pod.namespace, pod.name));
+            let mut names: Vec<String> = named.collect();
+            if strange.len() > MAX_NAMED {
+                names.push("…".to_owned());
+            }
+            notes.push(format!(
+                "pods with a status.phase that does not exist, taken as not running, {} of them: {}",
+                strange.len(),
+                names.join(", ")
+            ));
+        }
+        notes
+    }
+
     /// Says which addresses a DNS name stands for, instead of what was said of it before. `domainNames` peers
     /// match these; of a name that nobody spoke of they match nothing.
     pub fn resolve(&mut self, name: &str, addresses: impl IntoIterator<Item = IpAddr>) {
@@ -116,6 +150,8 @@ pub(crate) enum Phase {
     Finished,
     /// Pending, Unknown, or not said.
     Other,
+    /// A word that is no phase.
+    Strange,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -550,6 +550,62 @@ fn unreadable_paths_are_problems_beside_the_others() {
     assert_eq!(files, [missing.as_path(), &bad, &binary]);
 }
 
+#[test]
+fn an_object_without_a_usable_name_has_its_other_problems_told_too() {
+    let places = |metadata: &str| -> Vec<(String, String)> {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {metadata}\n\
+             spec: {{policyTypes: [Both], ingress: [{{form: []}}]}}\n"
+        );
+        problems(&text).into_iter().map(|problem| (problem.object, problem.field)).collect()
+    };
+    let table: [(&str, &str, &[&str]); 5] = [
+        ("{namespace: shop}", "NetworkPolicy/shop/", &["metadata.name"]),
+        ("{name: A_b, namespace: shop}", "NetworkPolicy/shop/A_b", &["metadata.name"]),
+        ("{name: a, namespace: A_b}", "NetworkPolicy/a", &["metadata.namespace"]),
+        ("{name: A_b, namespace: A_b}", "NetworkPolicy/A_b", &["metadata.namespace", "metadata.name"]),
+        ("null", "NetworkPolicy", &["metadata.name"]),
+    ];
+    for (metadata, object, fields) in table {
+        let found = places(metadata);
+        let seen: Vec<&str> = found.iter().map(|(_, field)| field.as_str()).collect();
+        let rest = ["spec.policyTypes[0]", "spec.ingress[0].form"];
+        let mut expected = [fields, &rest].concat();
+        let mut sorted = seen.clone();
+        expected.sort_unstable();
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected, "{metadata}");
+        assert_eq!(found.last().map(|(of, _)| of.as_str()), Some(object), "{metadata}");
+    }
+    // Two of them are not one object declared twice.
+    let nameless = "{apiVersion: v1, kind: Pod}";
+    assert_eq!(problems(&format!("{nameless}\n---\n{nameless}\n")).len(), 2);
+}
+
+#[test]
+fn what_was_passed_over_and_phases_nobody_knows_are_noted() {
+    let pod = |name: &str, phase: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, status: {{phase: {phase}}}}}\n---\n"
+        )
+    };
+    let known: String = ["Pending", "Running", "Succeeded", "Failed", "Unknown", "null"]
+        .iter()
+        .zip(["a", "b", "c", "d", "e", "f"])
+        .map(|(phase, name)| pod(name, phase))
+        .collect();
+    assert_eq!(yaml(&known).unwrap().notes(), [""; 0]);
+    let other = "{apiVersion: v1, kind: ConfigMap}\n---\n{apiVersion: apps/v1, kind: Deployment}\n---\n";
+    let objects = yaml(&format!("{known}{}{}{other}{other}", pod("g", "running"), pod("h", "Done"))).unwrap();
+    assert_eq!(
+        objects.notes(),
+        [
+            "passed over, for they decide nothing: 2 apps/v1/Deployment, 2 v1/ConfigMap",
+            "pods with a status.phase that does not exist, taken as not running, 2 of them: default/g, default/h",
+        ]
+    );
+}
+
 fn mkfifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().is_ok_and(|status| status.success()));
 }

@@ -109,6 +109,23 @@ fn lint_exits_by_what_it_found() {
 }
 
 #[test]
+fn what_was_passed_over_is_said_on_standard_error() {
+    let other = "---\n{apiVersion: v1, kind: Secret}\n---\n{apiVersion: apps/v1, kind: Deployment}\n";
+    let folder = Folder::new(&format!("{MANIFESTS}{other}"));
+    let path = folder.path();
+    let probes = folder.0.path().join("probes");
+    std::fs::write(&probes, "").unwrap();
+    let both = "note: passed over, for they decide nothing: 1 apps/v1/Deployment, 1 v1/Secret\n";
+    let question = ["explain", "--manifests", path, "shop/client", "shop/web", "80"];
+    assert_eq!(code_and_text(&question).2, both);
+    let probes = probes.to_str().unwrap();
+    assert_eq!(code_and_text(&["verdict", "--manifests", path, "--probes", probes]).2, both);
+    // Lint looks into the templates of workloads.
+    let secret = "note: passed over, for they decide nothing: 1 v1/Secret\n";
+    assert_eq!(code_and_text(&["lint", "--manifests", path]).2, secret);
+}
+
+#[test]
 fn lint_exits_with_2_on_bad_input() {
     let broken = Folder::new("kind: [");
     let table: [(&[&str], &str); 4] = [

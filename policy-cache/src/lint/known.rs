@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::places::Places;
+use super::places::{Places, WORKLOADS};
 use crate::manifest;
 use crate::objects::{Labels, NetworkPolicy, Objects, Peer, Phase, Pod, Rule, Selector};
 
@@ -52,7 +52,8 @@ impl<'o> Known<'o> {
     }
 
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let is_workload = |kind: &str| kind.rsplit('/').next().is_some_and(|kind| WORKLOADS.contains(&kind));
+        let mut notes = self.objects.notes_except(is_workload);
         if self.pods.is_empty() {
             notes.push(
                 "no pods or workloads in the manifests: what policies select was not checked".to_owned(),

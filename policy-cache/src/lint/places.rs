@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::tree::{self, Node, Value};
 
 /// Kinds whose pods follow from a template.
-const WORKLOADS: &[&str] =
+pub(super) const WORKLOADS: &[&str] =
     &["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob"];
 
 /// Where policies stand, and the pods that workloads will have.

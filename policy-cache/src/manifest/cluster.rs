@@ -84,7 +84,8 @@ fn pod_status(status: &Cursor, pod: &mut Pod, findings: &mut Findings) {
     pod.phase = match status.get_string("phase", findings) {
         Some("Running") => Phase::Running,
         Some("Succeeded" | "Failed") => Phase::Finished,
-        _ => Phase::Other,
+        None | Some("" | "Pending" | "Unknown") => Phase::Other,
+        Some(_) => Phase::Strange,
     };
     pod.ips = addresses(status, "podIP", "podIPs", findings);
     pod.host_ips = addresses(status, "hostIP", "hostIPs", findings);

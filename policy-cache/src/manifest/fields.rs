@@ -19,7 +19,7 @@ pub(crate) enum Scope {
 }
 
 /// Who an object is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Name {
     /// Empty for cluster-scoped kinds.
     pub(crate) namespace: String,
@@ -35,20 +35,13 @@ pub(crate) fn name(object: &Cursor, kind: &str, scope: Scope, findings: &mut Fin
         return None;
     };
     let namespace = match scope {
-        Scope::Cluster => String::new(),
-        Scope::Namespaced => match metadata.get("namespace") {
-            None => DEFAULT_NAMESPACE.to_owned(),
-            Some(field) => match field.string(findings)? {
-                "" => DEFAULT_NAMESPACE.to_owned(),
-                text if syntax::is_dns_label(text) => text.to_owned(),
-                _ => {
-                    findings.report(&field, "must be a DNS label: lower case letters, digits and '-'");
-                    return None;
-                }
-            },
-        },
+        Scope::Cluster => Some(String::new()),
+        Scope::Namespaced => namespace(&metadata, findings),
     };
-    let prefix = if scope == Scope::Cluster { String::new() } else { format!("{namespace}/") };
+    let prefix = match namespace.as_deref() {
+        None | Some("") => String::new(),
+        Some(namespace) => format!("{namespace}/"),
+    };
     findings.object = format!("{kind}/{prefix}");
     let Some(field) = metadata.get("name") else {
         findings.missing(&metadata, "name");
@@ -61,7 +54,19 @@ pub(crate) fn name(object: &Cursor, kind: &str, scope: Scope, findings: &mut Fin
         findings.report(&field, "must be a DNS name: lower case letters, digits, '-' and '.'");
         return None;
     }
-    Some(Name { namespace, name: name.to_owned() })
+    Some(Name { namespace: namespace?, name: name.to_owned() })
+}
+
+fn namespace(metadata: &Cursor, findings: &mut Findings) -> Option<String> {
+    let Some(field) = metadata.get("namespace") else { return Some(DEFAULT_NAMESPACE.to_owned()) };
+    match field.string(findings)? {
+        "" => Some(DEFAULT_NAMESPACE.to_owned()),
+        text if syntax::is_dns_label(text) => Some(text.to_owned()),
+        _ => {
+            findings.report(&field, "must be a DNS label: lower case letters, digits and '-'");
+            None
+        }
+    }
 }
 
 /// A mapping of label keys to label values, for example `metadata.labels`.

@@ -306,7 +306,10 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
             return Some((Object::Skipped(kind), String::new(), None));
         }
     };
-    let name = fields::name(object, kind, scope, findings)?;
+    // Without a usable name the rest is read all the same, for the problems in it.
+    let name = fields::name(object, kind, scope, findings);
+    let named = name.is_some();
+    let name = name.unwrap_or_default();
     let object_read = match kind {
         "Namespace" => Object::Namespace(cluster::namespace(object, name, findings)),
         "Node" => Object::Node(cluster::node(object, name, findings)),
@@ -321,7 +324,7 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         _ => Object::Slice(cluster::endpoint_slice(object, name, findings)),
     };
     let line = object.node().line;
-    Some((object_read, findings.object.clone(), (line > 0).then_some(line)))
+    named.then(|| (object_read, findings.object.clone(), (line > 0).then_some(line)))
 }
 
 fn wrong_version(object: &Cursor<'_, '_>, kind: &str, known: &str, findings: &mut Findings) -> Option<Found> {

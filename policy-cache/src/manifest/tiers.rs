@@ -70,7 +70,8 @@ pub(crate) fn baseline_admin_network_policy(
     name: Name,
     findings: &mut Findings,
 ) -> TierPolicy {
-    if name.name != SINGLETON
+    if !name.name.is_empty()
+        && name.name != SINGLETON
         && let Some(metadata) = object.get("metadata")
         && let Some(field) = metadata.get("name")
     {

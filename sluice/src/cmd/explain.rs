@@ -56,6 +56,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
+    print_notes(&objects.notes());
     let options = Options { node: args.node, ..Options::default() };
     let snapshot = policy_cache::compile(&objects, &options, Generation(1));
     let explanation = policy_cache::explain(&objects, &snapshot, &question)?;
@@ -65,6 +66,11 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     };
     print(&text)?;
     Ok(ExitCode::from(u8::from(!explanation.is_allowed())))
+}
+
+/// Says on standard error what was not used.
+pub(crate) fn print_notes(notes: &[String]) {
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
 }
 
 /// Prints an answer; a reader that has seen enough is no failure.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::explain::{Output, print};
+use super::explain::{Output, print, print_notes};
 
 /// Arguments of `sluice lint`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     };
     match args.output {
         Output::Text => {
-            report.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            print_notes(report.notes());
             print(&report.to_string())?;
         }
         Output::Json => print(&(serde_json::to_string_pretty(&report)? + "\n"))?,

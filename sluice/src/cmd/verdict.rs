@@ -10,6 +10,8 @@ use anyhow::Context;
 use flow::Generation;
 use policy_cache::{Options, Prober};
 
+use super::explain::print_notes;
+
 /// What `--probes` says for standard input.
 const STDIN: &str = "-";
 const BUFFER_BYTES: usize = 64 << 10;
@@ -37,6 +39,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
+    print_notes(&objects.notes());
     let options = Options { node: args.node, ..Options::default() };
     let snapshot = Arc::new(policy_cache::compile(&objects, &options, Generation(1)));
     let prober = Prober::new(&objects, snapshot);
