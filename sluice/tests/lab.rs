@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -125,9 +126,30 @@ fn a_kept_lab_is_there_for_a_shell_until_down() {
     let kept = lab.output(&["--keep"]);
     assert_eq!(kept.status.code(), Some(0), "{}\n{}", text(&kept.stdout), text(&kept.stderr));
 
+    let hints = text(&kept.stdout);
+    for node in ["node1", "node2"] {
+        for file in ["records", "log"] {
+            let path = lab.folder().join(format!("{node}.{file}"));
+            assert!(path.exists() && hints.contains(&format!("  {}\n", path.display())), "{hints}");
+        }
+        let hint = format!("shell {node} -- curl -s http://127.0.0.1:9093/metrics");
+        assert!(hints.contains(&hint), "{hints}");
+        let answers = ["shell", node, "--", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9093"];
+        assert!(lab.output(&answers).status.success(), "{node}");
+    }
+    // A shell prompts only on a terminal, which script(1) gives it.
+    let shell = format!("{} lab --name {} shell vault/db", env!("CARGO_BIN_EXE_sluice"), lab.name);
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &shell, "/dev/null"]).env("SHELL", "/bin/bash");
+    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    terminal.stdin.take().unwrap().write_all(b"exit\n").unwrap();
+    let prompt = text(&terminal.wait_with_output().unwrap().stdout);
+    assert!(prompt.contains("vault/db# "), "{prompt}");
+
     let second = lab.output(&[]);
     assert_eq!(second.status.code(), Some(2));
-    let remedy = format!("sluice lab --name {} down", lab.name);
+    let own = env!("CARGO_BIN_EXE_sluice");
+    let remedy = format!("{own} lab --name {} down", lab.name);
     assert!(text(&second.stderr).contains(&remedy), "{}", text(&second.stderr));
 
     let address =

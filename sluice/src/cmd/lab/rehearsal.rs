@@ -1,6 +1,7 @@
 //! The lab from beginning to end: build, control, enforce, compare, measure, show, take down.
 
 use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use super::scenario::{BULK_FROM, BULK_TO, CASES, EXAMPLES, EXTERNAL_PORT, SERVER
 use super::state::{Claim, LabName};
 use super::table::Table;
 
+/// Where each `sluice run` has its admin API, inside its node.
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9093);
 const SERVER_LIMIT: Duration = Duration::from_secs(5);
 const READY_LIMIT: Duration = Duration::from_secs(15);
 const READY_STEP: Duration = Duration::from_millis(200);
@@ -46,6 +49,7 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
         &format!("without Sluice {open} of {} connections do what the server does", CASES.len()),
     )?;
     let direct = stream(&cluster).context("direct stream")?;
+    step(out, begin, "the direct stream is measured")?;
     interrupt.check()?;
 
     let mut sluices = start_sluices(&cluster, &interrupt)?;
@@ -57,6 +61,8 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
 
     let different = compare(out, &cluster, &sluices, &interrupt)?;
     let through = stream(&cluster).context("stream through Sluice")?;
+    writeln!(out)?;
+    step(out, begin, "the stream through Sluice is measured")?;
     interrupt.check()?;
     show_records(out, &cluster, &sluices)?;
     writeln!(out, "\nOne stream, {BULK_FROM} to {}, same node:", BULK_TO.0)?;
@@ -126,7 +132,8 @@ fn stream(cluster: &Cluster) -> anyhow::Result<f64> {
 
 fn start_sluices(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<Vec<Sluice>> {
     let binary = std::env::current_exe().context("find this program's own file")?;
-    let options = SluiceOptions { binary: Some(binary), ..SluiceOptions::default() };
+    let options =
+        SluiceOptions { binary: Some(binary), admin_port: ADMIN.port(), ..SluiceOptions::default() };
     let mut sluices = Vec::new();
     for node in cluster.nodes() {
         sluices.push(node.start_sluice(&options)?);
@@ -180,8 +187,17 @@ fn show_kept(out: &mut impl Write, cluster: &Cluster, name: &LabName) -> anyhow:
     writeln!(out, "\nThe lab stays up:")?;
     writeln!(out, "  {} -- curl -s http://{api}/", name.command("shell books/shop"))?;
     writeln!(out, "  {} -- nft list table inet sluice", name.command("shell node1"))?;
+    for node in cluster.nodes() {
+        let shell = name.command(&format!("shell {}", node.name()));
+        writeln!(out, "  {shell} -- curl -s http://{ADMIN}/metrics")?;
+    }
     writeln!(out, "  policies   {} (edit them: they are reloaded)", cluster.manifest_folder().display())?;
-    writeln!(out, "  records    {}/node1.records", cluster.folder().display())?;
+    for (title, ending) in [("records", "records"), ("log", "log")] {
+        for node in cluster.nodes() {
+            let file = cluster.folder().join(format!("{}.{ending}", node.name()));
+            writeln!(out, "  {title:9}  {}", file.display())?;
+        }
+    }
     writeln!(out, "  {} removes it.", name.command("down"))?;
     Ok(())
 }

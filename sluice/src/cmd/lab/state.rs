@@ -46,10 +46,11 @@ impl LabName {
 
     /// How to give `sluice lab` these arguments for this lab.
     pub(super) fn command(&self, arguments: &str) -> String {
+        let program = program();
         if self.0 == DEFAULT_NAME {
-            format!("sluice lab {arguments}")
+            format!("{program} lab {arguments}")
         } else {
-            format!("sluice lab --name {} {arguments}", self.0)
+            format!("{program} lab --name {} {arguments}", self.0)
         }
     }
 
@@ -72,6 +73,18 @@ impl LabName {
         };
         remove_parent();
         Ok(namespaces.len().max(folder))
+    }
+}
+
+/// This program as a shell finds it: the lab is mostly run from a build that is not on the path.
+fn program() -> String {
+    let own = std::env::current_exe().ok().and_then(|path| path.to_str().map(str::to_owned));
+    match own {
+        Some(path) if path.contains(|c: char| c.is_whitespace() || "'\"\\$`&;()<>|*?[]!#~".contains(c)) => {
+            format!("'{}'", path.replace('\'', "'\\''"))
+        }
+        Some(path) => path,
+        None => "sluice".to_owned(),
     }
 }
 
@@ -186,10 +199,21 @@ pub(super) fn shell(name: &LabName, place: &str, command: &[OsString]) -> anyhow
         let places: Vec<&str> = state.places.keys().map(String::as_str).collect();
         bail!("no {place} in the lab; there are: {}", places.join(", "));
     };
-    let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
-    let command = if command.is_empty() { &shell } else { command };
-    let error = Command::new("ip").args(["netns", "exec", netns]).args(command).exec();
+    let mut enter = Command::new("ip");
+    enter.args(["netns", "exec", netns]);
+    match command {
+        [] => enter.args(own_shell()).env("PS1", format!("{place}# ")),
+        command => enter.args(command),
+    };
+    let error = enter.exec();
     Err(error).context("run `ip netns exec`")
+}
+
+/// The user's shell. Bash without its start-up file, which would replace the prompt that names the place.
+fn own_shell() -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    let is_bash = Path::new(&shell).file_name().is_some_and(|name| name == "bash");
+    if is_bash { vec![shell, "--norc".into()] } else { vec![shell] }
 }
 
 impl State {
