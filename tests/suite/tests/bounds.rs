@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::{Netns, Pod, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::SockRef;
 use suite::procfs::{descriptors, resident_kib};
@@ -355,4 +357,33 @@ fn a_syn_that_finds_no_room_is_sent_again_and_then_succeeds() {
     assert!(took > Duration::from_millis(900), "there was room at once: {took:?}");
     assert!(stage.sluice().metric("sluice_gate_dropped_total{reason=\"overload\"}").unwrap() >= 1.0);
     assert!(stage.settled());
+}
+
+#[test]
+fn load_syns_that_overflow_the_kernel_s_queue_are_counted_and_sent_again() {
+    // More than the 65,535 packets that the kernel holds, from 60,000 ports towards two.
+    const SYNS: u32 = 90_000;
+    let stage = Stage::new("redirect: {syn_rate_per_client: 0}\n").unwrap();
+    let (client, other, server) = (stage.pod("client"), stage.pod("other"), stage.pod("server"));
+    let _answerer = Answerer::start(server, ALLOWED);
+    let sluice = Pid::from_raw(i32::try_from(stage.sluice().pid()).unwrap());
+    let sender = SynSender::open(client, client.address()).unwrap();
+    // Nobody reads the queue while the process is stopped.
+    kill(sluice, Signal::SIGSTOP).unwrap();
+    for sent in 0..SYNS {
+        let to = SocketAddrV4::new(server.address(), if sent < 60_000 { DENIED } else { DENIED + 1 });
+        sender.send(1_024 + u16::try_from(sent % 60_000).unwrap(), sent, to).unwrap();
+    }
+    let took = thread::scope(|scope| {
+        let asking = scope.spawn(|| other.run(|| ask(server.at(ALLOWED), false)));
+        // The first SYN of this one meets the full queue.
+        thread::sleep(Duration::from_millis(200));
+        kill(sluice, Signal::SIGCONT).unwrap();
+        asking.join().unwrap()
+    });
+    println!("beside a full queue, a connection took {:?}", took.unwrap());
+    let full = || stage.sluice().metric("sluice_gate_dropped_total{reason=\"queue-full\"}").unwrap();
+    assert!(wait_until(LIMIT, || full() > 0.0));
+    assert!(stage.settled());
+    assert!(other.run(|| ask(server.at(ALLOWED), false)).unwrap() < STALL);
 }
