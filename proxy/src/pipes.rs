@@ -46,16 +46,17 @@ impl PipePool {
                 return None;
             }
             state.in_use += 1;
-            state.idle.pop()
+            let idle = state.idle.pop();
+            self.export(&state);
+            idle
         };
         match idle.map_or_else(|| Pipe::open(self.pipe_bytes), Ok) {
-            Ok(pipe) => {
-                self.export();
-                Some(BorrowedPipe { pool: self, pipe: Some(pipe) })
-            }
+            Ok(pipe) => Some(BorrowedPipe { pool: self, pipe: Some(pipe) }),
             Err(error) => {
                 tracing::debug!(%error, "no pipe to be had, copying instead");
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).in_use -= 1;
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.in_use -= 1;
+                self.export(&state);
                 None
             }
         }
@@ -67,12 +68,10 @@ impl PipePool {
         if pipe.len() == 0 && state.idle.len() < MAX_IDLE {
             state.idle.push(pipe);
         }
-        drop(state);
-        self.export();
+        self.export(&state);
     }
 
-    fn export(&self) {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    fn export(&self, state: &State) {
         self.metrics.pipes_in_use.set(i64::try_from(state.in_use).unwrap_or(i64::MAX));
         self.metrics.pipes_pooled.set(i64::try_from(state.idle.len()).unwrap_or(i64::MAX));
     }

@@ -10,27 +10,12 @@ mod ports;
 mod selection;
 mod tiers;
 
-/// The reader's own trees, for the lines that objects do not keep.
-#[allow(dead_code, clippy::duplicate_mod, reason = "shared with the reader, which keeps it to itself")]
-#[path = "../manifest/tree.rs"]
-mod tree;
-
-/// The reader's own search for files, so that the same files are read.
-#[allow(dead_code, clippy::duplicate_mod, reason = "shared with the reader, which keeps it to itself")]
-#[path = "../manifest/files.rs"]
-mod files;
-
-/// Where the search for files finds what it reports with.
-mod problem {
-    pub(super) use crate::manifest::Problem;
-}
-
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::manifest::{self, LoadError};
+use crate::manifest::{self, LoadError, files};
 use known::Known;
 use places::Places;
 

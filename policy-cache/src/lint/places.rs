@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::tree::{self, Node, Value};
+use crate::manifest::tree::{self, Node, Value};
 
 /// Kinds whose pods follow from a template.
 pub(super) const WORKLOADS: &[&str] =

@@ -5,13 +5,13 @@
 
 mod cluster;
 mod fields;
-mod files;
+pub(crate) mod files;
 mod policy;
 mod problem;
 mod reader;
 mod syntax;
 mod tiers;
-mod tree;
+pub(crate) mod tree;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
