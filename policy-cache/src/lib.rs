@@ -5,6 +5,7 @@
 //! objects; nothing here touches a socket or the kernel's rules.
 
 mod affected;
+mod cluster;
 mod compile;
 mod decide;
 mod explain;
@@ -18,11 +19,12 @@ mod source;
 mod store;
 
 pub use affected::Affected;
+pub use cluster::Cluster;
 pub use compile::compile;
 pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};
 pub use lint::{LintReport, lint, lint_texts};
 pub use manifest::{LoadError, Problem, load, parse};
-pub use objects::{Counts, Objects};
+pub use objects::{Counts, Event, Kind, Object, ObjectKey, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};
 pub use probe::{Answer, Prober};
 pub use snapshot::{IdentifiedFlow, LocalPods, Snapshot};

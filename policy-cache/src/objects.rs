@@ -7,8 +7,11 @@ use std::sync::Arc;
 use flow::{PolicyKind, Protocol};
 use ipnet::IpNet;
 
+mod event;
 mod tiers;
 
+pub(crate) use event::Entity;
+pub use event::{Event, Kind, Object, ObjectKey};
 pub(crate) use tiers::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
 /// How many pods a note names.

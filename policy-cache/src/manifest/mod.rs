@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub(crate) use files::Fingerprint;
 pub use problem::{LoadError, Problem};
 
-use crate::objects::Objects;
+use crate::objects::{Entity, Object, Objects};
 use fields::Scope;
 use reader::{Cursor, Findings};
 use tree::{Node, SyntaxError};
@@ -139,11 +139,14 @@ impl Loader {
         }
     }
 
-    fn add(&mut self, object: Object, id: &str, path: &Path, document: usize, line: Option<usize>) {
-        if let Object::Skipped(kind) = object {
-            *self.objects.skipped.entry(kind).or_default() += 1;
-            return;
-        }
+    fn add(&mut self, read: Read, id: &str, path: &Path, document: usize, line: Option<usize>) {
+        let object = match read {
+            Read::Object(object) => object,
+            Read::Skipped(kind) => {
+                *self.objects.skipped.entry(kind).or_default() += 1;
+                return;
+            }
+        };
         let place = format!("{}, document {document}", path.display());
         if let Some(first) = self.seen.get(id) {
             self.problems.push(Problem {
@@ -159,20 +162,19 @@ impl Loader {
         }
         self.seen.insert(id.to_owned(), place);
         let objects = &mut self.objects;
-        match object {
-            Object::Namespace(namespace) => objects.namespaces.push(namespace),
-            Object::Pod(pod) => objects.pods.push(*pod),
-            Object::Policy(policy) => objects.policies.push(Arc::new(policy)),
-            Object::TierPolicy(policy) => {
+        match object.0 {
+            Entity::Namespace(namespace) => objects.namespaces.push(namespace),
+            Entity::Pod(pod) => objects.pods.push(*pod),
+            Entity::NetworkPolicy(policy) => objects.policies.push(Arc::new(policy)),
+            Entity::TierPolicy(policy) => {
                 if policy.has_unknown_peer() {
                     tracing::warn!(policy = id, "a rule names a peer that is not known and fails closed");
                 }
                 objects.tiers.push(Arc::new(policy));
             }
-            Object::Node(node) => objects.nodes.push(node),
-            Object::Service(service) => objects.services.push(service),
-            Object::Slice(slice) => objects.slices.push(slice),
-            Object::Skipped(_) => {}
+            Entity::Node(node) => objects.nodes.push(node),
+            Entity::Service(service) => objects.services.push(service),
+            Entity::EndpointSlice(slice) => objects.slices.push(slice),
         }
     }
 
@@ -193,20 +195,15 @@ impl Loader {
     }
 }
 
-enum Object {
-    Namespace(crate::objects::Namespace),
-    Pod(Box<crate::objects::Pod>),
-    Policy(crate::objects::NetworkPolicy),
-    TierPolicy(crate::objects::TierPolicy),
-    Node(crate::objects::Node),
-    Service(crate::objects::Service),
-    Slice(crate::objects::EndpointSlice),
-    /// `apiVersion/kind`.
+/// What a document holds.
+enum Read {
+    Object(Object),
+    /// `apiVersion/kind` of what decides nothing.
     Skipped(String),
 }
 
 /// An object, its `Kind/namespace/name`, and its line where known.
-type Found = (Object, String, Option<usize>);
+type Found = (Read, String, Option<usize>);
 
 fn read_document(root: &Node, findings: &mut Findings) -> Vec<Found> {
     let mut found = Vec::new();
@@ -303,28 +300,28 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         }
         _ => {
             let kind = format!("{}/{}", meta.api_version, kind);
-            return Some((Object::Skipped(kind), String::new(), None));
+            return Some((Read::Skipped(kind), String::new(), None));
         }
     };
     // Without a usable name the rest is read all the same, for the problems in it.
     let name = fields::name(object, kind, scope, findings);
     let named = name.is_some();
     let name = name.unwrap_or_default();
-    let object_read = match kind {
-        "Namespace" => Object::Namespace(cluster::namespace(object, name, findings)),
-        "Node" => Object::Node(cluster::node(object, name, findings)),
-        "Pod" => Object::Pod(Box::new(cluster::pod(object, name, findings))),
-        "Service" => Object::Service(cluster::service(object, name, findings)),
-        "NetworkPolicy" => Object::Policy(policy::network_policy(object, name, findings)),
-        "ClusterNetworkPolicy" => Object::TierPolicy(tiers::cluster_network_policy(object, name, findings)),
-        "AdminNetworkPolicy" => Object::TierPolicy(tiers::admin_network_policy(object, name, findings)),
+    let entity = match kind {
+        "Namespace" => Entity::Namespace(cluster::namespace(object, name, findings)),
+        "Node" => Entity::Node(cluster::node(object, name, findings)),
+        "Pod" => Entity::Pod(Box::new(cluster::pod(object, name, findings))),
+        "Service" => Entity::Service(cluster::service(object, name, findings)),
+        "NetworkPolicy" => Entity::NetworkPolicy(policy::network_policy(object, name, findings)),
+        "ClusterNetworkPolicy" => Entity::TierPolicy(tiers::cluster_network_policy(object, name, findings)),
+        "AdminNetworkPolicy" => Entity::TierPolicy(tiers::admin_network_policy(object, name, findings)),
         "BaselineAdminNetworkPolicy" => {
-            Object::TierPolicy(tiers::baseline_admin_network_policy(object, name, findings))
+            Entity::TierPolicy(tiers::baseline_admin_network_policy(object, name, findings))
         }
-        _ => Object::Slice(cluster::endpoint_slice(object, name, findings)),
+        _ => Entity::EndpointSlice(cluster::endpoint_slice(object, name, findings)),
     };
     let line = object.node().line;
-    named.then(|| (object_read, findings.object.clone(), (line > 0).then_some(line)))
+    named.then(|| (Read::Object(Object(entity)), findings.object.clone(), (line > 0).then_some(line)))
 }
 
 fn wrong_version(object: &Cursor<'_, '_>, kind: &str, known: &str, findings: &mut Findings) -> Option<Found> {
