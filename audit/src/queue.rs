@@ -130,6 +130,16 @@ impl Queue {
         abandoned.len() as u64
     }
 
+    /// How many records are kept.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// How many records it keeps at most.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// How many records were numbered.
     pub(crate) fn numbered(&self) -> u64 {
         self.lock().sequence

@@ -122,6 +122,16 @@ impl Recorder {
             self.shared.count_lost(1);
         }
     }
+
+    /// How many records wait for the writer.
+    pub fn waiting(&self) -> usize {
+        self.shared.queue.len()
+    }
+
+    /// How many records may wait.
+    pub fn limit(&self) -> usize {
+        self.shared.queue.capacity()
+    }
 }
 
 impl fmt::Debug for Recorder {

@@ -146,6 +146,22 @@ fn records_beyond_the_queue_are_counted_and_leave_gaps() {
 }
 
 #[test]
+fn what_waits_is_told_with_how_much_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = RecorderConfig { queue_records: 100, gather_ms: 0, ..RecorderConfig::default() };
+    let (recorder, _writer, _metrics) = start(config, hanging_sink(folder.path()));
+    assert_eq!((recorder.waiting(), recorder.limit()), (0, 100));
+    // The writer takes what it can until its sink hangs; then the queue fills, and no further.
+    let deadline = Instant::now() + LIMIT;
+    while recorder.waiting() < recorder.limit() {
+        assert!(Instant::now() < deadline, "{} of {}", recorder.waiting(), recorder.limit());
+        recorder.submit(record(Action::Ended));
+    }
+    recorder.submit(record(Action::Ended));
+    assert!(recorder.waiting() <= recorder.limit());
+}
+
+#[test]
 fn closing_does_not_wait_longer_than_its_limit_for_a_sink_that_hangs() {
     let folder = tempfile::tempdir().unwrap();
     let config = RecorderConfig { gather_ms: 0, ..RecorderConfig::default() };

@@ -15,7 +15,7 @@ use flow::Generation;
 use notify::{RecursiveMode, Watcher};
 
 use crate::compile::compile;
-use crate::manifest::{self, Fingerprint, LoadError};
+use crate::manifest::{self, Fingerprint, LoadError, Problem};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::store::SnapshotStore;
@@ -54,8 +54,8 @@ pub struct SourceStatus {
     pub alive: bool,
     /// Since when they cannot be used; `None` while they can.
     pub failing_since: Option<SystemTime>,
-    /// Why they cannot be used now, a line each.
-    pub problems: Vec<String>,
+    /// Why they cannot be used now.
+    pub problems: Vec<Problem>,
 }
 
 impl ManifestSource {
@@ -150,7 +150,7 @@ impl Drop for WatchHandle {
 struct State {
     last_success: SystemTime,
     failing_since: Option<SystemTime>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
     /// Since when the thread has been at work; `None` while it waits.
     busy_since: Option<Instant>,
 }
@@ -274,13 +274,12 @@ impl Watch {
     }
 
     fn failed(&self, error: &LoadError) {
-        let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
         let mut state = lock(&self.state);
-        for problem in problems.iter().filter(|problem| !state.problems.contains(problem)) {
+        for problem in error.problems.iter().filter(|problem| !state.problems.contains(problem)) {
             tracing::error!(%problem, "manifest rejected, the last good state stays in force");
         }
         state.failing_since.get_or_insert_with(SystemTime::now);
-        state.problems = problems;
+        state.problems.clone_from(&error.problems);
     }
 
     /// Watches the folders anew. A watch that fails is no failure: the poll goes on.

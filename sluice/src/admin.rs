@@ -7,6 +7,7 @@
 //! `GET /healthz`  200 while every thread that must run does, else 503 and a line for each that ended.
 //! `GET /readyz`   200 when also every condition holds, else 503 and a line for each that does not.
 //! `GET /metrics`  OpenMetrics text.
+//! `GET /status`   what `sluice status` shows, as JSON; the fields are those of [`Status`](crate::status::Status).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -29,10 +30,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use crate::status::{Board, Condition};
+
 /// What prometheus-client writes: counters end in `_total` and the text in `# EOF`, which the older
 /// `text/plain; version=0.0.4` would misread.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 
 /// Why the admin API is not available.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +104,23 @@ impl Conditions {
     pub(crate) fn unready(&self) -> Vec<String> {
         let state = self.lock();
         let failing = state.conditions.iter().filter_map(|(name, holds)| {
-            // A reason is one line, whatever it was made of.
-            holds.as_ref().err().map(|reason| format!("{name}: {}", reason.replace(['\n', '\r'], " ")))
+            holds.as_ref().err().map(|reason| format!("{name}: {}", one_line(reason)))
         });
         failing.chain(state.ended_threads()).collect()
+    }
+
+    /// Every condition, and each thread that ended as one that does not hold.
+    pub(crate) fn list(&self) -> Vec<Condition> {
+        let state = self.lock();
+        let condition = |name: &str, reason: Option<String>| Condition {
+            name: name.to_owned(),
+            holds: reason.is_none(),
+            reason,
+        };
+        let conditions =
+            state.conditions.iter().map(|(name, holds)| condition(name, holds.as_ref().err().map(one_line)));
+        let ended = state.threads.iter().filter(|(_, runs)| !**runs);
+        conditions.chain(ended.map(|(name, _)| condition(name, Some(THREAD_ENDED.to_owned())))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -113,8 +130,15 @@ impl Conditions {
 
 impl State {
     fn ended_threads(&self) -> impl Iterator<Item = String> {
-        self.threads.iter().filter(|(_, runs)| !**runs).map(|(name, _)| format!("{name}: thread ended"))
+        self.threads.iter().filter(|(_, runs)| !**runs).map(|(name, _)| format!("{name}: {THREAD_ENDED}"))
     }
+}
+
+const THREAD_ENDED: &str = "thread ended";
+
+/// A reason is one line, whatever it was made of.
+fn one_line(reason: impl AsRef<str>) -> String {
+    reason.as_ref().replace(['\n', '\r'], " ")
 }
 
 /// A thread that must run; dropping it says that the thread ended.
@@ -174,21 +198,17 @@ impl Drop for AdminHandle {
     }
 }
 
-/// Listens on `address` and answers from `conditions` and `registry` until the handle is dropped.
+/// Listens on `address` and answers from `conditions`, `board` and `registry` until the handle is dropped.
 pub(crate) fn start(
     address: SocketAddr,
     conditions: Conditions,
+    board: Board,
     registry: Arc<Registry>,
 ) -> Result<AdminHandle, AdminError> {
-    start_limited(address, conditions, registry, Limits::default())
+    start_limited(address, Api { conditions, board, registry, limits: Limits::default() })
 }
 
-fn start_limited(
-    address: SocketAddr,
-    conditions: Conditions,
-    registry: Arc<Registry>,
-    limits: Limits,
-) -> Result<AdminHandle, AdminError> {
+fn start_limited(address: SocketAddr, api: Api) -> Result<AdminHandle, AdminError> {
     let listener = std::net::TcpListener::bind(address).map_err(|cause| match cause.kind() {
         io::ErrorKind::AddrInUse => AdminError::InUse { address },
         _ => AdminError::Listen { address, cause },
@@ -203,7 +223,7 @@ fn start_limited(
     let address = listener.local_addr().map_err(|cause| AdminError::Listen { address, cause })?;
 
     let (stop, stopped) = oneshot::channel();
-    let api = Arc::new(Api { conditions, registry, limits });
+    let api = Arc::new(api);
     let thread = std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
@@ -220,6 +240,7 @@ fn start_limited(
 
 struct Api {
     conditions: Conditions,
+    board: Board,
     registry: Arc<Registry>,
     limits: Limits,
 }
@@ -270,7 +291,8 @@ impl Api {
             "/healthz" => Self::health,
             "/readyz" => Self::readiness,
             "/metrics" => Self::metrics,
-            _ => return plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz and /metrics\n"),
+            "/status" => Self::status,
+            _ => return plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /status\n"),
         };
         if matches!(*request.method(), Method::GET | Method::HEAD) {
             return respond(self);
@@ -281,11 +303,11 @@ impl Api {
     }
 
     fn health(&self) -> Response<Full<Bytes>> {
-        status("ok", &self.conditions.unhealthy())
+        answer("ok", &self.conditions.unhealthy())
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
-        status("ready", &self.conditions.unready())
+        answer("ready", &self.conditions.unready())
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -295,10 +317,17 @@ impl Api {
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n"),
         }
     }
+
+    fn status(&self) -> Response<Full<Bytes>> {
+        match serde_json::to_vec(&self.board.status()) {
+            Ok(json) => response(StatusCode::OK, JSON, json),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be encoded\n"),
+        }
+    }
 }
 
 /// 200 and `good` when nothing fails, else 503 and what does.
-fn status(good: &str, failing: &[String]) -> Response<Full<Bytes>> {
+fn answer(good: &str, failing: &[String]) -> Response<Full<Bytes>> {
     if failing.is_empty() {
         plain(StatusCode::OK, format!("{good}\n"))
     } else {

@@ -17,7 +17,12 @@ fn started(conditions: &Conditions, limits: Limits) -> AdminHandle {
     metrics.connections_opened.inc_by(41);
     metrics.register(&mut registry);
     let any_port = "127.0.0.1:0".parse().unwrap();
-    start_limited(any_port, conditions.clone(), Arc::new(registry), limits).unwrap()
+    let board = Board::new("n1", conditions.clone(), metrics);
+    start_limited(
+        any_port,
+        Api { conditions: conditions.clone(), board, registry: Arc::new(registry), limits },
+    )
+    .unwrap()
 }
 
 fn connected(admin: &AdminHandle) -> TcpStream {
@@ -103,6 +108,28 @@ fn metrics_come_as_openmetrics() {
     assert_eq!(status, 200);
     assert!(body.contains("# TYPE sluice_connections_opened counter\nsluice_connections_opened_total 41\n"));
     assert!(body.ends_with("# EOF\n"));
+}
+
+#[test]
+fn the_status_comes_as_json_and_tells_what_readiness_tells() {
+    let conditions = Conditions::new(&["gate", "rules"]);
+    let admin = started(&conditions, Limits::default());
+    let answer = exchange(&admin, "GET /status HTTP/1.1\r\nHost: node\r\n\r\n");
+    assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
+    let status = |text: &str| serde_json::from_str::<crate::status::Status>(text).unwrap();
+    let told = status(&split(&answer).1);
+    assert_eq!((told.node.as_str(), told.ready, told.connections.opened), ("n1", false, 41));
+    let unready = told.conditions.iter().map(|c| format!("{}: {}\n", c.name, c.reason.as_deref().unwrap()));
+    assert_eq!(unready.collect::<String>(), get(&admin, "/readyz").1);
+
+    conditions.set("gate", Ok(()));
+    conditions.set("rules", Ok(()));
+    let thread = conditions.alive("datapath");
+    assert!(status(&get(&admin, "/status").1).ready);
+    drop(thread);
+    let (code, body) = get(&admin, "/status");
+    assert_eq!((code, status(&body).ready), (200, false), "a status is an answer, whatever it says");
+    assert!(body.contains("thread ended"), "{body}");
 }
 
 #[test]
@@ -204,11 +231,16 @@ fn idle_clients_beyond_the_limit_push_out_the_oldest_and_nobody_waits() {
 fn a_port_in_use_is_said_to_be_in_use() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let error = start(address, Conditions::new(&[]), Arc::new(Registry::default())).unwrap_err();
+    let start = |address| {
+        let conditions = Conditions::new(&[]);
+        let board = Board::new("n1", conditions.clone(), Metrics::default());
+        start(address, conditions, board, Arc::new(Registry::default())).unwrap_err()
+    };
+    let error = start(address);
     assert!(error.to_string().starts_with(&format!("admin address {address} is already in use")), "{error}");
 
     let foreign = "192.0.2.1:1".parse().unwrap();
-    let error = start(foreign, Conditions::new(&[]), Arc::new(Registry::default())).unwrap_err();
+    let error = start(foreign);
     assert!(error.to_string().starts_with("listen on admin address 192.0.2.1:1: "), "{error}");
 }
 

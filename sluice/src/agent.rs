@@ -22,6 +22,7 @@ use crate::admin::{self, AdminHandle, Alive, Conditions};
 use crate::config::Config;
 use crate::interfaces::own_addresses;
 use crate::node;
+use crate::status::{Board, Enforcement, Source};
 
 /// How often interface addresses and the manifests' state are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -65,6 +66,9 @@ struct Agent {
     rules: RedirectHandle,
     records: Writer,
     conditions: Conditions,
+    board: Board,
+    /// What the source is called in the status.
+    places: Vec<String>,
     metrics: Metrics,
     alive: Option<Alive>,
     node_is_fit: bool,
@@ -95,7 +99,8 @@ impl Agent {
         let signals = Signals::new().context("listen for signals")?;
         let conditions = Conditions::new(&["snapshot", "rules", "gate", "node"]);
         let metrics = Metrics::default();
-        let admin = admin.map(|address| start_admin(address, &conditions, &metrics)).transpose()?;
+        let board = Board::new(&node, conditions.clone(), metrics.clone());
+        let admin = admin.map(|address| start_admin(address, &conditions, &board, &metrics)).transpose()?;
 
         let own_addresses = own_addresses().context("read the addresses of this node's interfaces")?;
         let policy_options = Options {
@@ -106,12 +111,18 @@ impl Agent {
         let (source, policy) = ManifestSource::open(&manifests, policy_options)?;
         let snapshot = policy.current().context("the manifests gave no snapshot")?;
         report_snapshot(&node, &snapshot);
+        board.set_policy(policy.clone());
         conditions.set("snapshot", Ok(()));
 
         let gate = redirect::probe().await;
         let backend = gate.choose(config.redirect.backend)?;
         let spec = RedirectSpec::new(&config.redirect, backend, gate.ipv6, local_pods(&snapshot))?;
+        board.set_enforcement(
+            Enforcement::chosen(backend, gate.ipv6, config.redirect.fail_mode),
+            gate.nft_version.as_deref(),
+        );
         let (recorder, records) = Recorder::start(config.records, sink, &node, metrics.clone())?;
+        board.set_recorder(recorder.clone());
         let datapath = Running::start(DatapathOptions {
             config: config.proxy,
             listener_port: spec.listener_port,
@@ -131,10 +142,14 @@ impl Agent {
         let alive = conditions.alive("datapath");
         let rules = Redirect::start(spec).await?;
         conditions.set("rules", Ok(()));
+        board.set_rules(&rules.health().borrow());
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
+        let places = manifests.iter().map(|path| path.display().to_string()).collect();
         let manifests = source.watch();
         Ok(Self {
             manifests,
+            places,
+            board,
             policy,
             own_addresses,
             datapath,
@@ -199,6 +214,7 @@ impl Agent {
     }
 
     fn report_rules(&self, health: &redirect::Health) {
+        self.board.set_rules(health);
         let repairs = self.metrics.ruleset_repairs.get();
         self.metrics.ruleset_repairs.inc_by(health.repairs.saturating_sub(repairs));
         let state = match (&health.last_error, health.installed) {
@@ -216,6 +232,7 @@ impl Agent {
             self.metrics.snapshot_age.reset();
         }
         self.conditions.set("snapshot", snapshot_state(&status));
+        self.board.set_source(Source::manifests(self.places.clone(), &status));
     }
 
     fn look(&mut self) {
@@ -256,11 +273,12 @@ fn snapshot_state(status: &SourceStatus) -> Result<(), String> {
 fn start_admin(
     address: SocketAddr,
     conditions: &Conditions,
+    board: &Board,
     metrics: &Metrics,
 ) -> anyhow::Result<AdminHandle> {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
-    let admin = admin::start(address, conditions.clone(), Arc::new(registry))?;
+    let admin = admin::start(address, conditions.clone(), board.clone(), Arc::new(registry))?;
     tracing::info!(address = %admin.address(), "admin API");
     Ok(admin)
 }

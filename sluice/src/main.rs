@@ -8,6 +8,7 @@ mod config;
 mod interfaces;
 mod logging;
 mod node;
+mod status;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Command {
     Explain(cmd::explain::Args),
     /// Find what is valid in manifests and yet surely not meant
     Lint(cmd::lint::Args),
+    /// Ask a running agent what it is doing and whether it is ready
+    Status(cmd::status::Args),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Verdict(args) => cmd::verdict::execute(args),
         Command::Explain(args) => cmd::explain::execute(args),
         Command::Lint(args) => cmd::lint::execute(args),
+        Command::Status(args) => cmd::status::execute(args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

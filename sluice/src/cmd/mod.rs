@@ -6,4 +6,5 @@ pub(crate) mod lab;
 pub(crate) mod lint;
 pub(crate) mod rules;
 pub(crate) mod run;
+pub(crate) mod status;
 pub(crate) mod verdict;
