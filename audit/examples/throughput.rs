@@ -5,7 +5,6 @@
 //! Without a file the lines are made and thrown away. The submitter stays half a queue ahead of the writer,
 //! so that none is lost while the sink works.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use audit::{Action, ConnectionId, Metrics, Record, Recorder, RecorderConfig, Sink, Timing, Traffic};
 use flow::{
     Decision, EndCause, Endpoint, Generation, Owner, Pod, PolicyKind, PolicyRef, Reason, SideVerdict, Tier,
-    Tuple, Verdict,
+    Tuple, Verdict, Workload,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,17 +56,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// A connection between two pods with four labels each, allowed by one policy.
 fn sample() -> Result<Record, std::net::AddrParseError> {
     let labels = ["app", "app.kubernetes.io/part-of", "pod-template-hash", "tier"];
-    let labels: BTreeMap<String, String> =
-        labels.iter().map(|key| ((*key).to_owned(), "some-value".to_owned())).collect();
+    let workload = Arc::new(Workload {
+        namespace: "shop".into(),
+        labels: labels.into_iter().map(|key| (key, "some-value")).collect(),
+        owner: Some(Owner { kind: "Deployment".into(), name: "web".into() }),
+    });
     let pod = |name: &str, local| {
         Endpoint::Pod(Arc::new(Pod {
-            namespace: "shop".into(),
+            workload: Arc::clone(&workload),
             name: name.into(),
             uid: "0f0e6a2c-6c0e-4b69-8d2d-0d3f0d9c7b11".into(),
             node: Some("node-a".into()),
             local,
-            owner: Some(Owner { kind: "Deployment".into(), name: "web".into() }),
-            labels: Arc::new(labels.clone()),
         }))
     };
     let policy = PolicyRef {

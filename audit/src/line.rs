@@ -7,7 +7,7 @@ use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use flow::{Decision, EndCause, Endpoint, Service, SideVerdict};
+use flow::{Decision, EndCause, Endpoint, Labels, Service, SideVerdict, Uid};
 use jiff::Timestamp;
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
@@ -92,14 +92,14 @@ struct K8s<'a> {
     namespace: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uid: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "printed")]
+    uid: Option<&'a Uid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<Owner<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<&'a std::collections::BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "pairs")]
+    labels: Option<&'a Labels>,
 }
 
 #[derive(serde::Serialize)]
@@ -233,10 +233,10 @@ impl<'a> K8s<'a> {
             Endpoint::Pod(pod) => Some(Self {
                 namespace: Some(&pod.namespace),
                 pod: Some(&pod.name),
-                uid: Some(&*pod.uid).filter(|uid| !uid.is_empty()),
+                uid: Some(&pod.uid).filter(|uid| !uid.is_empty()),
                 node: pod.node.as_deref(),
                 owner: pod.owner.as_ref().map(|owner| Owner { kind: &owner.kind, name: &owner.name }),
-                labels: Some(&*pod.labels).filter(|labels| !labels.is_empty()),
+                labels: Some(&pod.labels).filter(|labels| !labels.is_empty()),
             }),
             Endpoint::Node { name, .. } => Some(Self {
                 namespace: None,
@@ -249,6 +249,14 @@ impl<'a> K8s<'a> {
             Endpoint::UnknownLocal | Endpoint::External => None,
         }
     }
+}
+
+fn printed<S: Serializer>(uid: &Option<&Uid>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(uid.unwrap_or(&Uid::default()))
+}
+
+fn pairs<S: Serializer>(labels: &Option<&Labels>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().flat_map(|labels| labels.iter()))
 }
 
 impl<'a> Own<'a> {

@@ -1,12 +1,11 @@
 //! What each kind of record looks like, field by field.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flow::{
-    Decision, EndCause, Endpoint, Generation, Owner, Pod, PolicyKind, PolicyRef, Reason, Service,
-    SideVerdict, Tier, Tuple, UpstreamSource, Verdict,
+    Decision, EndCause, Endpoint, Generation, Labels, Owner, Pod, PolicyKind, PolicyRef, Reason, Service,
+    SideVerdict, Tier, Tuple, Uid, UpstreamSource, Verdict, Workload,
 };
 use serde_json::{Value, json};
 
@@ -14,14 +13,17 @@ use super::append;
 use crate::{Action, ConnectionId, Record, Timing, Traffic};
 
 fn pod(namespace: &str, name: &str, local: bool) -> Pod {
-    Pod {
+    let workload = Workload {
         namespace: namespace.into(),
+        labels: Labels::from_iter([("app.kubernetes.io/name", "web")]),
+        owner: Some(Owner { kind: "Deployment".into(), name: "web".into() }),
+    };
+    Pod {
+        workload: Arc::new(workload),
         name: name.into(),
-        uid: format!("uid-{name}").into(),
+        uid: Uid::new(&format!("uid-{name}")),
         node: Some(if local { "node-a" } else { "node-b" }.into()),
         local,
-        owner: Some(Owner { kind: "Deployment".into(), name: "web".into() }),
-        labels: Arc::new(BTreeMap::from([("app.kubernetes.io/name".to_owned(), "web".to_owned())])),
     }
 }
 
@@ -356,13 +358,9 @@ fn a_node_has_its_name_and_nothing_else_and_a_stranger_has_nothing() {
 
 #[test]
 fn what_a_pod_does_not_have_is_left_out() {
-    let bare = Pod {
-        uid: "".into(),
-        node: None,
-        owner: None,
-        labels: Arc::default(),
-        ..pod("front", "client", true)
-    };
+    let workload = Workload { namespace: "front".into(), labels: Labels::default(), owner: None };
+    let workload = Arc::new(workload);
+    let bare = Pod { workload, uid: Uid::default(), node: None, ..pod("front", "client", true) };
     let record = Record { source: Endpoint::Pod(Arc::new(bare)), ..record(Action::Started) };
     assert_eq!(line(1, &record)["source"]["k8s"], json!({"namespace": "front", "pod": "client"}));
 }
@@ -396,10 +394,9 @@ fn hostile_text_stays_inside_its_string() {
     let hostile = "a\"b\\c\nd\re\u{0}f\u{1b}[31mg\u{2028}h\u{85}i\u{fffd}ß 🦀 }{";
     let mut record = finished(Action::Failed, EndCause::InternalError);
     record.detail = Some(hostile.to_owned());
-    record.source = Endpoint::Pod(Arc::new(Pod {
-        labels: Arc::new(BTreeMap::from([(hostile.to_owned(), hostile.to_owned())])),
-        ..pod(hostile, hostile, true)
-    }));
+    let labels = Labels::from_iter([(hostile, hostile)]);
+    let workload = Arc::new(Workload { namespace: hostile.into(), labels, owner: None });
+    record.source = Endpoint::Pod(Arc::new(Pod { workload, ..pod(hostile, hostile, true) }));
     record.decision.egress.policies = Some(policy(hostile, Some(0)));
 
     let mut lines = Vec::new();

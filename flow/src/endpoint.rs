@@ -1,8 +1,11 @@
 //! Who stands behind an address.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
+
+use crate::labels::Labels;
+use crate::uid::Uid;
 
 /// What a snapshot knows of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,26 +35,41 @@ impl Endpoint {
     }
 }
 
-/// A pod as records name it.
+/// A pod as records name it. What it shares with others of its workload is read as if it were its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Namespace.
-    pub namespace: Arc<str>,
+    /// What the pods of its workload have in common.
+    pub workload: Arc<Workload>,
     /// Name.
-    pub name: Arc<str>,
+    pub name: Box<str>,
     /// `metadata.uid`; empty when the manifest has none.
-    pub uid: Arc<str>,
+    pub uid: Uid,
     /// `spec.nodeName`, once scheduled.
     pub node: Option<Arc<str>>,
     /// True when it runs on the node this process runs on.
     pub local: bool,
-    /// The controlling owner, a ReplicaSet resolved to its Deployment by the pod-template-hash suffix.
-    pub owner: Option<Owner>,
-    /// `metadata.labels`.
-    pub labels: Arc<BTreeMap<String, String>>,
 }
 
-/// The workload a pod belongs to.
+impl Deref for Pod {
+    type Target = Workload;
+
+    fn deref(&self) -> &Workload {
+        &self.workload
+    }
+}
+
+/// What pods of one owner have in common: one of these for thousands of pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// The controlling owner, a ReplicaSet resolved to its Deployment by the pod-template-hash suffix.
+    pub owner: Option<Owner>,
+}
+
+/// Who owns a workload's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// For example `Deployment`.

@@ -5,10 +5,14 @@
 
 mod address;
 mod endpoint;
+mod labels;
 mod outcome;
+mod uid;
 mod verdict;
 
 pub use address::{ClientAddr, DialedAddr, OrigDst, Protocol, Tuple, UpstreamSource, canonical_ip};
-pub use endpoint::{Endpoint, Owner, Pod, Service};
+pub use endpoint::{Endpoint, Owner, Pod, Service, Workload};
+pub use labels::Labels;
 pub use outcome::{EndCause, Outcome};
+pub use uid::Uid;
 pub use verdict::{Decision, Generation, PolicyKind, PolicyRef, Reason, SideVerdict, Tier, Verdict};

@@ -589,7 +589,7 @@ fn owners_are_named_by_their_deployment() {
         let cluster = Cluster::new(&manifest, &Options::default());
         let Endpoint::Pod(pod) = cluster.snapshot.endpoint("10.244.1.50".parse().unwrap()) else { panic!() };
         let owner = pod.owner.as_ref().unwrap();
-        assert_eq!((&*owner.kind, &*owner.name, &*pod.uid), (kind, name, "u-1"));
+        assert_eq!((&*owner.kind, &*owner.name, pod.uid.to_string().as_str()), (kind, name, "u-1"));
     }
 }
 

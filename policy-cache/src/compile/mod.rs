@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flow::{Generation, Owner, PolicyRef, Protocol};
+use flow::{Generation, Owner, PolicyRef, Protocol, Uid, Workload};
 
 use crate::objects::{self, Labels, NamedPort, Objects};
 use crate::options::Options;
@@ -183,8 +183,7 @@ fn pod_entries(
 ) -> HashMap<IpAddr, Arc<PodEntry>> {
     let identity_of: HashMap<&IdentityKey<'_>, u32> = keys.iter().zip(0..).collect();
     let mut built: HashMap<u32, Arc<PodEntry>> = HashMap::new();
-    // The pods of a workload share one owner, as they share one set of labels.
-    let mut owners: HashMap<(u32, &(String, String)), Option<Owner>> = HashMap::new();
+    let mut workloads: HashMap<_, Arc<Workload>> = HashMap::new();
     let mut build = |number: u32| {
         let pod = &objects.pods[number as usize];
         let identity = identity_of[&IdentityKey::of(pod)];
@@ -192,15 +191,17 @@ fn pod_entries(
         let name = node.map(|node| Arc::clone(addresses.node_name(node)));
         Arc::new(PodEntry {
             pod: Arc::new(flow::Pod {
-                namespace: Arc::clone(&identities[identity as usize].namespace.name),
+                workload: Arc::clone(workloads.entry((identity, &pod.owner)).or_insert_with(|| {
+                    Arc::new(Workload {
+                        namespace: Arc::clone(&identities[identity as usize].namespace.name),
+                        labels: pod.labels.iter().map(|(key, value)| (&**key, &**value)).collect(),
+                        owner: owner(pod),
+                    })
+                })),
                 name: pod.name.as_str().into(),
-                uid: pod.uid.as_str().into(),
+                uid: Uid::new(&pod.uid),
                 local: name.is_some() && name.as_deref() == options.node.as_deref(),
                 node: name,
-                owner: pod.owner.as_ref().and_then(|written| {
-                    owners.entry((identity, written)).or_insert_with(|| owner(pod)).clone()
-                }),
-                labels: Arc::clone(&identities[identity as usize].labels),
             }),
             identity,
             node,
