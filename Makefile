@@ -5,10 +5,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite test-lab bench bench-policy build setup setup-test deny
+.PHONY: help lab test check unit suite test-lab bench bench-compare bench-policy build setup setup-test setup-bench deny
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lab: setup ## The main job: a cluster of network namespaces, nine policies, real traffic, a truth table
 	$(CARGO) build --release --locked -p sluice
@@ -33,9 +33,18 @@ suite: build ## Datapath tests over real sockets in network namespaces (root)
 test-lab: build ## The lab with a debug build (root)
 	$(SUDO) $(TARGET)/debug/sluice lab
 
-bench: setup ## Direct against through Sluice, interleaved; prints ratios (root)
+bench: setup-bench ## Beside HAProxy, nginx and no proxy, interleaved: a table, ratios, targets, JSON; 10 minutes (root)
 	$(CARGO) build --release --locked -p sluice -p benches
-	$(SUDO) $(TARGET)/release/bench-datapath --sluice $(TARGET)/release/sluice
+	$(SUDO) $(TARGET)/release/bench-datapath proxies --sluice $(TARGET)/release/sluice --json $(TARGET)/bench.json $(BENCH_ARGS)
+
+bench-compare: setup-bench ## This tree beside a revision: make bench-compare BASE=main; fails past a loss of 10 % (root)
+	$(if $(BASE),,$(error BASE is not set: make bench-compare BASE=<revision>))
+	rm -rf $(TARGET)/bench-base && git worktree prune
+	git worktree add --detach $(TARGET)/bench-base $(BASE)
+	cd $(TARGET)/bench-base && CARGO_TARGET_DIR=$(abspath $(TARGET))/base $(CARGO) build --release --locked -p sluice
+	$(CARGO) build --release --locked -p sluice -p benches
+	$(SUDO) $(TARGET)/release/bench-datapath revisions --base $(TARGET)/base/release/sluice \
+		--sluice $(TARGET)/release/sluice --json $(TARGET)/bench-compare.json $(BENCH_ARGS)
 
 bench-policy: ## The policy cache in clusters of 1,000 to 150,000 pods: time, memory, targets met or missed
 	$(CARGO) build --release --locked -p policy-bench
@@ -50,3 +59,6 @@ setup: ## Install the system's packages that Sluice needs (Debian)
 
 setup-test: setup ## The same, and cargo-nextest
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+
+setup-bench: setup ## The same, and the proxies that Sluice is measured beside; none of them is started
+	@deploy/setup-debian.sh bench

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that building, the lab and the tests need and this machine lacks.
+# With "bench" also the proxies that Sluice is measured beside.
 set -eu
 
 missing=
@@ -13,12 +14,24 @@ need ip iproute2
 need conntrack conntrack
 need sysctl procps
 need setpriv util-linux
+if [ "${1:-}" = bench ]; then
+    need haproxy haproxy
+    need nginx nginx
+    [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$missing libnginx-mod-stream"
+    need strace strace
+fi
 
 [ -n "$missing" ] || exit 0
 echo "installing:$missing"
 sudo=
 [ "$(id -u)" -eq 0 ] || sudo=sudo
 export DEBIAN_FRONTEND=noninteractive
+if [ "${1:-}" = bench ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+    # Only the programs are wanted: their packages must not start services on this machine (invoke-rc.d(8)).
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee /usr/sbin/policy-rc.d >/dev/null
+    $sudo chmod +x /usr/sbin/policy-rc.d
+    trap '$sudo rm -f /usr/sbin/policy-rc.d' EXIT
+fi
 $sudo apt-get update -qq
 # shellcheck disable=SC2086 # a list of package names
 $sudo apt-get install -y -qq --no-install-recommends $missing

@@ -1,51 +1,136 @@
-//! Figures of many rounds, as a table of medians and ratios.
+//! Figures of many rounds: medians, spread, and ratios between subjects of the same round.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
+use crate::target::Target;
+
+/// Which way a figure is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Better {
+    /// Rates.
+    More,
+    /// Times and sizes.
+    Less,
+}
+
 /// One measured value.
 #[derive(Debug)]
 pub(crate) struct Figure {
     name: String,
     unit: &'static str,
+    better: Better,
     value: f64,
 }
 
 impl Figure {
-    pub(crate) fn new(name: &str, unit: &'static str, value: f64) -> Self {
-        Self { name: name.to_owned(), unit, value }
+    pub(crate) fn more(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { name: name.into(), unit, better: Better::More, value }
+    }
+
+    pub(crate) fn less(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { name: name.into(), unit, better: Better::Less, value }
     }
 }
 
-/// Every value of every round, by figure and subject. The first subject is what others are compared with.
+/// Every value of every round, by figure and subject, in the order of rounds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Table {
-    subjects: Vec<&'static str>,
+    subjects: Vec<String>,
     rows: Vec<Row>,
+    #[serde(skip)]
+    targets: &'static [Target],
 }
 
 #[derive(Debug, Serialize)]
 struct Row {
     figure: String,
     unit: &'static str,
-    values: BTreeMap<&'static str, Vec<f64>>,
+    better: Better,
+    values: BTreeMap<String, Vec<f64>>,
+}
+
+/// The median and the extremes of some values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (low, high) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        };
+        Some(Self { median, low, high })
+    }
 }
 
 impl Table {
-    pub(crate) fn new(subjects: impl Iterator<Item = &'static str>) -> Self {
-        Self { subjects: subjects.collect(), rows: Vec::new() }
+    /// `targets` judge the last subject.
+    pub(crate) fn new(subjects: impl IntoIterator<Item = String>, targets: &'static [Target]) -> Self {
+        Self { subjects: subjects.into_iter().collect(), rows: Vec::new(), targets }
     }
 
-    pub(crate) fn add(&mut self, subject: &'static str, figures: &[Figure]) {
-        for Figure { name, unit, value } in figures {
-            let at = self.rows.iter().position(|row| row.figure == *name).unwrap_or_else(|| {
-                self.rows.push(Row { figure: name.clone(), unit, values: BTreeMap::new() });
+    pub(crate) fn add(&mut self, subject: &str, figures: Vec<Figure>) {
+        for Figure { name, unit, better, value } in figures {
+            let at = self.rows.iter().position(|row| row.figure == name).unwrap_or_else(|| {
+                self.rows.push(Row { figure: name, unit, better, values: BTreeMap::new() });
                 self.rows.len() - 1
             });
-            self.rows[at].values.entry(subject).or_default().push(*value);
+            self.rows[at].values.entry(subject.to_owned()).or_default().push(value);
         }
+    }
+
+    /// Every figure that both have: its name, which way is better, and the ratio of `one` to `other`, round by
+    /// round, so that a drift of the machine meets both.
+    pub(crate) fn ratios(&self, one: &str, other: &str) -> Vec<(&str, Better, Spread)> {
+        let of_row = |row| Some((Row::name(row), row.better, row.ratio(one, other)?));
+        self.rows.iter().filter_map(of_row).collect()
+    }
+
+    /// Targets with what was measured, `None` where it was not, and whether they are met.
+    pub(crate) fn judged(&self) -> Vec<(&'static Target, Option<(f64, bool)>)> {
+        let judge = |target: &'static Target| {
+            let row = self.rows.iter().find(|row| row.figure == target.figure)?;
+            let own = self.subjects.last()?;
+            let value = match target.against {
+                Some(other) => row.ratio(own, other)?.median,
+                None => row.spread(own)?.median,
+            };
+            Some((value, target.is_met_by(value)))
+        };
+        self.targets.iter().map(|target| (target, judge(target))).collect()
+    }
+
+    /// The subject that stands last is compared with each of the others.
+    fn compared_with(&self) -> &[String] {
+        self.subjects.split_last().map_or(&[], |(_, others)| others)
+    }
+}
+
+impl Row {
+    fn name(&self) -> &str {
+        &self.figure
+    }
+
+    fn spread(&self, subject: &str) -> Option<Spread> {
+        Spread::of(self.values.get(subject)?)
+    }
+
+    fn ratio(&self, one: &str, other: &str) -> Option<Spread> {
+        let pairs = self.values.get(one)?.iter().zip(self.values.get(other)?);
+        Spread::of(&pairs.map(|(one, other)| one / other).collect::<Vec<_>>())
     }
 }
 
@@ -53,64 +138,73 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "| figure | unit |")?;
         for subject in &self.subjects {
-            write!(f, " {subject} (min … max) |")?;
+            write!(f, " {subject} |")?;
         }
-        writeln!(f, " ratio |")?;
-        writeln!(f, "|---|---|{}---|", "---|".repeat(self.subjects.len()))?;
+        for other in self.compared_with() {
+            write!(f, " ÷ {other} (min … max) |")?;
+        }
+        writeln!(f)?;
+        let columns = self.subjects.len() + self.compared_with().len();
+        writeln!(f, "|---|---|{}", "---:|".repeat(columns))?;
         for row in &self.rows {
             write!(f, "| {} | {} |", row.figure, row.unit)?;
             for subject in &self.subjects {
-                match row.values.get(subject) {
-                    Some(values) => {
-                        let (low, high) = (quantile(values, 0.0), quantile(values, 1.0));
-                        write!(f, " {} ({} … {}) |", short(median(values)), short(low), short(high))?;
+                match row.spread(subject) {
+                    Some(spread) => write!(f, " {} |", short(spread.median))?,
+                    None => write!(f, " |")?,
+                }
+            }
+            for other in self.compared_with() {
+                match self.subjects.last().and_then(|own| row.ratio(own, other)) {
+                    Some(Spread { median, low, high }) => {
+                        write!(f, " {median:.2} ({low:.2} … {high:.2}) |")?;
                     }
                     None => write!(f, " |")?,
                 }
             }
-            let of = |at: usize| self.subjects.get(at).and_then(|subject| row.values.get(subject));
-            match (of(0), of(1)) {
-                (Some(base), Some(other)) => writeln!(f, " {:.2} |", median(other) / median(base))?,
-                _ => writeln!(f, " |")?,
-            }
+            writeln!(f)?;
         }
         Ok(())
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "an index from a share of a length"
-)]
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
-}
-
 fn short(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn rows_show_medians_and_the_ratio_to_the_first_subject() {
-        let mut table = Table::new(["direct", "sluice"].into_iter());
-        for value in [1.0, 9.0, 2.0] {
-            table.add("direct", &[Figure::new("bulk", "Gb/s", value)]);
+    fn table() -> Table {
+        let mut table = Table::new(["direct", "sluice"].map(str::to_owned), &[]);
+        for (direct, sluice) in [(1.0, 0.5), (10.0, 9.0), (2.0, 2.0)] {
+            table.add("direct", vec![Figure::more("bulk", "Gb/s", direct)]);
+            table.add("sluice", vec![Figure::more("bulk", "Gb/s", sluice), Figure::less("CPU", "s", 0.5)]);
         }
-        table.add("sluice", &[Figure::new("bulk", "Gb/s", 1.0), Figure::new("CPU", "s", 0.5)]);
-        let text = table.to_string();
-        assert!(text.contains("| bulk | Gb/s | 2.00 (1.00 … 9.00) | 1.00 (1.00 … 1.00) | 0.50 |"), "{text}");
-        assert!(text.contains("| CPU | s | | 0.50 (0.50 … 0.50) | |"), "{text}");
+        table
+    }
+
+    #[test]
+    fn ratios_are_of_values_of_the_same_round() {
+        let expected = Spread { median: 0.9, low: 0.5, high: 1.0 };
+        assert_eq!(table().ratios("sluice", "direct"), [("bulk", Better::More, expected)]);
+    }
+
+    #[test]
+    fn rows_show_medians_and_the_ratio_to_the_other_subjects() {
+        let text = table().to_string();
+        assert!(text.contains("| bulk | Gb/s | 2.00 | 2.00 | 0.90 (0.50 … 1.00) |"), "{text}");
+        assert!(text.contains("| CPU | s | | 0.50 | |"), "{text}");
+    }
+
+    #[test]
+    fn an_even_number_of_rounds_has_its_median_between_the_two_in_the_middle() {
+        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, low: 1.0, high: 4.0 }));
+        assert_eq!(Spread::of(&[]), None);
     }
 }
