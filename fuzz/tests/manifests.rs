@@ -47,7 +47,7 @@ spec:
 
 /// Valid manifests of every kind, in JSON and in YAML.
 fn corpus() -> Vec<String> {
-    let shape = Shape { pods: 8, namespaces: 2, policies: 16, nodes: 2, dual_stack: true };
+    let shape = Shape { pods: 8, namespaces: 2, policies: 16, tier_policies: 10, nodes: 2, dual_stack: true };
     let mut corpus: Vec<String> = Cluster::new(shape, 5).texts().map(|(_, text)| text).collect();
     let lines: Vec<String> = corpus.iter().flat_map(|text| text.lines().map(str::to_owned)).collect();
     corpus.extend(lines);

@@ -26,7 +26,7 @@ pub use lint::{LintReport, lint, lint_texts};
 pub use manifest::{LoadError, Problem, load, parse};
 pub use objects::{Counts, Event, Kind, Object, ObjectKey, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};
-pub use probe::{Answer, Prober};
+pub use probe::{Answer, Prober, answer_stream};
 pub use snapshot::{IdentifiedFlow, LocalPods, Snapshot};
 pub use source::{ManifestSource, SourceStatus, WatchHandle};
 pub use store::SnapshotStore;

@@ -3,25 +3,56 @@
 //! The ends of a probe are named by pod or by address. A destination that is a Service's ClusterIP is asked
 //! of every ready endpoint, because any of them may get the connection.
 
+mod plain;
+mod stream;
+
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use flow::{ClientAddr, Decision, Endpoint, OrigDst, PolicyRef, Protocol, SideVerdict, Tuple};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::compile::services::CompiledService;
 use crate::objects::{Objects, Phase};
 use crate::snapshot::{IdentifiedFlow, Snapshot};
 
+pub use stream::answer_stream;
+
 /// Answers probes from one snapshot.
 #[derive(Debug)]
 pub struct Prober {
     snapshot: Arc<Snapshot>,
-    /// `namespace/name` → its addresses, IPv4 first.
-    pods: HashMap<String, Box<[IpAddr]>>,
+    /// `namespace/name` → its addresses.
+    pods: HashMap<Box<str>, Addresses>,
+}
+
+/// The addresses that one end may use, IPv4 first. One is kept in place: reading it is then no further step.
+#[derive(Clone, Debug)]
+enum Addresses {
+    One([IpAddr; 1]),
+    Others(Box<[IpAddr]>),
+}
+
+impl Addresses {
+    fn list(&self) -> &[IpAddr] {
+        match self {
+            Self::One(address) => address,
+            Self::Others(addresses) => addresses,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let addresses: Box<[IpAddr]> = addresses.into_iter().collect();
+        match *addresses {
+            [one] => Self::One([one]),
+            _ => Self::Others(addresses),
+        }
+    }
 }
 
 /// What is printed for one probe.
@@ -119,6 +150,8 @@ enum ProbeError {
     Syntax(#[from] serde_json::Error),
     #[error("not a JSON object")]
     NotAnObject,
+    #[error("longer than {limit} bytes")]
+    TooLong { limit: usize },
     #[error("{key}: unknown key, there are {}", known.join(", "))]
     UnknownKey { key: String, known: &'static [&'static str] },
     #[error("{field}: required")]
@@ -135,29 +168,6 @@ enum ProbeError {
     NoServicePort { service: String, port: u16, protocol: Protocol },
     #[error("service {service} has no ready endpoint for port {port}/{protocol}")]
     NoEndpoint { service: String, port: u16, protocol: Protocol },
-}
-
-/// A probe as nearly all are written. Whatever does not read as one is read again as any JSON value, which says
-/// what is wrong with it, so this must accept nothing that [`Prober::resolve`] refuses.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainProbe<'l> {
-    #[serde(default)]
-    id: Value,
-    #[serde(borrow)]
-    src: PlainEnd<'l>,
-    #[serde(borrow)]
-    dst: PlainEnd<'l>,
-    port: std::num::NonZeroU16,
-    #[serde(default)]
-    protocol: Option<&'l str>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum PlainEnd<'l> {
-    Pod(&'l str),
-    Ip(&'l str),
 }
 
 /// A probe with its ends resolved.
@@ -183,34 +193,33 @@ impl Prober {
             if pod.host_network && addresses.is_empty() {
                 addresses.clone_from(&pod.host_ips);
             }
-            pods.insert(format!("{}/{}", pod.namespace, pod.name), addresses.into_iter().collect());
+            pods.insert(format!("{}/{}", pod.namespace, pod.name).into(), addresses.into_iter().collect());
         }
         Self { snapshot, pods }
     }
 
+    /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes. False when it
+    /// could not be decided.
+    pub fn answer_into(&self, line: &str, out: &mut Vec<u8>) -> bool {
+        if let Some((id, probe)) = plain::read(self, line)
+            && self.snapshot.cluster_ip(probe.destination.ip()).is_none()
+        {
+            plain::write(out, id, &self.decide_pod(&probe));
+            return true;
+        }
+        let answer = self.answer(line);
+        // Texts are always JSON, and writing to memory cannot fail.
+        let _ = serde_json::to_writer(out, &answer);
+        !answer.is_failed()
+    }
+
     /// Answers one line.
     pub fn answer(&self, line: &str) -> Answer {
-        let (id, probe) = match self.read_plain(line) {
-            Some((id, probe)) => (id, Ok(probe)),
-            None => self.read(line),
-        };
+        let (id, probe) = self.read(line);
         match probe.and_then(|probe| self.decide(&probe)) {
             Ok(decided) => Answer::Decided(Box::new(Decided { id, ..decided })),
             Err(error) => Answer::Failed { id, error: error.to_string() },
         }
-    }
-
-    fn read_plain(&self, line: &str) -> Option<(Value, Probe)> {
-        // A list of the values would read as the mapping.
-        let plain: PlainProbe<'_> = serde_json::from_str(line.strip_prefix('{').map(|_| line)?).ok()?;
-        let protocol = plain.protocol.map_or(Some(Protocol::Tcp), |text| text.parse().ok())?;
-        let ends = |end| match end {
-            PlainEnd::Pod(pod) => Some(Cow::Borrowed(&**self.pods.get(pod)?)),
-            PlainEnd::Ip(text) => Some(Cow::Owned(vec![flow::canonical_ip(text.parse().ok()?)])),
-        };
-        let (source, destination) = same_family(&ends(plain.src)?, &ends(plain.dst)?)?;
-        let destination = SocketAddr::new(destination, plain.port.get());
-        Some((plain.id, Probe { source, destination, protocol }))
     }
 
     /// Reads a line as any JSON value.
@@ -241,25 +250,26 @@ impl Prober {
             .ok_or_else(|| invalid("port", "a number from 1 to 65535", port))?;
         let sources = self.end(probe, "src")?;
         let destinations = self.end(probe, "dst")?;
-        let (source, destination) = same_family(&sources, &destinations).ok_or(ProbeError::NoCommonFamily)?;
+        let (source, destination) =
+            same_family(sources.list(), destinations.list()).ok_or(ProbeError::NoCommonFamily)?;
         Ok(Probe { source, destination: SocketAddr::new(destination, port), protocol })
     }
 
     /// The addresses one end may use.
-    fn end(&self, probe: &Value, field: &'static str) -> Result<Cow<'_, [IpAddr]>, ProbeError> {
+    fn end(&self, probe: &Value, field: &'static str) -> Result<Cow<'_, Addresses>, ProbeError> {
         let expected = "{\"pod\":\"namespace/name\"} or {\"ip\":\"address\"}";
         let end = probe.get(field).ok_or(ProbeError::Missing { field })?;
         only(end, &format!("{field}."), &["pod", "ip"])?;
         match (end.get("pod"), end.get("ip")) {
-            (Some(Value::String(pod)), None) => match self.pods.get(pod) {
+            (Some(Value::String(pod)), None) => match self.pods.get(pod.as_str()) {
                 None => Err(ProbeError::UnknownPod { field, pod: pod.clone() }),
-                Some(addresses) if addresses.is_empty() => {
+                Some(addresses) if addresses.list().is_empty() => {
                     Err(ProbeError::NoAddress { field, pod: pod.clone() })
                 }
                 Some(addresses) => Ok(Cow::Borrowed(addresses)),
             },
             (None, Some(Value::String(text))) => match text.parse() {
-                Ok(ip) => Ok(Cow::Owned(vec![flow::canonical_ip(ip)])),
+                Ok(ip) => Ok(Cow::Owned(Addresses::One([flow::canonical_ip(ip)]))),
                 Err(_) => Err(invalid(field, "an IP address", &end["ip"])),
             },
             _ => Err(invalid(field, expected, end)),
@@ -269,11 +279,12 @@ impl Prober {
     fn decide(&self, probe: &Probe) -> Result<Decided, ProbeError> {
         match self.snapshot.cluster_ip(probe.destination.ip()) {
             Some(service) => self.decide_service(probe, service),
-            None => {
-                let decision = self.snapshot.decide(&self.identify(probe, probe.destination));
-                Ok(decided(&decision, None, Vec::new()))
-            }
+            None => Ok(decided(&self.decide_pod(probe), None, Vec::new())),
         }
+    }
+
+    fn decide_pod(&self, probe: &Probe) -> Decision {
+        self.snapshot.decide(&self.identify(probe, probe.destination))
     }
 
     fn decide_service(&self, probe: &Probe, service: &CompiledService) -> Result<Decided, ProbeError> {
@@ -404,6 +415,13 @@ mod tests {
             r#""port":80"#,
             r#""port":80,"id":{"deep":[1]}"#,
             r#""port":80,"id":null,"more":{}"#,
+            r#""port":80,"id":18446744073709551615"#,
+            r#""port":80,"id":18446744073709551616"#,
+            r#""port":80,"id":-7"#,
+            r#""port":80,"id":1.50"#,
+            r#""port":80,"id":true"#,
+            r#""port":80,"id":"ä/\ud83d\ude00\"\\\u0001""#,
+            r#""port":80,"id":"ä/~""#,
             r#""port":80,"protocol":"UDP","id":"x""#,
             r#""port":80,"protocol":null"#,
             r#""port":80,"protocol":"udp""#,
@@ -420,11 +438,19 @@ mod tests {
         ];
         let mut short = 0;
         let mut check = |line: String| {
-            if let Some((id, probe)) = prober.read_plain(&line) {
-                let (long_id, long) = prober.read(&line);
-                assert_eq!((id, Some(probe)), (long_id, long.ok()), "{line}");
+            if let Some((_, probe)) = plain::read(&prober, &line) {
+                assert_eq!(Some(probe), prober.read(&line).1.ok(), "{line}");
                 short += 1;
             }
+            let mut written = Vec::new();
+            let decided = prober.answer_into(&line, &mut written);
+            let answer = prober.answer(&line);
+            assert_eq!(
+                String::from_utf8(written).unwrap(),
+                serde_json::to_string(&answer).unwrap(),
+                "{line}"
+            );
+            assert_eq!(decided, !answer.is_failed(), "{line}");
         };
         for end in ends {
             for rest in rests {
@@ -433,7 +459,7 @@ mod tests {
             }
         }
         check(format!(r#"[null,{a},{a},80,"TCP"]"#));
-        assert_eq!(short, 32, "lines that took the short way");
+        assert_eq!(short, 40, "lines that took the short way");
     }
 
     #[test]
@@ -449,7 +475,7 @@ mod tests {
         ];
         for (keys, key) in table {
             let line = format!(r#"{{"id":7,{keys}}}"#);
-            assert!(prober().read_plain(&line).is_none(), "{line}");
+            assert!(plain::read(&prober(), &line).is_none(), "{line}");
             let Answer::Failed { id, error } = prober().answer(&line) else { panic!("decided: {line}") };
             assert_eq!(id, 7, "{line}");
             assert!(error.starts_with(&format!("{key}: unknown key, ")), "{line}: {error}");

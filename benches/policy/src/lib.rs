@@ -30,8 +30,62 @@ mod tests {
                 (shape.pods, shape.namespaces, shape.policies, shape.nodes)
             );
             assert_eq!(counts.services, shape.namespaces);
-            assert_eq!(cluster.pod_names().count(), shape.pods);
+            assert_eq!(counts.endpoint_slices, shape.namespaces * if dual_stack { 2 } else { 1 });
+            let tiers = counts.cluster_network_policies
+                + counts.admin_network_policies
+                + counts.baseline_admin_network_policies;
+            assert_eq!(tiers, shape.tier_policies);
         }
+    }
+
+    #[test]
+    fn a_large_cluster_has_every_kind_of_policy_and_of_pod_in_proportion() {
+        let cluster = cluster(40_000, true);
+        let mut pods: HashMap<&str, usize> = HashMap::new();
+        for (_, text) in cluster.texts() {
+            for line in text.lines().filter(|line| line.contains(r#""kind":"Pod","metadata""#)) {
+                let kind = match line {
+                    line if line.contains(r#""hostNetwork":true"#) => "agent",
+                    line if line.contains(r#""phase":"Succeeded""#) => "finished",
+                    _ => "own",
+                };
+                *pods.entry(kind).or_default() += 1;
+            }
+        }
+        assert_eq!(pods.values().sum::<usize>(), 40_000);
+        assert_eq!(pods["own"], cluster.pod_names().count());
+        assert!((200..2_000).contains(&pods["finished"]) && pods["agent"] > 5, "{pods:?}");
+        let tiers = cluster.tiers_text();
+        for kind in ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"] {
+            assert!(tiers.contains(&format!(r#""kind":"{kind}""#)), "{kind}");
+        }
+        assert!(tiers.contains(r#""tier":"Admin""#) && tiers.contains(r#""tier":"Baseline""#));
+    }
+
+    #[test]
+    fn a_larger_cluster_has_the_smaller_ones_policies_of_the_tiers() {
+        let (small, large) = (cluster(3_000, false).tiers_text(), cluster(150_000, false).tiers_text());
+        assert!(large.starts_with(&small) && large.lines().count() == 40);
+    }
+
+    #[test]
+    fn an_address_that_a_finished_pod_still_names_is_the_running_ones() {
+        let cluster = cluster(40_000, false);
+        let texts: Vec<_> = cluster.texts().collect();
+        let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str()))).unwrap();
+        let snapshot = compile(&objects, &Options::default(), Generation(1));
+        let mut shared = 0;
+        for (_, text) in &texts {
+            for line in text.lines().filter(|line| line.contains(r#""phase":"Succeeded""#)) {
+                let pod: serde_json::Value = serde_json::from_str(line).unwrap();
+                let ip = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
+                if let Endpoint::Pod(holder) = snapshot.endpoint(ip) {
+                    assert_ne!(*holder.name, *pod["metadata"]["name"].as_str().unwrap());
+                    shared += 1;
+                }
+            }
+        }
+        assert!(shared > 100, "{shared} addresses are shared");
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod measure;
 mod memory;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
@@ -31,6 +33,9 @@ struct Args {
     /// Exit with 1 when the largest cluster misses a target
     #[arg(long)]
     check: bool,
+    /// Write the first cluster into this folder, manifests and a million probes, instead of measuring
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
     /// Measure one cluster in this process and print its figures
     #[arg(long, hide = true, value_name = "PODS")]
     one: Option<usize>,
@@ -45,9 +50,25 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if let (Some(folder), Some(pods)) = (&args.write, args.pods.first()) {
+        let shape = Shape { dual_stack: args.dual_stack, ..Shape::of(*pods) };
+        write(&Cluster::new(shape, args.seed), folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let columns = args.pods.iter().map(|pods| one(*pods, &args)).collect::<anyhow::Result<Vec<Column>>>()?;
     let missed = print(&args.pods, &columns);
     Ok(if args.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Writes `manifests/` and `probes`.
+fn write(cluster: &Cluster, folder: &Path) -> anyhow::Result<()> {
+    let manifests = folder.join("manifests");
+    fs::create_dir_all(&manifests)?;
+    for (name, text) in cluster.texts() {
+        fs::write(manifests.join(name), text)?;
+    }
+    fs::write(folder.join("probes"), measure::probes(cluster))?;
+    Ok(())
 }
 
 /// Figures by name.

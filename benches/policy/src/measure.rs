@@ -2,19 +2,21 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::io::Cursor;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use flow::{ClientAddr, Generation, OrigDst, Protocol, Tuple};
 use policy_bench::Cluster;
-use policy_cache::{Objects, Options, Prober, Snapshot, SnapshotStore, compile, parse};
+use policy_cache::{Objects, Options, Prober, Snapshot, SnapshotStore, answer_stream, compile, parse};
 
 use crate::clock::Times;
 use crate::memory;
 
 const FLOWS: usize = 400_000;
-const PROBES: usize = 300_000;
+const PROBES: usize = 1_000_000;
 const EVENTS: usize = 10;
 
 /// A figure's name, unit and target.
@@ -64,6 +66,7 @@ const CACHE: &str = "cache, resident";
 const EVENT_P50: &str = "event to visible, p50";
 const EVENT_P99: &str = "event to visible, p99";
 const PROBE_RATE: &str = "verdict";
+const PROBE_RATE_ALONE: &str = "verdict, one thread";
 
 /// What is printed, in order.
 pub(crate) const ROWS: &[Row] = &[
@@ -80,6 +83,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(EVENT_P50, "ms", None),
     row(EVENT_P99, "ms", Some(Target::AtMost(5.0))),
     row(PROBE_RATE, "probes/s", Some(Target::AtLeast(500_000.0))),
+    row(PROBE_RATE_ALONE, "probes/s", None),
     row(READ, "s", None),
     row(OBJECTS, "MiB", None),
 ];
@@ -116,7 +120,7 @@ pub(crate) fn all(cluster: &Cluster) -> anyhow::Result<Vec<Figure>> {
 
     decisions(cluster, &snapshot, &mut note);
     events(&objects, &options, &mut note);
-    note(PROBE_RATE, probes_per_second(cluster, &objects, Arc::new(snapshot))?);
+    verdicts(cluster, &objects, Arc::new(snapshot), &mut note)?;
     Ok(figures)
 }
 
@@ -165,8 +169,28 @@ fn events(objects: &Objects, options: &Options, note: &mut impl FnMut(&'static s
     note(EVENT_P99, times.quantile(0.99) / 1e6);
 }
 
-/// The loop of `sluice verdict` over probes by name, by address, and to Services.
-fn probes_per_second(cluster: &Cluster, objects: &Objects, snapshot: Arc<Snapshot>) -> anyhow::Result<f64> {
+/// What `sluice verdict` does with its input, on as many threads as it uses, and on one.
+fn verdicts(
+    cluster: &Cluster,
+    objects: &Objects,
+    snapshot: Arc<Snapshot>,
+    note: &mut impl FnMut(&'static str, f64),
+) -> anyhow::Result<()> {
+    let input = probes(cluster).into_bytes();
+    let prober = Arc::new(Prober::new(objects, snapshot));
+    let threads = std::thread::available_parallelism()?;
+    for (name, threads) in [(PROBE_RATE, threads), (PROBE_RATE_ALONE, NonZeroUsize::MIN)] {
+        let input = Cursor::new(input.clone());
+        let started = Instant::now();
+        let all_decided = answer_stream(&prober, input, std::io::sink(), threads)?;
+        anyhow::ensure!(all_decided, "a probe of the cluster could not be decided");
+        note(name, PROBES as f64 / started.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Probes by name and by address, a line each.
+pub(crate) fn probes(cluster: &Cluster) -> String {
     let names: Vec<String> = cluster.pod_names().collect();
     let mut input = String::new();
     for (number, flow) in cluster.flows(PROBES, 8).iter().enumerate() {
@@ -184,16 +208,7 @@ fn probes_per_second(cluster: &Cluster, objects: &Objects, snapshot: Arc<Snapsho
             ),
         };
     }
-    let prober = Prober::new(objects, snapshot);
-    let mut output = Vec::with_capacity(PROBES * 512);
-    let started = Instant::now();
-    for line in input.lines() {
-        let answer = prober.answer(line);
-        anyhow::ensure!(!answer.is_failed(), "{line}: {answer:?}");
-        serde_json::to_writer(&mut output, &answer)?;
-        output.push(b'\n');
-    }
-    Ok(PROBES as f64 / started.elapsed().as_secs_f64())
+    input
 }
 
 fn tuple(flow: &policy_bench::Flow) -> Tuple {

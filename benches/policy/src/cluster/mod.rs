@@ -1,11 +1,13 @@
 //! A size → a cluster of that size, as the manifests its API server would hand out.
 //!
 //! Pods come in Deployments whose pods carry equal labels, and in a few StatefulSets whose pods do not; teams
-//! own namespaces; each namespace has a handful of policies of the usual forms. Texts are made on demand, one
-//! for each namespace, so that a large cluster is never in memory twice.
+//! own namespaces; each namespace has a handful of policies of the usual forms, and the cluster has some of the
+//! Admin and Baseline tiers. Node agents use their node's network, and Jobs leave finished pods behind. Texts are
+//! made on demand, one for each namespace, so that a large cluster is never in memory twice.
 
 mod policies;
 mod random;
+mod tiers;
 mod workloads;
 
 use std::fmt::Write as _;
@@ -24,12 +26,14 @@ const ENVIRONMENTS: [&str; 3] = ["production", "staging", "development"];
 /// How many of everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Running pods.
+    /// Pods. One in fifty is finished, and the node agents among them have no address of their own.
     pub pods: usize,
     /// Namespaces.
     pub namespaces: usize,
     /// NetworkPolicies.
     pub policies: usize,
+    /// Policies of the Admin and Baseline tiers.
+    pub tier_policies: usize,
     /// Nodes.
     pub nodes: usize,
     /// Every pod has an IPv6 address too.
@@ -37,14 +41,15 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A cluster of `pods` pods in the proportions of one with 150,000 pods, 5,000 namespaces, 10,000 policies
-    /// and 5,000 nodes.
+    /// A cluster of `pods` pods in the proportions of one with 150,000 pods, 5,000 namespaces, 10,000
+    /// NetworkPolicies, 40 policies of the other tiers and 5,000 nodes.
     pub fn of(pods: usize) -> Self {
         let share = |whole: usize| (pods * whole).div_ceil(150_000).max(1);
         Self {
             pods,
             namespaces: share(5_000),
             policies: share(10_000),
+            tier_policies: share(40),
             nodes: share(5_000).min(MAX_NODES),
             dual_stack: false,
         }
@@ -89,7 +94,8 @@ impl Cluster {
     pub fn texts(&self) -> impl Iterator<Item = (PathBuf, String)> + '_ {
         let namespaces = (0..self.shape.namespaces)
             .map(|number| (format!("{}.json", namespace_name(number)).into(), self.namespace_text(number)));
-        std::iter::once(("nodes.json".into(), self.nodes_text())).chain(namespaces)
+        let of_cluster = [("nodes.json", self.nodes_text()), ("tiers.json", self.tiers_text())];
+        of_cluster.into_iter().map(|(name, text)| (name.into(), text)).chain(namespaces)
     }
 
     /// The nodes.
@@ -110,6 +116,11 @@ impl Cluster {
         text
     }
 
+    /// The policies of the Admin and Baseline tiers.
+    pub fn tiers_text(&self) -> String {
+        (0..self.shape.tier_policies).map(|index| tiers::policy(index, self.seed)).collect()
+    }
+
     /// Everything in one namespace, itself included.
     pub fn namespace_text(&self, number: usize) -> String {
         let mut text = self.namespace_object(number);
@@ -119,7 +130,7 @@ impl Cluster {
             }
         }
         if let Some(workload) = self.workloads[number].first() {
-            text.push_str(&workload.service(number));
+            text.push_str(&workload.service(number, self.shape.dual_stack));
         }
         for index in self.policies_of(number) {
             text.push_str(&policies::policy(number, index, &self.workloads[number], self.seed));
@@ -141,10 +152,10 @@ impl Cluster {
         number * policies / namespaces..(number + 1) * policies / namespaces
     }
 
-    /// `namespace/name` of every pod.
+    /// `namespace/name` of every pod that has an address to itself.
     pub fn pod_names(&self) -> impl Iterator<Item = String> + '_ {
         self.workloads.iter().enumerate().flat_map(|(number, workloads)| {
-            workloads.iter().flat_map(move |workload| {
+            workloads.iter().filter(|workload| workload.has_identity()).flat_map(move |workload| {
                 (0..workload.pods.len())
                     .map(move |replica| format!("{}/{}", namespace_name(number), workload.pod_name(replica)))
             })
@@ -159,7 +170,8 @@ impl Cluster {
 
     /// Random flows as the process on one node sees them: one end is a pod of that node.
     pub fn flows_of_node(&self, node: usize, count: usize, seed: u64) -> Vec<Flow> {
-        let pods = self.workloads.iter().flatten().flat_map(|workload| &workload.pods);
+        let workloads = self.workloads.iter().flatten().filter(|workload| workload.has_identity());
+        let pods = workloads.flat_map(|workload| &workload.pods);
         let local: Vec<(usize, usize)> = pods.filter(|(on, _)| *on == node).copied().collect();
         let mut random = Random::new(seed);
         let mut pick = Random::new(!seed);
@@ -187,7 +199,9 @@ impl Cluster {
         let v6 = self.shape.dual_stack && random.below(2) == 1;
         let mut pod = |namespace: usize| -> IpAddr {
             let workloads = &self.workloads[namespace];
-            let workload = &workloads[random.below(workloads.len())];
+            let drawn = &workloads[random.below(workloads.len())];
+            // The first one of a namespace always has identity.
+            let workload = if drawn.has_identity() { drawn } else { &workloads[0] };
             let (node, place) = workload.pods[random.below(workload.pods.len())];
             if v6 { pod_ip6(node, place).into() } else { pod_ip(node, place).into() }
         };

@@ -34,7 +34,7 @@ fn spec(index: usize, app: &str, role: &str, random: &mut Random) -> String {
         ),
         6 => r#"{"podSelector":{},"ingress":[{"from":[{"namespaceSelector":{},"podSelector":{"matchLabels":{"role":"metrics"}}}],"ports":[{"port":"metrics"}]}]}"#.to_owned(),
         _ => format!(
-            r#"{{"podSelector":{{"matchLabels":{{"app":"{app}"}}}},"policyTypes":["Ingress","Egress"],"ingress":[{{"from":[{{"ipBlock":{{"cidr":"203.0.{}.0/24"}}}},{{"podSelector":{{"matchLabels":{{"role":"api"}}}}}}]}}],"egress":[{{"to":[{{"podSelector":{{"matchLabels":{{"role":"database"}}}}}}],"ports":[{{"port":5432}}]}}]}}"#,
+            r#"{{"podSelector":{{"matchLabels":{{"app":"{app}"}}}},"policyTypes":["Ingress","Egress"],"ingress":[{{"from":[{{"ipBlock":{{"cidr":"203.0.{}.0/24"}}}},{{"podSelector":{{"matchLabels":{{"role":"api"}}}}}}]}}],"egress":[{{"to":[{{"podSelector":{{"matchLabels":{{"role":"database"}}}}}}],"ports":[{{"port":5432}}]}},{{"ports":[{{"port":53,"protocol":"UDP"}}]}}]}}"#,
             random.below(200)
         ),
     }
