@@ -95,7 +95,7 @@ fn sample() -> Result<Record, std::net::AddrParseError> {
         start: SystemTime::now(),
         end: Some(SystemTime::now()),
         duration: Some(Duration::from_micros(812)),
-        traffic: Traffic { client_bytes: 78, server_bytes: 4096 },
+        traffic: Traffic { client_bytes: 78, server_bytes: 4096, ..Traffic::default() },
         upstream_source: None,
         hairpin: false,
         timing: Timing { decide: Some(Duration::from_micros(40)), connect: Some(Duration::from_micros(300)) },

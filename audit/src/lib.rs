@@ -7,18 +7,28 @@
 //!
 //! This crate decides nothing and knows no policy: it writes what it is told.
 
+mod batch;
 mod community;
+mod complaint;
+mod lane;
 mod line;
 mod metrics;
 mod output;
+mod pressure;
 mod queue;
 mod record;
 mod recorder;
 mod writer;
 
-pub use line::SCHEMA;
+pub use line::{ECS_VERSION, SCHEMA};
 pub use metrics::{Age, ByteDirection, DeniedSide, GateDrop, Label, Metrics, PerLabel};
 pub use output::{Sink, SinkError};
 pub use record::{Action, ConnectionId, Record, Timing, Traffic};
-pub use recorder::{ConfigProblem, Recorder, RecorderConfig};
+pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig};
 pub use writer::{CloseReport, Writer};
+
+/// The JSON Schema that every line of the records keeps to.
+pub const RECORD_SCHEMA: &str = include_str!("../schema/record.schema.json");
+
+#[cfg(test)]
+mod schema_tests;

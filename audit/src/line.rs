@@ -11,12 +11,16 @@ use flow::{Decision, EndCause, Endpoint, Labels, Service, SideVerdict, Uid};
 use jiff::Timestamp;
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
+use crate::batch::Lost;
 use crate::community::CommunityId;
 use crate::record::{Action, Record};
 
 /// The version of the line's fields, in `sluice.schema`. It grows when a field changes its name or meaning;
 /// a new field leaves it alone.
 pub const SCHEMA: u32 = 1;
+
+/// The version of the Elastic Common Schema whose names a line uses, in `ecs.version`.
+pub const ECS_VERSION: &str = "9.5.0";
 
 /// Appends `record` to `lines`, its newline included. On an error nothing is appended.
 pub(crate) fn append(
@@ -34,10 +38,86 @@ pub(crate) fn append(
     written
 }
 
+/// Appends the line that stands in the place of records that are missing.
+pub(crate) fn append_lost(lines: &mut Vec<u8>, node: &str, lost: &Lost) {
+    let line = LostLine {
+        timestamp: Time(SystemTime::now()),
+        ecs: Ecs,
+        event: LostEvent {
+            kind: "event",
+            category: ["network"],
+            types: ["info"],
+            action: LOST_ACTION,
+            outcome: "failure",
+            sequence: lost.last,
+            reason: lost.cause.as_str(),
+        },
+        observer: Observer { name: node, product: "sluice" },
+        sluice: LostOwn {
+            schema: SCHEMA,
+            lost: LostNumbers { count: lost.count, first: lost.first, last: lost.last },
+        },
+    };
+    // Numbers and one string: writing those to memory cannot fail.
+    if serde_json::to_writer(&mut *lines, &line).is_ok() {
+        lines.push(b'\n');
+    }
+}
+
+/// `event.action` of the line that stands for missing records.
+pub(crate) const LOST_ACTION: &str = "records-lost";
+
+#[derive(serde::Serialize)]
+struct LostLine<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Time,
+    ecs: Ecs,
+    event: LostEvent,
+    observer: Observer<'a>,
+    sluice: LostOwn,
+}
+
+#[derive(serde::Serialize)]
+struct LostEvent {
+    kind: &'static str,
+    category: [&'static str; 1],
+    #[serde(rename = "type")]
+    types: [&'static str; 1],
+    action: &'static str,
+    outcome: &'static str,
+    sequence: u64,
+    reason: &'static str,
+}
+
+#[derive(serde::Serialize)]
+struct LostOwn {
+    schema: u32,
+    lost: LostNumbers,
+}
+
+#[derive(serde::Serialize)]
+struct LostNumbers {
+    count: u64,
+    first: u64,
+    last: u64,
+}
+
+/// `{"version": …}`
+struct Ecs;
+
+impl Serialize for Ecs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry("version", ECS_VERSION)?;
+        map.end()
+    }
+}
+
 #[derive(serde::Serialize)]
 struct Line<'a> {
     #[serde(rename = "@timestamp")]
     timestamp: Time,
+    ecs: Ecs,
     event: Event<'a>,
     network: Network,
     source: Side<'a>,
@@ -80,6 +160,8 @@ struct Side<'a> {
     port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     k8s: Option<K8s<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,20 +235,22 @@ struct TimingMicros {
 
 impl<'a> Line<'a> {
     fn new(sequence: u64, node: &'a str, record: &'a Record) -> Self {
-        let bytes = |count| (record.action == Action::Ended).then_some(count);
+        let is_counted = matches!(record.action, Action::Updated | Action::Ended);
+        let bytes = |count| is_counted.then_some(count);
         Self {
-            timestamp: Time(record.end.unwrap_or(record.start)),
+            timestamp: Time(told_at(record)),
+            ecs: Ecs,
             event: Event::new(sequence, record),
             network: Network::new(record),
             source: Side::new(
                 record.tuple.client.0,
-                bytes(record.traffic.client_bytes),
+                (bytes(record.traffic.client_bytes), record.traffic.client_packets),
                 &record.source,
                 None,
             ),
             destination: Side::new(
                 record.tuple.destination.0,
-                bytes(record.traffic.server_bytes),
+                (bytes(record.traffic.server_bytes), record.traffic.server_packets),
                 &record.destination,
                 record.service.as_ref(),
             ),
@@ -208,7 +292,7 @@ impl Network {
 impl<'a> Side<'a> {
     fn new(
         address: SocketAddr,
-        bytes: Option<u64>,
+        (bytes, packets): (Option<u64>, Option<u64>),
         endpoint: &'a Endpoint,
         service: Option<&'a Service>,
     ) -> Self {
@@ -216,6 +300,7 @@ impl<'a> Side<'a> {
             ip: address.ip(),
             port: address.port(),
             bytes,
+            packets,
             k8s: K8s::of(endpoint),
             service: service.map(|service| Dialed {
                 namespace: &service.namespace,
@@ -279,10 +364,17 @@ impl<'a> Own<'a> {
     }
 }
 
+/// When it was so: at the end, at the update, or at the start of a connection.
+pub(crate) fn told_at(record: &Record) -> SystemTime {
+    let updated = || record.start.checked_add(record.duration?);
+    record.end.or_else(updated).unwrap_or(record.start)
+}
+
 /// The values that ECS allows for `event.type` in the category `network`.
 const fn types(action: Action) -> &'static [&'static str] {
     match action {
         Action::Started => &["connection", "allowed", "start"],
+        Action::Updated => &["connection", "allowed", "info"],
         Action::Ended => &["connection", "allowed", "end"],
         Action::Denied => &["connection", "denied"],
         Action::Failed => &["connection", "allowed", "end"],
@@ -293,7 +385,7 @@ const fn types(action: Action) -> &'static [&'static str] {
 /// a success (ECS, "Using the categorization fields"). Whether it was let through is in `event.type`.
 const fn outcome(action: Action) -> &'static str {
     match action {
-        Action::Started | Action::Ended | Action::Denied => "success",
+        Action::Started | Action::Updated | Action::Ended | Action::Denied => "success",
         Action::Failed => "failure",
     }
 }
@@ -354,7 +446,7 @@ impl<'a> EventReason<'a> {
             (Action::Denied, _) => Some(Self::Refusal(shown_decision(record))),
             (Action::Ended, _) => record.revoked_by.as_ref().map(Self::Refusal),
             (Action::Failed, cause) => cause.map(Self::Cause),
-            (Action::Started, _) => None,
+            (Action::Started | Action::Updated, _) => None,
         }
     }
 }

@@ -9,7 +9,9 @@ use flow::{
 };
 use serde_json::{Value, json};
 
-use super::append;
+use super::{append, append_lost};
+use crate::batch::{LossCause, Lost};
+use crate::schema_tests::assert_valid;
 use crate::{Action, ConnectionId, Record, Timing, Traffic};
 
 fn pod(namespace: &str, name: &str, local: bool) -> Pod {
@@ -113,7 +115,13 @@ fn line(sequence: u64, record: &Record) -> Value {
     append(&mut lines, sequence, "node-a", record).unwrap();
     let text = String::from_utf8(lines).unwrap();
     assert_eq!(text.find('\n'), Some(text.len() - 1), "one line: {text}");
-    serde_json::from_str(&text).unwrap()
+    let line = serde_json::from_str(&text).unwrap();
+    assert_valid(&line);
+    line
+}
+
+fn ecs() -> Value {
+    json!({"version": "9.5.0"})
 }
 
 fn client_side() -> Value {
@@ -180,6 +188,7 @@ fn a_started_record_names_both_ends_and_the_allowing_rule() {
             "action": "connection-started", "outcome": "success", "id": record.id.to_string(), "sequence": 3,
             "start": "2026-08-01T12:00:00.000000123Z",
         },
+        "ecs": ecs(),
         "network": network(),
         "source": client_side(),
         "destination": server_side(),
@@ -196,7 +205,7 @@ fn a_started_record_names_both_ends_and_the_allowing_rule() {
 #[test]
 fn an_ended_record_adds_bytes_duration_cause_and_the_upstream_source() {
     let record = Record {
-        traffic: Traffic { client_bytes: 17, server_bytes: 1 << 40 },
+        traffic: Traffic { client_bytes: 17, server_bytes: 1 << 40, ..Traffic::default() },
         upstream_source: Some(UpstreamSource("10.244.1.2:20000".parse().unwrap())),
         ..finished(Action::Ended, EndCause::ServerReset)
     };
@@ -212,6 +221,7 @@ fn an_ended_record_adds_bytes_duration_cause_and_the_upstream_source() {
             "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
             "duration": 1_500_000_001_u64,
         },
+        "ecs": ecs(),
         "network": network(),
         "source": source,
         "destination": destination,
@@ -227,6 +237,35 @@ fn an_ended_record_adds_bytes_duration_cause_and_the_upstream_source() {
 }
 
 #[test]
+fn an_updated_record_tells_bytes_and_duration_so_far_and_no_end() {
+    let record = Record {
+        traffic: Traffic { client_bytes: 1, server_bytes: 2, client_packets: Some(3), server_packets: None },
+        duration: Some(Duration::from_secs(60)),
+        ..record(Action::Updated)
+    };
+    let line = line(2, &record);
+    assert_eq!(line["@timestamp"], "2026-08-01T12:01:00.000000123Z");
+    assert_eq!(line["event"]["type"], json!(["connection", "allowed", "info"]));
+    assert_eq!(line["event"]["duration"], 60_000_000_000_u64);
+    assert_eq!((&line["source"]["bytes"], &line["destination"]["bytes"]), (&json!(1), &json!(2)));
+    assert_eq!((&line["source"]["packets"], line["destination"].get("packets")), (&json!(3), None));
+    assert_eq!((line["event"].get("end"), line["sluice"].get("end_cause")), (None, None));
+}
+
+#[test]
+fn missing_records_are_told_by_a_line_with_the_last_of_their_numbers() {
+    let mut lines = Vec::new();
+    append_lost(&mut lines, "node-a", &Lost { first: 7, last: 9, count: 2, cause: LossCause::SinkSlow });
+    let line: Value = serde_json::from_slice(&lines).unwrap();
+    assert_valid(&line);
+    assert_eq!(line["event"]["action"], "records-lost");
+    assert_eq!(line["event"]["reason"], "sink-slow");
+    assert_eq!(line["event"]["sequence"], 9);
+    assert_eq!(line["sluice"]["lost"], json!({"count": 2, "first": 7, "last": 9}));
+    assert_eq!(lines.last(), Some(&b'\n'));
+}
+
+#[test]
 fn a_denied_record_says_which_side_refused_and_why() {
     let record =
         Record { decision: refused_at_ingress(7), ..finished(Action::Denied, EndCause::PolicyDenied) };
@@ -238,6 +277,7 @@ fn a_denied_record_says_which_side_refused_and_why() {
             "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
             "duration": 1_500_000_001_u64, "reason": "ingress no-rule-matched",
         },
+        "ecs": ecs(),
         "network": network(),
         "source": client_side(),
         "destination": server_side(),
@@ -265,6 +305,7 @@ fn a_failed_record_says_what_failed() {
             "start": "2026-08-01T12:00:00.000000123Z", "end": "2026-08-01T12:00:01.500000123Z",
             "duration": 1_500_000_001_u64, "reason": "connect: No route to host",
         },
+        "ecs": ecs(),
         "network": network(),
         "source": client_side(),
         "destination": server_side(),
@@ -407,6 +448,7 @@ fn hostile_text_stays_inside_its_string() {
     assert_eq!(text.split_terminator('\n').count(), 2);
     for line in text.split_terminator('\n') {
         let line: Value = serde_json::from_str(line).unwrap();
+        assert_valid(&line);
         assert_eq!(line["event"]["reason"], hostile);
         assert_eq!(line["observer"]["name"], hostile);
         assert_eq!(line["source"]["k8s"]["pod"], hostile);

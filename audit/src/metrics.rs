@@ -45,6 +45,8 @@ pub struct Metrics {
     pub records_written: Counter,
     /// Records that did not: `sluice_records_lost_total`.
     pub records_lost: Counter,
+    /// Records that wait to be written: `sluice_records_waiting`.
+    pub records_waiting: Gauge,
     /// Live connections ended by a change of policy: `sluice_policy_revocations_total`.
     pub policy_revocations: Counter,
     /// The generation in force: `sluice_snapshot_generation`.
@@ -81,6 +83,7 @@ impl Default for Metrics {
             connect_latency: Histogram::new(LATENCY_BUCKETS),
             records_written: Counter::default(),
             records_lost: Counter::default(),
+            records_waiting: Gauge::default(),
             policy_revocations: Counter::default(),
             snapshot_generation: Gauge::default(),
             snapshot_age: Age::default(),
@@ -183,6 +186,11 @@ impl Metrics {
             "records_lost",
             "Connection records that did not reach the sink: the queue was full or a write failed",
             self.records_lost.clone(),
+        );
+        registry.register(
+            "records_waiting",
+            "Connection records that wait to be written",
+            self.records_waiting.clone(),
         );
     }
 

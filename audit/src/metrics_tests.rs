@@ -118,6 +118,7 @@ fn every_metric_appears_with_its_value() {
     metrics.gate_dropped.of(GateDrop::QueueFull).inc_by(10);
     metrics.records_written.inc_by(11);
     metrics.records_lost.inc_by(12);
+    metrics.records_waiting.set(21);
     metrics.policy_revocations.inc_by(13);
     metrics.snapshot_generation.set(14);
     metrics.ruleset_repairs.inc_by(15);
@@ -142,6 +143,7 @@ fn every_metric_appears_with_its_value() {
         "sluice_gate_dropped_total{reason=\"queue-full\"} 10",
         "sluice_records_written_total 11",
         "sluice_records_lost_total 12",
+        "sluice_records_waiting 21",
         "sluice_policy_revocations_total 13",
         "sluice_snapshot_generation 14",
         "sluice_ruleset_repairs_total 15",

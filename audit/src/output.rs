@@ -6,6 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::batch::Batch;
+use crate::lane::{Deliver, Undelivered};
+
 /// Where records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
@@ -50,11 +53,28 @@ pub enum SinkError {
 
 /// Some lines were not written.
 #[derive(Debug)]
-pub(crate) struct AppendError {
+struct AppendError {
     /// Bytes of whole lines that were written before the failure.
-    pub(crate) written: usize,
+    written: usize,
     /// Why the rest was not.
-    pub(crate) cause: SinkError,
+    cause: SinkError,
+}
+
+impl Deliver for Output {
+    fn deliver(&mut self, batch: &Batch) -> Result<(), Undelivered> {
+        self.append(batch.lines()).map_err(|failure| {
+            let written = &batch.lines()[..failure.written];
+            let delivered = written.iter().filter(|&&byte| byte == b'\n').count();
+            Undelivered { delivered, cause: failure.cause }
+        })
+    }
+
+    fn reopen(&mut self) -> Result<(), SinkError> {
+        if let Sink::File(_) = self.sink {
+            *self = Self::open(self.sink.clone())?;
+        }
+        Ok(())
+    }
 }
 
 /// An open sink.
@@ -84,17 +104,9 @@ impl Output {
         Ok(Self { sink, file, mid_line })
     }
 
-    /// Opens the file again by its name. On an error the file that was open stays in use.
-    pub(crate) fn reopen(&mut self) -> Result<(), SinkError> {
-        if let Sink::File(_) = self.sink {
-            *self = Self::open(self.sink.clone())?;
-        }
-        Ok(())
-    }
-
     /// Appends whole lines; after a failure the file is opened again by its name and the rest is tried once
     /// more.
-    pub(crate) fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
+    fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
         let Err((first, cause)) = self.append_once(lines) else { return Ok(()) };
         if !matches!(self.sink, Sink::File(_)) {
             return Err(AppendError { written: first, cause: SinkError::Stdout(cause) });

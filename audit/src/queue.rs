@@ -5,10 +5,13 @@
 //! queue refuses at once. Numbers start at 1 and are used up by refused records too.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::batch::is_essential;
+use crate::pressure::Pressure;
 use crate::record::Record;
+use crate::recorder::Overflow;
 
 /// A record and its number.
 pub(crate) type Numbered = (u64, Box<Record>);
@@ -16,10 +19,15 @@ pub(crate) type Numbered = (u64, Box<Record>);
 /// A lingering reader is woken early when this many records wait.
 const WAKE: usize = 256;
 
+/// The queue's number among the places that may be full.
+const PLACE: u32 = 0;
+
 pub(crate) struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
     capacity: usize,
+    overflow: Overflow,
+    pressure: Arc<Pressure>,
     wake: usize,
 }
 
@@ -29,6 +37,7 @@ struct State {
     reader: Reader,
     reopen: bool,
     closed: bool,
+    is_full: bool,
 }
 
 /// What the reader sleeps for.
@@ -46,10 +55,12 @@ pub(crate) struct Orders {
     pub(crate) reopen: bool,
     /// Nothing will come after these records.
     pub(crate) last: bool,
+    /// Every record that was kept is taken, and this is the last number that was given.
+    pub(crate) drained_at: Option<u64>,
 }
 
 impl Queue {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize, overflow: Overflow, pressure: Arc<Pressure>) -> Self {
         Self {
             state: Mutex::new(State {
                 records: VecDeque::with_capacity(capacity),
@@ -57,9 +68,12 @@ impl Queue {
                 reader: Reader::Awake,
                 reopen: false,
                 closed: false,
+                is_full: false,
             }),
             arrived: Condvar::new(),
             capacity,
+            overflow,
+            pressure,
             wake: WAKE.min(capacity.div_ceil(2)),
         }
     }
@@ -69,11 +83,12 @@ impl Queue {
         let mut state = self.lock();
         state.sequence += 1;
         let sequence = state.sequence;
-        if state.closed || state.records.len() >= self.capacity {
+        if state.closed || self.is_too_many(&state, &record) {
             // The record is freed after the lock is: parameters outlive locals.
             return false;
         }
         state.records.push_back((sequence, record));
+        self.note_pressure(&mut state);
         let wakes = match state.reader {
             Reader::Awake => false,
             Reader::WaitsForOne => true,
@@ -109,7 +124,33 @@ impl Queue {
         state.reader = Reader::Awake;
         let count = state.records.len().min(max);
         taken.extend(state.records.drain(..count));
-        Orders { reopen: std::mem::take(&mut state.reopen), last: state.closed && state.records.is_empty() }
+        self.note_pressure(&mut state);
+        let is_drained = state.records.is_empty();
+        Orders {
+            reopen: std::mem::take(&mut state.reopen),
+            last: state.closed && is_drained,
+            drained_at: is_drained.then_some(state.sequence),
+        }
+    }
+
+    /// What a carried connection must have written is kept beyond the capacity when new connections are then
+    /// refused: there is no more of it than there are live connections.
+    fn is_too_many(&self, state: &State, record: &Record) -> bool {
+        let is_kept = self.overflow == Overflow::BlockNew && is_essential(record.action);
+        state.records.len() >= self.capacity && !is_kept
+    }
+
+    /// Full from the capacity on, until half of it is free again.
+    fn note_pressure(&self, state: &mut State) {
+        if self.overflow == Overflow::Drop {
+            return;
+        }
+        let waiting = state.records.len();
+        let is_full = if state.is_full { waiting > self.capacity / 2 } else { waiting >= self.capacity };
+        if is_full != state.is_full {
+            state.is_full = is_full;
+            self.pressure.set(PLACE, is_full);
+        }
     }
 
     /// Asks the reader to open the sink again.
@@ -124,10 +165,10 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Throws away what is kept, and says how many that were.
-    pub(crate) fn abandon(&self) -> u64 {
+    /// Throws away what is kept.
+    pub(crate) fn abandon(&self) {
         let abandoned = std::mem::take(&mut self.lock().records);
-        abandoned.len() as u64
+        drop(abandoned);
     }
 
     /// How many records are kept.

@@ -13,6 +13,8 @@ use flow::{Decision, EndCause, Endpoint, Service, Tuple, UpstreamSource};
 pub enum Action {
     /// The connection was allowed and established; a record with [`Action::Ended`] will follow.
     Started,
+    /// An established connection goes on; bytes and duration so far.
+    Updated,
     /// An established connection ended.
     Ended,
     /// Policy refused the connection before it was established.
@@ -26,6 +28,7 @@ impl Action {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Started => "connection-started",
+            Self::Updated => "connection-updated",
             Self::Ended => "connection-ended",
             Self::Denied => "connection-denied",
             Self::Failed => "connection-failed",
@@ -67,6 +70,10 @@ pub struct Traffic {
     pub client_bytes: u64,
     /// What the server sent and the client's leg accepted: `destination.bytes`.
     pub server_bytes: u64,
+    /// Packets from the client, where the kernel counts them: `source.packets`.
+    pub client_packets: Option<u64>,
+    /// Packets from the server, where the kernel counts them: `destination.packets`.
+    pub server_packets: Option<u64>,
 }
 
 /// How long the steps before the first byte took.
@@ -95,18 +102,18 @@ pub struct Record {
     pub service: Option<Service>,
     /// The decision that admitted or refused the connection.
     pub decision: Decision,
-    /// How it ended; `None` in a started record.
+    /// How it ended; `None` while it lives.
     pub cause: Option<EndCause>,
     /// The decision that ended a live connection. Its sides and its generation are then what the record
     /// shows, in place of those of `decision`.
     pub revoked_by: Option<Decision>,
     /// When its first packet arrived.
     pub start: SystemTime,
-    /// When it ended, was refused or failed; `None` in a started record.
+    /// When it ended, was refused or failed; `None` while it lives.
     pub end: Option<SystemTime>,
-    /// From start to end by the monotonic clock, so that a stepped wall clock cannot falsify it.
+    /// From start to end, or to an update, by the monotonic clock, so that a stepped wall clock cannot falsify it.
     pub duration: Option<Duration>,
-    /// Bytes carried; written in ended records only.
+    /// Bytes carried; written in updated and ended records.
     pub traffic: Traffic,
     /// The source address of the server's leg, when it differs from the client's.
     pub upstream_source: Option<UpstreamSource>,

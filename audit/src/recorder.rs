@@ -1,16 +1,30 @@
 //! The datapath's end of the records: a handle that numbers a record and never waits.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lane::{Counted, Lane, LaneOptions};
 use crate::metrics::Metrics;
 use crate::output::{Output, Sink, SinkError};
+use crate::pressure::Pressure;
 use crate::queue::Queue;
 use crate::record::{Action, Record};
 use crate::writer::Writer;
+
+/// What happens when records come faster than they can be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// Connections go on and their records are lost, counted, and told in a `records-lost` line.
+    #[default]
+    Drop,
+    /// New connections are refused until there is room. What was carried is recorded: a sink that fails is
+    /// tried until it works.
+    BlockNew,
+}
 
 /// How records are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +33,12 @@ pub struct RecorderConfig {
     /// Records that may wait for the writer; more are lost and counted. A waiting record takes about 1 KiB.
     /// Default 65536.
     pub queue_records: usize,
+    /// What happens when that many wait: `drop` or `block-new`. Default `drop`.
+    pub overflow: Overflow,
     /// Also write `connection-started`, not only how connections end. Default true.
     pub started: bool,
+    /// Long connections write `connection-updated` this often, in seconds; 0 is never. Default 60.
+    pub update_every_s: u64,
     /// How long the writer lets records gather before it writes them, in milliseconds; 0 writes each as it
     /// comes. What gathers is what a killed process loses. Default 5.
     pub gather_ms: u64,
@@ -28,7 +46,13 @@ pub struct RecorderConfig {
 
 impl Default for RecorderConfig {
     fn default() -> Self {
-        Self { queue_records: 65_536, started: true, gather_ms: 5 }
+        Self {
+            queue_records: 65_536,
+            overflow: Overflow::Drop,
+            started: true,
+            update_every_s: 60,
+            gather_ms: 5,
+        }
     }
 }
 
@@ -59,6 +83,12 @@ impl RecorderConfig {
                 self.queue_records.to_string(),
                 "must be from 1 to 4194304",
             ),
+            (
+                self.update_every_s > 86_400,
+                "update_every_s",
+                self.update_every_s.to_string(),
+                "must be at most 86400",
+            ),
             (self.gather_ms > 1_000, "gather_ms", self.gather_ms.to_string(), "must be at most 1000"),
         ];
         checks
@@ -74,16 +104,14 @@ impl RecorderConfig {
 pub struct Recorder {
     shared: Arc<Shared>,
     started: bool,
+    update_every: Option<Duration>,
 }
 
 /// What the recorder and its writer share.
 pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) metrics: Metrics,
-    pub(crate) written: AtomicU64,
-    pub(crate) lost: AtomicU64,
-    /// The part of `lost` that found the queue full or closed.
-    pub(crate) refused: AtomicU64,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 impl Recorder {
@@ -100,15 +128,25 @@ impl Recorder {
             return Err(SinkError::Config(problem));
         }
         let output = Output::open(sink)?;
-        let shared = Arc::new(Shared {
-            queue: Queue::new(config.queue_records),
-            metrics,
-            written: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        });
-        let writer = Writer::spawn(Arc::clone(&shared), output, node, config.gather_ms)?;
-        Ok((Self { shared, started: config.started }, writer))
+        let pressure = Arc::new(Pressure::default());
+        let queue = Queue::new(config.queue_records, config.overflow, Arc::clone(&pressure));
+        let shared = Arc::new(Shared { queue, metrics, pressure });
+        let (done, finished) = mpsc::channel();
+        let lanes = vec![Lane::start(first_lane(&config, node, &shared), Box::new(output), done.clone())?];
+        let writer = Writer::spawn(Arc::clone(&shared), lanes, node, config.gather_ms, (done, finished))?;
+        let update_every = (config.update_every_s > 0).then(|| Duration::from_secs(config.update_every_s));
+        Ok((Self { shared, started: config.started, update_every }, writer))
+    }
+
+    /// False while records would go missing if more connections were admitted, and the configuration wants
+    /// them refused instead. Costs one load.
+    pub fn accepts_connections(&self) -> bool {
+        !self.shared.pressure.is_on()
+    }
+
+    /// How often a long connection writes [`Action::Updated`]; `None` is never.
+    pub fn update_every(&self) -> Option<Duration> {
+        self.update_every
     }
 
     /// Numbers `record` and passes it to the writer. Never waits for it: a record that finds the queue full,
@@ -117,9 +155,10 @@ impl Recorder {
         if record.action == Action::Started && !self.started {
             return;
         }
-        if !self.shared.queue.push(Box::new(record)) {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            self.shared.count_lost(1);
+        if self.shared.queue.push(Box::new(record)) {
+            self.shared.metrics.records_waiting.inc();
+        } else {
+            self.shared.metrics.records_lost.inc();
         }
     }
 
@@ -140,15 +179,25 @@ impl fmt::Debug for Recorder {
     }
 }
 
-impl Shared {
-    pub(crate) fn count_lost(&self, records: u64) {
-        self.lost.fetch_add(records, Ordering::Relaxed);
-        self.metrics.records_lost.inc_by(records);
-    }
-
-    pub(crate) fn count_written(&self, records: u64) {
-        self.written.fetch_add(records, Ordering::Relaxed);
-        self.metrics.records_written.inc_by(records);
+/// The sink that `--records` names: everything, under the counts without a label.
+fn first_lane(config: &RecorderConfig, node: &str, shared: &Arc<Shared>) -> LaneOptions {
+    let metrics = shared.metrics.clone();
+    LaneOptions {
+        name: "records".to_owned(),
+        node: node.to_owned(),
+        capacity: config.queue_records,
+        overflow: config.overflow,
+        place: 1,
+        pressure: Arc::clone(&shared.pressure),
+        wanted: None,
+        count: Box::new(move |counted| {
+            let (counter, records) = match counted {
+                Counted::Written(records) => (&metrics.records_written, records),
+                Counted::Lost(records) => (&metrics.records_lost, records),
+            };
+            counter.inc_by(records);
+            metrics.records_waiting.dec_by(i64::try_from(records).unwrap_or(i64::MAX));
+        }),
     }
 }
 

@@ -5,15 +5,17 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use flow::{Decision, Endpoint, Generation, SideVerdict, Tuple};
+use flow::{Decision, EndCause, Endpoint, Generation, SideVerdict, Tuple};
 use serde_json::Value;
 
 use super::*;
-use crate::{ConnectionId, Timing, Traffic};
+use crate::schema_tests::assert_valid;
+use crate::{CloseReport, ConnectionId, Timing, Traffic};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn record(action: Action) -> Record {
+    let is_over = !matches!(action, Action::Started | Action::Updated);
     Record {
         action,
         id: ConnectionId::next(),
@@ -26,11 +28,11 @@ fn record(action: Action) -> Record {
             egress: SideVerdict::not_applicable(),
             ingress: SideVerdict::not_applicable(),
         },
-        cause: None,
+        cause: is_over.then_some(EndCause::Refused),
         revoked_by: None,
         start: SystemTime::now(),
-        end: None,
-        duration: None,
+        end: is_over.then(SystemTime::now),
+        duration: (action != Action::Started).then_some(Duration::from_millis(1)),
         traffic: Traffic::default(),
         upstream_source: None,
         hairpin: false,
@@ -56,7 +58,34 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'));
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.iter().for_each(assert_valid);
+    lines
+}
+
+fn is_lost(line: &Value) -> bool {
+    line["event"]["action"] == "records-lost"
+}
+
+/// Fails unless the numbers of `lines` and what they tell of losses are every number from 1 to `last`; returns
+/// how many records are missing.
+fn assert_accounted(lines: &[Value], last: u64) -> u64 {
+    let (mut next, mut missing) = (1, 0);
+    for line in lines {
+        let sequence = line["event"]["sequence"].as_u64().unwrap();
+        if is_lost(line) {
+            let lost = &line["sluice"]["lost"];
+            assert_eq!(lost["first"], next, "{line}");
+            assert_eq!(lost["last"], sequence, "{line}");
+            assert_eq!(lost["count"], sequence + 1 - next, "all between are missing: {line}");
+            missing += sequence + 1 - next;
+        } else {
+            assert_eq!(sequence, next, "a gap that no line tells of");
+        }
+        next = sequence + 1;
+    }
+    assert_eq!(next, last + 1);
+    missing
 }
 
 fn sequences(path: &Path) -> Vec<u64> {
@@ -122,27 +151,89 @@ fn records_beyond_the_queue_are_counted_and_leave_gaps() {
         .max()
         .unwrap();
     assert!(slowest < Duration::from_secs(1), "submitting waited {slowest:?} for a sink that hangs");
-    let lost = metrics.records_lost.get();
-    assert!(lost > 0, "5000 records fit neither a queue of 100 nor a pipe");
-
-    // A reader comes: what was kept arrives, in order, and the gaps are exactly what was lost.
+    // A reader comes: what was kept arrives, in order, and lines tell of exactly what was lost.
     let reader = std::thread::spawn(move || {
-        use std::io::BufRead;
-
-        let fifo = std::io::BufReader::new(std::fs::File::open(fifo).unwrap());
-        let numbers = fifo.lines().map(|line| {
-            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            line["event"]["sequence"].as_u64().unwrap()
-        });
-        let expected = usize::try_from(5_000 - lost).unwrap();
-        numbers.take(expected).collect::<Vec<_>>()
+        let text = std::fs::read_to_string(fifo).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
     });
     let report = writer.close(LIMIT);
-    assert_eq!(report, crate::CloseReport { written: 5_000 - lost, lost, finished: true });
+    let lost = metrics.records_lost.get();
+    assert!(lost > 0, "5000 records fit neither a queue of 100 nor a pipe");
+    assert_eq!(report, CloseReport { written: 5_000 - lost, lost, finished: true });
     let arrived = reader.join().unwrap();
-    assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "in order");
-    assert_eq!(arrived.len() as u64, 5_000 - lost);
-    assert!(arrived.last().unwrap() <= &5_000);
+    assert_eq!(assert_accounted(&arrived, 5_000), lost);
+    assert_eq!(arrived.iter().filter(|line| !is_lost(line)).count() as u64, 5_000 - lost);
+    assert_eq!(metrics.records_waiting.get(), 0);
+}
+
+/// A file that waits, then takes what it is given.
+fn blocked(config: &RecorderConfig) -> RecorderConfig {
+    RecorderConfig { overflow: Overflow::BlockNew, gather_ms: 0, ..config.clone() }
+}
+
+#[test]
+fn with_block_new_no_connection_goes_unrecorded_and_new_ones_are_not_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = hanging_sink(folder.path());
+    let Sink::File(fifo) = sink.clone() else { unreachable!() };
+    let config = blocked(&RecorderConfig { queue_records: 100, ..RecorderConfig::default() });
+    let (recorder, writer, metrics) = start(config, sink);
+    assert!(recorder.accepts_connections());
+    // Connections are admitted while that is allowed, and denied ones come all the time.
+    let mut admitted = 0;
+    let started = Instant::now();
+    while recorder.accepts_connections() {
+        assert!(started.elapsed() < LIMIT, "a sink that takes nothing is never full");
+        recorder.submit(record(Action::Started));
+        admitted += 1;
+        recorder.submit(record(Action::Denied));
+    }
+    let denied = admitted;
+    // Those admitted end, while denials go on.
+    for _ in 0..admitted {
+        recorder.submit(record(Action::Ended));
+        recorder.submit(record(Action::Denied));
+    }
+    assert!(!recorder.accepts_connections());
+    let reader = std::thread::spawn(move || {
+        let text = std::fs::read_to_string(fifo).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    });
+    wait_until("room again", || recorder.accepts_connections());
+    let report = writer.close(LIMIT);
+    let arrived = reader.join().unwrap();
+    let count = |action: &str| arrived.iter().filter(|line| line["event"]["action"] == action).count();
+    assert_eq!(count("connection-started"), admitted);
+    assert_eq!(count("connection-ended"), admitted);
+    assert_eq!(count("connection-denied") as u64 + report.lost, 2 * denied as u64);
+    assert_eq!(report.lost, metrics.records_lost.get());
+    let told: u64 = arrived
+        .iter()
+        .filter(|line| is_lost(line))
+        .map(|line| line["sluice"]["lost"]["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(told, report.lost, "every loss is told");
+}
+
+#[test]
+fn with_block_new_a_sink_that_fails_is_tried_until_it_works_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, healthy) = (folder.path().join("records"), folder.path().join("healthy"));
+    symlink("/dev/full", &path).unwrap();
+    let config = blocked(&RecorderConfig { queue_records: 8, ..RecorderConfig::default() });
+    let (recorder, writer, metrics) = start(config, Sink::File(path.clone()));
+    let mut submitted = 0;
+    wait_until("a full disk to be noticed", || {
+        recorder.submit(record(Action::Started));
+        submitted += 1;
+        !recorder.accepts_connections()
+    });
+    symlink(&healthy, folder.path().join("new")).unwrap();
+    std::fs::rename(folder.path().join("new"), &path).unwrap();
+    wait_until("room again", || recorder.accepts_connections());
+    assert_eq!(writer.close(LIMIT), CloseReport { written: submitted, lost: 0, finished: true });
+    assert_eq!(assert_accounted(&lines(&healthy), submitted), 0);
+    assert_eq!(metrics.records_lost.get(), 0);
 }
 
 #[test]
@@ -227,7 +318,9 @@ fn a_failing_sink_loses_records_that_are_counted_and_is_used_again_when_it_works
     recorder.submit(record(Action::Ended));
     recorder.submit(record(Action::Ended));
     assert_eq!(writer.close(LIMIT), crate::CloseReport { written: 2, lost: 3, finished: true });
-    assert_eq!(sequences(&healthy), [4, 5]);
+    assert_eq!(sequences(&healthy), [3, 4, 5], "the first line tells what is missing");
+    assert_eq!(assert_accounted(&lines(&healthy), 5), 3);
+    assert_eq!(lines(&healthy)[0]["event"]["reason"], "sink-failed");
     assert_eq!((metrics.records_written.get(), metrics.records_lost.get()), (2, 3));
 }
 
@@ -286,11 +379,20 @@ fn a_second_process_appends() {
 #[test]
 fn settings_that_cannot_be_used_are_named() {
     assert_eq!(RecorderConfig::default().validate(), []);
-    let config = RecorderConfig { queue_records: 0, gather_ms: 5_000, ..RecorderConfig::default() };
+    let config = RecorderConfig {
+        queue_records: 0,
+        gather_ms: 5_000,
+        update_every_s: 86_401,
+        ..RecorderConfig::default()
+    };
     let problems: Vec<_> = config.validate().iter().map(ToString::to_string).collect();
     assert_eq!(
         problems,
-        ["queue_records: 0 must be from 1 to 4194304", "gather_ms: 5000 must be at most 1000"]
+        [
+            "queue_records: 0 must be from 1 to 4194304",
+            "update_every_s: 86401 must be at most 86400",
+            "gather_ms: 5000 must be at most 1000",
+        ]
     );
     let refused = Recorder::start(config, Sink::Discard, "node-a", Metrics::default()).unwrap_err();
     assert_eq!(refused.to_string(), "records.queue_records: 0 must be from 1 to 4194304");

@@ -1,34 +1,34 @@
-//! The thread that turns queued records into lines and appends them, many at a time.
+//! The thread that turns queued records into lines, many at a time, and passes them on to every sink.
 //!
-//! A failure costs records, which are counted, and nothing else: the sink is tried again with the next batch.
+//! It never waits for a sink. A number that is missing in the queue has lost its record there: a line takes
+//! its place.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::line;
-use crate::output::{Output, SinkError};
-use crate::queue::Numbered;
+use crate::batch::{Batch, LossCause, Lost};
+use crate::complaint::Complaint;
+use crate::lane::Lane;
+use crate::output::SinkError;
+use crate::queue::{Numbered, Orders};
 use crate::recorder::Shared;
 
-/// Lines are written when they fill this much, or when no record waits.
+/// A batch is passed on when it fills this much, or when no record waits.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// Records taken from the queue at a time. Bounds what the writer holds in addition to the queue.
 const TAKE: usize = 1024;
 
-/// Complaints of one kind are at least this far apart.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
-
-/// Owns the thread that writes. Dropping it lets the thread write what is queued, without waiting for it.
+/// Owns the threads that write. Dropping it lets them write what is queued, without waiting for it.
 pub struct Writer {
     shared: Arc<Shared>,
+    lanes: Vec<Arc<Lane>>,
     finished: mpsc::Receiver<()>,
 }
 
-/// What became of all records since the start.
+/// What became of all records since the start, seen from the first sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseReport {
     /// Records that reached the sink.
@@ -40,33 +40,31 @@ pub struct CloseReport {
 }
 
 impl Writer {
+    /// Starts the thread. Every lane's thread holds a clone of `done`.
     pub(crate) fn spawn(
         shared: Arc<Shared>,
-        output: Output,
+        lanes: Vec<Arc<Lane>>,
         node: &str,
         gather_ms: u64,
+        (done, finished): (mpsc::Sender<()>, mpsc::Receiver<()>),
     ) -> Result<Self, SinkError> {
-        let (done, finished) = mpsc::channel();
         let work = Work {
             shared: Arc::clone(&shared),
-            output,
+            lanes: lanes.clone(),
             node: node.to_owned(),
             gather: Duration::from_millis(gather_ms),
-            lines: Vec::with_capacity(BATCH_BYTES + 16 * 1024),
-            lines_count: 0,
-            sink_complaint: Complaint::default(),
-            queue_complaint: Complaint::default(),
-            refused_seen: 0,
+            next: 1,
+            complaint: Complaint::default(),
             _done: done,
         };
         std::thread::Builder::new()
             .name("records".to_owned())
             .spawn(move || work.run())
             .map_err(SinkError::Thread)?;
-        Ok(Self { shared, finished })
+        Ok(Self { shared, lanes, finished })
     }
 
-    /// Opens the file again by its name, for rotation by rename. Records submitted after this call go to the
+    /// Opens files again by their names, for rotation by rename. Records submitted after this call go to the
     /// new file; when it cannot be opened, all go on to the old one.
     pub fn reopen(&self) {
         self.shared.queue.order_reopen();
@@ -77,14 +75,16 @@ impl Writer {
         self.shared.queue.close();
         let finished = match self.finished.recv_timeout(limit) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
-            Err(RecvTimeoutError::Timeout) => {
-                // The thread hangs in a write. What it holds beside the queue is lost too, if it never returns.
-                self.shared.count_lost(self.shared.queue.abandon());
-                false
-            }
+            Err(RecvTimeoutError::Timeout) => false,
         };
-        let written = self.shared.written.load(Ordering::Relaxed);
+        self.shared.queue.abandon();
+        self.lanes.iter().for_each(|lane| lane.abandon());
+        let written = self.lanes.first().map_or(0, |lane| lane.written());
         let lost = self.shared.queue.numbered().saturating_sub(written);
+        // What a sink that hangs holds, and what waited for it, was not counted yet.
+        let uncounted = lost.saturating_sub(self.shared.metrics.records_lost.get());
+        self.shared.metrics.records_lost.inc_by(uncounted);
+        self.shared.metrics.records_waiting.set(0);
         CloseReport { written, lost, finished }
     }
 }
@@ -103,16 +103,20 @@ impl fmt::Debug for Writer {
 
 struct Work {
     shared: Arc<Shared>,
-    output: Output,
+    lanes: Vec<Arc<Lane>>,
     node: String,
     gather: Duration,
-    lines: Vec<u8>,
-    lines_count: u64,
-    sink_complaint: Complaint,
-    queue_complaint: Complaint,
-    refused_seen: u64,
+    /// The number of the next record, if none is missing.
+    next: u64,
+    complaint: Complaint,
     /// Closes with the thread, which is how [`Writer::close`] learns of its end, a panic included.
     _done: mpsc::Sender<()>,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(|lane| lane.close());
+    }
 }
 
 impl Work {
@@ -121,92 +125,57 @@ impl Work {
         loop {
             let orders = self.shared.queue.take(&mut taken, TAKE, self.gather);
             if orders.reopen {
-                self.reopen();
+                self.lanes.iter().for_each(|lane| lane.order_reopen());
             }
-            for (sequence, record) in taken.drain(..) {
-                match line::append(&mut self.lines, sequence, &self.node, &record) {
-                    Ok(()) => self.lines_count += 1,
-                    Err(_) => self.shared.count_lost(1),
-                }
-                if self.lines.len() >= BATCH_BYTES {
-                    self.write();
-                }
-            }
-            self.write();
-            self.report_refused();
+            self.pass(&mut taken, orders);
             if orders.last {
                 return;
             }
         }
     }
 
-    fn reopen(&mut self) {
-        match self.output.reopen() {
-            Ok(()) => tracing::info!("records file opened again"),
-            Err(error) => tracing::error!(%error, "records file not opened again, the old one stays in use"),
-        }
-    }
-
-    fn write(&mut self) {
-        if self.lines.is_empty() {
-            return;
-        }
-        match self.output.append(&self.lines) {
-            Ok(()) => {
-                self.shared.count_written(self.lines_count);
-                if self.sink_complaint.settled() {
-                    tracing::info!("records are written again");
-                }
+    fn pass(&mut self, taken: &mut Vec<Numbered>, orders: Orders) {
+        let mut batch = Batch::with_capacity(BATCH_BYTES.min(taken.len() * 2048), taken.len() + 1);
+        let mut refused = 0;
+        for (sequence, record) in taken.drain(..) {
+            refused += self.tell_missing(&mut batch, sequence);
+            if !batch.add_record(sequence, &self.node, record) {
+                // Cannot happen with what records are made of; the number stays missing and is told.
+                self.next = sequence;
+                continue;
             }
-            Err(failure) => {
-                let written =
-                    self.lines[..failure.written].iter().filter(|&&byte| byte == b'\n').count() as u64;
-                let lost = self.lines_count - written;
-                self.shared.count_written(written);
-                self.shared.count_lost(lost);
-                if let Some(lost) = self.sink_complaint.due(lost) {
-                    tracing::error!(error = %failure.cause, lost, "records lost, the sink failed");
-                }
+            self.next = sequence + 1;
+            if batch.lines().len() >= BATCH_BYTES {
+                self.pass_on(std::mem::take(&mut batch));
             }
         }
-        self.lines.clear();
-        self.lines_count = 0;
-    }
-
-    fn report_refused(&mut self) {
-        let refused = self.shared.refused.load(Ordering::Relaxed);
-        let new = refused - self.refused_seen;
-        self.refused_seen = refused;
-        if new == 0 {
-            self.queue_complaint.settled();
-        } else if let Some(lost) = self.queue_complaint.due(new) {
+        if let Some(numbered) = orders.drained_at {
+            refused += self.tell_missing(&mut batch, numbered + 1);
+            self.next = numbered + 1;
+        }
+        self.pass_on(batch);
+        if refused == 0 {
+            self.complaint.settled();
+        } else if let Some(lost) = self.complaint.due(refused) {
             tracing::error!(lost, "records lost, the queue was full");
         }
     }
-}
 
-/// Says when a repeated failure is worth another line in the log.
-#[derive(Default)]
-struct Complaint {
-    last: Option<Instant>,
-    unreported: u64,
-    open: bool,
-}
-
-impl Complaint {
-    /// Adds `count` failures; the number to report when it is time to.
-    fn due(&mut self, count: u64) -> Option<u64> {
-        self.open = true;
-        self.unreported += count;
-        if self.last.is_some_and(|last| last.elapsed() < COMPLAIN_EVERY) {
-            return None;
+    /// Tells that the numbers before `sequence` are missing, when they are, and says how many.
+    fn tell_missing(&self, batch: &mut Batch, sequence: u64) -> u64 {
+        let missing = sequence - self.next;
+        if missing > 0 {
+            let (first, last) = (self.next, sequence - 1);
+            batch.add_lost(&self.node, Lost { first, last, count: missing, cause: LossCause::QueueFull });
         }
-        self.last = Some(Instant::now());
-        Some(std::mem::take(&mut self.unreported))
+        missing
     }
 
-    /// The failure is over; true when there was one.
-    fn settled(&mut self) -> bool {
-        std::mem::take(&mut self.open)
+    fn pass_on(&self, batch: Batch) {
+        if batch.is_empty() {
+            return;
+        }
+        let batch = Arc::new(batch);
+        self.lanes.iter().for_each(|lane| lane.pass(&batch));
     }
 }

@@ -40,6 +40,8 @@ pub enum EndCause {
     Shutdown,
     /// A limit of this process was reached: descriptors, pending connections, memory.
     Overload,
+    /// Its record could not have been kept, and connections without one are not wanted.
+    RecordsFull,
     /// A leg stopped answering: keepalive or retransmission ran out.
     PeerTimeout,
     /// An error of this process: a failed system call or a panic. Never an allow.
@@ -48,7 +50,7 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause, for tables and metrics.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ClientClosed,
         Self::ServerClosed,
         Self::ClientReset,
@@ -62,6 +64,7 @@ impl EndCause {
         Self::IdleTimeout,
         Self::Shutdown,
         Self::Overload,
+        Self::RecordsFull,
         Self::PeerTimeout,
         Self::InternalError,
     ];
@@ -82,6 +85,7 @@ impl EndCause {
             Self::IdleTimeout => "idle-timeout",
             Self::Shutdown => "shutdown",
             Self::Overload => "overload",
+            Self::RecordsFull => "records-full",
             Self::PeerTimeout => "peer-timeout",
             Self::InternalError => "internal-error",
         }

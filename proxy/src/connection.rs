@@ -36,6 +36,10 @@ pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: Held
     };
     drop(snapshot);
 
+    if !path.registry.accepts() {
+        connection.end(EndCause::RecordsFull, Some("records cannot be kept".into()));
+        return syn.reset();
+    }
     let Some(_reservation) = path.descriptors.reserve() else {
         connection.end(EndCause::Overload, Some("no descriptors left".into()));
         return syn.reset();

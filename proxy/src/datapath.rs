@@ -295,7 +295,7 @@ fn start_parts(path: &Arc<Datapath>, parts: &mut JoinSet<Failure>) {
     parts.spawn(async { tick(of_tick).await });
 }
 
-/// Ends attempts whose clients have given up, and exports what only the kernel counts.
+/// Ends attempts whose clients have given up, tells of long connections, and exports what only the kernel counts.
 async fn tick(path: Arc<Datapath>) -> Failure {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -310,6 +310,9 @@ async fn tick(path: Arc<Datapath>) -> Failure {
             if let Some(live) = path.registry.get(&tuple) {
                 live.stop(Stop::ClientGone);
             }
+        }
+        if let Some(every) = path.registry.update_every() {
+            path.registry.update(every);
         }
         path.metrics.gate_pending.set(i64::try_from(held).unwrap_or(i64::MAX));
         path.metrics

@@ -6,8 +6,8 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
@@ -61,6 +61,9 @@ pub(crate) struct Live {
     started_at: SystemTime,
     phase: AtomicU8,
     judged: OnceLock<Judged>,
+    report: Mutex<Report>,
+    /// How many updates it has been due for.
+    updates: AtomicU32,
     stop: OnceLock<Stop>,
     stopped: Notify,
     removed: Notify,
@@ -101,6 +104,63 @@ impl Live {
     pub(crate) fn is_in(&self, phase: Phase) -> bool {
         self.phase.load(Ordering::Acquire) == phase as u8
     }
+
+    /// True once for each `every` that the connection has lived.
+    fn is_update_due(&self, every: Duration) -> bool {
+        let due = u32::try_from(self.started.elapsed().as_nanos() / every.as_nanos()).unwrap_or(u32::MAX);
+        self.updates.load(Ordering::Relaxed) < due && self.updates.swap(due, Ordering::Relaxed) < due
+    }
+
+    /// Writes that it goes on, once for each `every` that it has lived, between its first and its last record.
+    fn update(&self, every: Duration, recorder: &Recorder) {
+        if self.is_update_due(every) {
+            let report = self.report();
+            if report.established && !report.ended {
+                recorder.submit(self.record(&report, Action::Updated, None));
+            }
+        }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, report: &Report, action: Action, cause: Option<EndCause>) -> Record {
+        let live = self;
+        let report = report.clone();
+        let judged = live.judged().cloned().unwrap_or_else(|| Judged {
+            source: Endpoint::External,
+            destination: Endpoint::External,
+            decision: Decision::refused(Generation(0), Reason::NoSnapshot),
+        });
+        let revoked_by = match (cause, live.stop_order()) {
+            (Some(EndCause::PolicyRevoked), Some(Stop::Revoked(decision))) => Some(decision.clone()),
+            _ => None,
+        };
+        Record {
+            action,
+            id: live.id,
+            tuple: live.tuple,
+            source: judged.source,
+            destination: judged.destination,
+            service: report.service,
+            decision: judged.decision,
+            cause,
+            revoked_by,
+            start: live.started_at,
+            end: cause.map(|_| live.started_at + live.started.elapsed()),
+            duration: (action != Action::Started).then(|| live.started.elapsed()),
+            traffic: Traffic {
+                client_bytes: live.client_bytes.load(Ordering::Relaxed),
+                server_bytes: live.server_bytes.load(Ordering::Relaxed),
+                ..Traffic::default()
+            },
+            upstream_source: report.upstream_source,
+            hairpin: report.hairpin,
+            timing: Timing { decide: report.decide, connect: report.connect },
+            detail: report.detail,
+        }
+    }
 }
 
 /// All registered connections, found by tuple and by either address.
@@ -132,6 +192,8 @@ impl Registry {
                     started_at: SystemTime::now(),
                     phase: AtomicU8::new(Phase::Held as u8),
                     judged: OnceLock::new(),
+                    report: Mutex::default(),
+                    updates: AtomicU32::new(0),
                     stop: OnceLock::new(),
                     stopped: Notify::new(),
                     removed: Notify::new(),
@@ -143,7 +205,7 @@ impl Registry {
         for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
             self.by_address.entry(address).or_default().insert(tuple);
         }
-        Ok(Registered { registry: Arc::clone(self), live, report: Mutex::default() })
+        Ok(Registered { registry: Arc::clone(self), live })
     }
 
     /// The connection with this tuple.
@@ -170,6 +232,27 @@ impl Registry {
     /// Connections registered now.
     pub(crate) fn len(&self) -> usize {
         self.by_tuple.len()
+    }
+
+    /// Writes an updated record of every carried connection that has lived another `every`.
+    pub(crate) fn update(&self, every: Duration) {
+        if !self.recorder.accepts_connections() {
+            // What is left of the room for records belongs to those that tell of an end.
+            return;
+        }
+        for live in &self.by_tuple {
+            live.update(every, &self.recorder);
+        }
+    }
+
+    /// Whether the records of another connection could be kept, if that is asked for.
+    pub(crate) fn accepts(&self) -> bool {
+        self.recorder.accepts_connections()
+    }
+
+    /// How often a connection writes an updated record.
+    pub(crate) fn update_every(&self) -> Option<Duration> {
+        self.recorder.update_every()
     }
 
     /// Waits until no connection is registered.
@@ -220,6 +303,8 @@ pub(crate) struct Report {
     pub(crate) decide: Option<Duration>,
     pub(crate) connect: Option<Duration>,
     pub(crate) established: bool,
+    /// Its last record is being written.
+    pub(crate) ended: bool,
     pub(crate) cause: Option<EndCause>,
     pub(crate) detail: Option<String>,
 }
@@ -230,7 +315,6 @@ pub(crate) struct Report {
 pub(crate) struct Registered {
     registry: Arc<Registry>,
     live: Arc<Live>,
-    report: Mutex<Report>,
 }
 
 impl Registered {
@@ -246,16 +330,18 @@ impl Registered {
 
     /// Adds to what is known for the records.
     pub(crate) fn report(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.live.report());
     }
 
     /// Both legs are up: counts the connection and writes its first record.
     pub(crate) fn established(&self) {
-        self.report(|report| report.established = true);
         self.live.enter(Phase::Carrying);
         self.registry.metrics.connections_opened.inc();
         self.registry.metrics.connections_live.inc();
-        self.registry.recorder.submit(self.record(Action::Started, None));
+        self.report(|report| {
+            report.established = true;
+            self.registry.recorder.submit(self.live.record(report, Action::Started, None));
+        });
     }
 
     /// Notes how it ended. The first cause stays.
@@ -267,56 +353,23 @@ impl Registered {
             }
         });
     }
-
-    fn record(&self, action: Action, cause: Option<EndCause>) -> Record {
-        let live = &self.live;
-        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let judged = live.judged().cloned().unwrap_or_else(|| Judged {
-            source: Endpoint::External,
-            destination: Endpoint::External,
-            decision: Decision::refused(Generation(0), Reason::NoSnapshot),
-        });
-        let revoked_by = match (cause, live.stop_order()) {
-            (Some(EndCause::PolicyRevoked), Some(Stop::Revoked(decision))) => Some(decision.clone()),
-            _ => None,
-        };
-        Record {
-            action,
-            id: live.id,
-            tuple: live.tuple,
-            source: judged.source,
-            destination: judged.destination,
-            service: report.service,
-            decision: judged.decision,
-            cause,
-            revoked_by,
-            start: live.started_at,
-            end: cause.map(|_| live.started_at + live.started.elapsed()),
-            duration: cause.map(|_| live.started.elapsed()),
-            traffic: Traffic {
-                client_bytes: live.client_bytes.load(Ordering::Relaxed),
-                server_bytes: live.server_bytes.load(Ordering::Relaxed),
-            },
-            upstream_source: report.upstream_source,
-            hairpin: report.hairpin,
-            timing: Timing { decide: report.decide, connect: report.connect },
-            detail: report.detail,
-        }
-    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let (established, cause) = {
-            let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-            (report.established, report.cause.unwrap_or(EndCause::InternalError))
+        let report = {
+            let mut report = self.live.report();
+            // From here on no update is written.
+            report.ended = true;
+            report.clone()
         };
-        let outcome = match (established, cause) {
+        let cause = report.cause.unwrap_or(EndCause::InternalError);
+        let outcome = match (report.established, cause) {
             (true, _) => Outcome::Ended,
             (false, EndCause::PolicyDenied | EndCause::PolicyRevoked) => Outcome::Denied,
             (false, _) => Outcome::Failed,
         };
-        let record = self.record(action(outcome), Some(cause));
+        let record = self.live.record(&report, action(outcome), Some(cause));
         count(&self.registry.metrics, outcome, &record);
         // In this order: an empty registry means that every record is on its way, and a connection that uses
         // the tuple again is recorded after this one.

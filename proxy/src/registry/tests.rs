@@ -46,6 +46,35 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
+fn a_long_connection_is_told_of_once_an_interval_and_never_after_its_end() {
+    const EVERY: Duration = Duration::from_millis(20);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    let (registry, writer, _) = recorded(Sink::File(path.clone()));
+    let attempt = registry.register(tuple(1, 1)).unwrap();
+    let long = registry.register(tuple(1, 2)).unwrap();
+    long.established();
+    registry.update(Duration::from_secs(60));
+    std::thread::sleep(EVERY);
+    registry.update(EVERY);
+    registry.update(Duration::from_secs(60));
+    long.live().client_bytes.store(7, Ordering::Relaxed);
+    long.end(EndCause::ClientClosed, None);
+    long.live().report().ended = true;
+    std::thread::sleep(EVERY);
+    registry.update(EVERY);
+    drop((attempt, long));
+    writer.close(LIMIT);
+    let actions: Vec<String> = lines(&path).into_iter().map(|(action, _)| action).collect();
+    assert_eq!(
+        actions,
+        ["connection-started", "connection-updated", "connection-failed", "connection-ended"],
+        "an attempt is not told of, nor is what has ended"
+    );
+}
+
+#[test]
 fn a_tuple_is_registered_once_and_free_again_when_its_place_is_dropped() {
     let registry = unrecorded();
     let first = registry.register(tuple(1, 1)).unwrap();
@@ -94,7 +123,7 @@ fn the_first_order_to_stop_and_the_first_cause_stay() {
     });
     place.end(EndCause::Shutdown, Some("first".into()));
     place.end(EndCause::ClientReset, Some("second".into()));
-    let report = place.report.lock().unwrap().clone();
+    let report = place.live.report().clone();
     assert_eq!((report.cause, report.detail.as_deref()), (Some(EndCause::Shutdown), Some("first")));
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use lab::{Cluster, ClusterBuilder, Pod, Sluice, SluiceOptions, wait_for, wait_until};
 use serde_json::Value;
 
+use crate::schema;
+
 /// No wait of a test takes longer, on a machine that others use too.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
@@ -123,6 +125,13 @@ impl Enforced {
     pub fn wait_metric(&self, node: &str, series: &str, at_least: f64) {
         let reached = wait_until(LIMIT, || self.metric(node, series) >= at_least);
         assert!(reached, "{series} on {node} is {}", self.metric(node, series));
+    }
+}
+
+impl Drop for Enforced {
+    /// Every line that was written keeps to the schema.
+    fn drop(&mut self) {
+        self.sluices.iter().for_each(|(_, sluice)| schema::assert_all_valid(sluice));
     }
 }
 

@@ -7,5 +7,6 @@ pub mod enforced;
 pub mod packets;
 pub mod pattern;
 pub mod procfs;
+pub mod schema;
 pub mod stage;
 pub mod syn;

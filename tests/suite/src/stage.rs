@@ -6,6 +6,8 @@ use std::time::Duration;
 use lab::{Cluster, ClusterBuilder, LabError, Pod, PodSpec, Sluice, SluiceOptions};
 use serde_json::Value;
 
+use crate::schema;
+
 /// For what takes milliseconds on a quiet machine.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
@@ -114,9 +116,16 @@ impl Stage {
     }
 }
 
+impl Drop for Stage {
+    /// Every line that was written keeps to the schema.
+    fn drop(&mut self) {
+        self.sluice.iter().for_each(schema::assert_all_valid);
+    }
+}
+
 /// True for the record that says how a connection or an attempt ended.
 pub fn is_final(record: &Value) -> bool {
-    action(record) != "connection-started"
+    !matches!(action(record), "connection-started" | "connection-updated" | "records-lost")
 }
 
 /// `event.action`.
