@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use flow::{Endpoint, Generation, Pod, Protocol, Service, Tuple};
+use ipnet::IpNet;
 
 use crate::compile::addresses::Addresses;
 use crate::compile::domains::Domains;
@@ -202,6 +203,11 @@ impl Snapshot {
             set.insert(*ip);
         }
         local
+    }
+
+    /// The ranges the own node gives its pods addresses from; none overlaps another.
+    pub fn own_pod_ranges(&self) -> Vec<IpNet> {
+        self.addresses.own_ranges.blocks()
     }
 
     /// True for a known pod's address and any address inside a node's pod ranges.

@@ -32,6 +32,10 @@ pub struct RedirectConfig {
     /// New connections a second that one client address may bring to the gate; the kernel drops the SYNs of
     /// those beyond, so that a flood from one pod cannot delay the others. 0 is no limit. Default 10000.
     pub syn_rate_per_client: u32,
+    /// Names of the interfaces that lead to pods, each with an optional `*` at its end: whatever comes from
+    /// or goes to such an interface is a pod's, known or not. For nodes whose pods have addresses outside the
+    /// Node's podCIDRs. Default none: a name that fits something else closes it.
+    pub pod_interfaces: Vec<String>,
 }
 
 impl Default for RedirectConfig {
@@ -46,6 +50,7 @@ impl Default for RedirectConfig {
             fail_mode: FailMode::default(),
             backend: BackendChoice::default(),
             syn_rate_per_client: 10_000,
+            pod_interfaces: Vec::new(),
         }
     }
 }
@@ -143,13 +148,51 @@ impl RedirectConfig {
                 "a priority from 1 to 32765 is needed".into(),
             );
         }
+        for pattern in &self.pod_interfaces {
+            if let Some(problem) = problem_of_interface(pattern) {
+                report("pod_interfaces", format!("{pattern:?}"), problem.into());
+            }
+        }
         problems
+    }
+}
+
+/// Why a pattern of interface names cannot be used. Names: `dev_valid_name` in net/core/dev.c, and what nft
+/// reads without quoting rules of its own.
+fn problem_of_interface(pattern: &str) -> Option<&'static str> {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    if !name.chars().all(is_plain) {
+        Some("letters, digits and - _ . @ are possible, and one * at the end")
+    } else if name.len() < 2 {
+        Some("at least two characters before a *, so that it does not fit every interface")
+    } else if pattern.len() > 15 {
+        Some("interfaces have names of at most 15 characters")
+    } else if name == "lo" || (pattern.ends_with('*') && "lo".starts_with(name)) {
+        Some("lo leads to no pod")
+    } else {
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_of_interfaces_that_fit_everything_or_nothing_are_refused() {
+        let problems = |pattern: &str| {
+            let config =
+                RedirectConfig { pod_interfaces: vec![pattern.to_owned()], ..RedirectConfig::default() };
+            config.validate().len()
+        };
+        for good in ["cali*", "veth*", "eni*", "lxc*", "cni0", "br-pods", "pod.*", "en*"] {
+            assert_eq!(problems(good), 0, "{good}");
+        }
+        for bad in ["", "*", "e*", "lo", "lo*", "a b", "c\"", "a*b", "cali**", "x{", "sixteen_letters_"] {
+            assert_eq!(problems(bad), 1, "{bad}");
+        }
+    }
 
     #[test]
     fn the_defaults_are_valid() {

@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod config;
+mod first_packet;
 mod gate;
 mod guard;
 mod kernel;

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use serde_json::Value;
 
 use crate::pods::{LocalPods, SetElements};
@@ -43,6 +45,16 @@ pub(crate) async fn mangle_exists(family: &str) -> Result<(bool, bool), ToolErro
     Ok((has(&tables, "table", "name", "mangle"), has(&text, "chain", "name", "INPUT")))
 }
 
+/// An element of a set of ranges; one of a single address is written as that address.
+fn range(member: &Value) -> Option<IpNet> {
+    if let Some(address) = member.as_str() {
+        return address.parse::<IpAddr>().ok().map(IpNet::from);
+    }
+    let prefix = member.get("prefix")?;
+    let length = prefix.get("len")?.as_u64()?.try_into().ok()?;
+    IpNet::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()
+}
+
 fn objects(text: &str) -> Vec<Value> {
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(mut document)) => match document.remove("nftables") {
@@ -67,11 +79,17 @@ fn parse(text: &str) -> Option<Listing> {
                 Some(Value::Array(members)) => members,
                 _ => Vec::new(),
             };
-            let addresses = members.iter().map(|member| member.as_str()?.parse::<IpAddr>().ok());
-            let addresses: Option<Vec<IpAddr>> = addresses.collect();
+            let addresses: Option<Vec<IpAddr>> =
+                members.iter().map(|member| member.as_str()?.parse().ok()).collect();
             match (set.get("name").and_then(Value::as_str), addresses) {
                 // What clients do fills these sets.
                 (Some(name), _) if name.starts_with(SYN_RATE) => {}
+                (Some("pod_ranges4" | "pod_ranges6"), _) => {
+                    match members.iter().map(range).collect::<Option<Vec<IpNet>>>() {
+                        Some(ranges) => pods.ranges.extend(ranges),
+                        None => plain = false,
+                    }
+                }
                 (Some("isolated4" | "isolated6"), Some(addresses)) => pods.isolated.extend(addresses),
                 (Some("observed4" | "observed6"), Some(addresses)) => pods.observed.extend(addresses),
                 (Some(_), None) => plain = false,
@@ -130,6 +148,19 @@ mod tests {
         assert_ne!(listing.shape, parse(&LISTING.replace("drop", "accept")).unwrap().shape);
         assert_ne!(listing.elements, parse(&LISTING.replace("10.0.0.2", "10.0.0.3")).unwrap().elements);
         assert_eq!(listing.shape, parse(&LISTING.replace("10.0.0.2", "10.0.0.3")).unwrap().shape);
+    }
+
+    #[test]
+    fn ranges_are_read_as_prefixes_and_single_addresses() {
+        let listing = r#"{"nftables": [{"set": {"family": "inet", "name": "pod_ranges4", "table": "sluice", "type": "ipv4_addr",
+            "flags": ["interval"], "elem": [{"prefix": {"addr": "10.0.1.0", "len": 24}}, "10.9.9.9"]}}]}"#;
+        let elements = parse(listing).unwrap().elements.unwrap();
+        assert_eq!(
+            elements.ranges4,
+            ["10.0.1.0/24", "10.9.9.9/32"].map(|range| range.parse().unwrap()).into()
+        );
+        let odd = listing.replace(r#""10.9.9.9""#, r#"{"range": ["10.9.9.9", "10.9.9.11"]}"#);
+        assert_eq!(parse(&odd).unwrap().elements, None);
     }
 
     #[test]

@@ -8,9 +8,11 @@
 pub struct Marks {
     /// The packet belongs to the proxy: it is routed to the local table.
     pub proxy: u32,
-    /// `SO_MARK` of upstream sockets to pods: untracked in both directions.
+    /// `SO_MARK` of upstream sockets to pods: untracked in both directions. On a SYN that is on its way to the
+    /// gate: it came in by an interface of pods.
     pub cluster: u32,
-    /// `SO_MARK` of upstream sockets that stay in conntrack; also the connection mark of own-node legs.
+    /// `SO_MARK` of upstream sockets that stay in conntrack; also the connection mark of own-node legs. On a
+    /// SYN that is on its way to the gate: its destination lies behind an interface of pods.
     pub tracked: u32,
     /// Set by the gate's verdict: answer the SYN with a TCP reset.
     pub reset: u32,

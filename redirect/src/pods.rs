@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 use crate::ruleset::TABLE;
 
 /// Addresses of the pods on this node whose connections are intercepted.
@@ -15,15 +17,20 @@ pub struct LocalPods {
     pub isolated: BTreeSet<IpAddr>,
     /// The other pods: their connections are recorded.
     pub observed: BTreeSet<IpAddr>,
+    /// The ranges this node gives its pods addresses from: an address in them that is in neither set belongs
+    /// to a pod that is not known yet. None may overlap another.
+    pub ranges: BTreeSet<IpNet>,
 }
 
-/// The elements of the table's four sets.
+/// The elements of the table's six sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SetElements {
     pub(crate) isolated4: BTreeSet<Ipv4Addr>,
     pub(crate) isolated6: BTreeSet<Ipv6Addr>,
     pub(crate) observed4: BTreeSet<Ipv4Addr>,
     pub(crate) observed6: BTreeSet<Ipv6Addr>,
+    pub(crate) ranges4: BTreeSet<Ipv4Net>,
+    pub(crate) ranges6: BTreeSet<Ipv6Net>,
 }
 
 /// The nft transaction that turns the sets for `old` into the sets for `new`; `None` when they are the same.
@@ -37,6 +44,8 @@ pub(crate) fn delta_of(old: &SetElements, new: &SetElements) -> Option<String> {
     change(&mut script, "isolated6", &old.isolated6, &new.isolated6);
     change(&mut script, "observed4", &old.observed4, &new.observed4);
     change(&mut script, "observed6", &old.observed6, &new.observed6);
+    change_ranges(&mut script, "pod_ranges4", &old.ranges4, &new.ranges4);
+    change_ranges(&mut script, "pod_ranges6", &old.ranges6, &new.ranges6);
     (!script.is_empty()).then_some(script)
 }
 
@@ -66,6 +75,13 @@ impl SetElements {
                 _ => {}
             }
         }
+        for range in &pods.ranges {
+            match range {
+                IpNet::V4(range) => drop(elements.ranges4.insert(range.trunc())),
+                IpNet::V6(range) if ipv6 => drop(elements.ranges6.insert(range.trunc())),
+                IpNet::V6(_) => {}
+            }
+        }
         elements
     }
 }
@@ -79,10 +95,20 @@ fn change<A: Ord + Display>(script: &mut String, set: &str, old: &BTreeSet<A>, n
     // Both lines of one set are in one transaction with all others: a pod that becomes isolated is at no
     // moment in neither set.
     for (verb, addresses) in [("add", new.difference(old)), ("delete", old.difference(new))] {
-        let list = element_list(addresses);
-        if !list.is_empty() {
-            script.push_str(&format!("{verb} element inet {TABLE} {set} {{ {list} }}\n"));
-        }
+        line(script, verb, set, element_list(addresses));
+    }
+}
+
+/// Ranges that go make room first: the kernel refuses one that overlaps another.
+fn change_ranges<R: Ord + Display>(script: &mut String, set: &str, old: &BTreeSet<R>, new: &BTreeSet<R>) {
+    for (verb, ranges) in [("delete", old.difference(new)), ("add", new.difference(old))] {
+        line(script, verb, set, element_list(ranges));
+    }
+}
+
+fn line(script: &mut String, verb: &str, set: &str, list: String) {
+    if !list.is_empty() {
+        script.push_str(&format!("{verb} element inet {TABLE} {set} {{ {list} }}\n"));
     }
 }
 
@@ -96,7 +122,7 @@ mod tests {
 
     fn pods(isolated: &[&str], observed: &[&str]) -> LocalPods {
         let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect();
-        LocalPods { isolated: parse(isolated), observed: parse(observed) }
+        LocalPods { isolated: parse(isolated), observed: parse(observed), ..LocalPods::default() }
     }
 
     #[test]
@@ -121,6 +147,16 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_goes_makes_room_for_one_that_overlaps_it() {
+        let of = |range: &str| LocalPods { ranges: [range.parse().unwrap()].into(), ..LocalPods::default() };
+        assert_eq!(
+            delta(&of("10.0.0.0/16"), &of("10.0.1.0/24")).unwrap(),
+            "delete element inet sluice pod_ranges4 { 10.0.0.0/16 }\n\
+             add element inet sluice pod_ranges4 { 10.0.1.0/24 }\n"
+        );
+    }
+
+    #[test]
     fn ipv6_addresses_are_left_out_on_a_node_without_ipv6() {
         let elements = SetElements::of(&pods(&["fd00::1", "10.0.0.1"], &["fd00::2"]), false);
         assert_eq!(
@@ -129,11 +165,12 @@ mod tests {
         );
     }
 
-    /// The naive model of nft: sets by name, `add` and `delete` line by line, a missing element is an error.
+    /// The naive model of nft: sets by name, `add` and `delete` line by line, a missing element is an error, and
+    /// so is a range that overlaps another.
     fn model(
-        mut sets: BTreeMap<String, BTreeSet<IpAddr>>,
+        mut sets: BTreeMap<String, BTreeSet<IpNet>>,
         script: &str,
-    ) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, String> {
+    ) -> Result<BTreeMap<String, BTreeSet<IpNet>>, String> {
         for line in script.lines() {
             let words = line.replace([',', '{', '}'], " ");
             let words: Vec<&str> = words.split_whitespace().collect();
@@ -142,8 +179,11 @@ mod tests {
             };
             let set = sets.entry((*set).to_owned()).or_default();
             for address in addresses {
-                let address: IpAddr = address.parse().map_err(|_| format!("no address: {address}"))?;
+                let address = element(address).ok_or_else(|| format!("no address: {address}"))?;
                 match *verb {
+                    "add" if set.iter().any(|other| overlap(other, &address)) => {
+                        return Err(format!("{address} overlaps"));
+                    }
                     "add" => drop(set.insert(address)),
                     "delete" if set.remove(&address) => {}
                     _ => return Err(format!("cannot {verb} {address}")),
@@ -152,6 +192,14 @@ mod tests {
         }
         sets.retain(|_, addresses| !addresses.is_empty());
         Ok(sets)
+    }
+
+    fn element(text: &str) -> Option<IpNet> {
+        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    }
+
+    fn overlap(one: &IpNet, other: &IpNet) -> bool {
+        one != other && (one.contains(other) || other.contains(one))
     }
 
     fn address() -> impl Strategy<Value = IpAddr> {
@@ -164,20 +212,48 @@ mod tests {
 
     fn any_pods() -> impl Strategy<Value = LocalPods> {
         let set = || proptest::collection::btree_set(address(), 0..12);
-        (set(), set()).prop_map(|(isolated, observed)| LocalPods { isolated, observed })
+        (set(), set(), ranges()).prop_map(|(isolated, observed, ranges)| LocalPods {
+            isolated,
+            observed,
+            ranges,
+        })
+    }
+
+    /// Disjoint ranges: of each two that would overlap, one.
+    fn ranges() -> impl Strategy<Value = BTreeSet<IpNet>> {
+        let range = (0_u8..4, 22_u8..26).prop_map(|(third, length)| {
+            IpNet::new([10, 0, third, 0].into(), length).map(|range| range.trunc()).unwrap()
+        });
+        let range = prop_oneof![
+            range,
+            (0_u16..3).prop_map(|n| { IpNet::new([0xfd00, n, 0, 0, 0, 0, 0, 0].into(), 64).unwrap() })
+        ];
+        proptest::collection::vec(range, 0..4).prop_map(|list| {
+            let mut ranges: BTreeSet<IpNet> = BTreeSet::new();
+            for range in list {
+                if !ranges.iter().any(|other| overlap(other, &range)) {
+                    ranges.insert(range);
+                }
+            }
+            ranges
+        })
     }
 
     /// What the sets must hold, written the slow way.
-    fn expected(pods: &LocalPods) -> BTreeMap<String, BTreeSet<IpAddr>> {
-        let mut sets: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    fn expected(pods: &LocalPods) -> BTreeMap<String, BTreeSet<IpNet>> {
+        let mut sets: BTreeMap<String, BTreeSet<IpNet>> = BTreeMap::new();
         let isolated: BTreeSet<IpAddr> = pods.isolated.iter().map(IpAddr::to_canonical).collect();
         let observed: BTreeSet<IpAddr> =
             pods.observed.iter().map(IpAddr::to_canonical).filter(|a| !isolated.contains(a)).collect();
         for (name, addresses) in [("isolated", isolated), ("observed", observed)] {
             for address in addresses {
                 let family = if address.is_ipv4() { 4 } else { 6 };
-                sets.entry(format!("{name}{family}")).or_default().insert(address);
+                sets.entry(format!("{name}{family}")).or_default().insert(address.into());
             }
+        }
+        for range in &pods.ranges {
+            let family = if matches!(range, IpNet::V4(_)) { 4 } else { 6 };
+            sets.entry(format!("pod_ranges{family}")).or_default().insert(*range);
         }
         sets
     }

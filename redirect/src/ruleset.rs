@@ -8,6 +8,7 @@
 use std::fmt::Write;
 
 use crate::config::{FailMode, RedirectConfig};
+use crate::first_packet;
 use crate::marks::{Marks, MarksError};
 use crate::pods::{LocalPods, SetElements, element_list};
 
@@ -101,6 +102,8 @@ pub struct RedirectSpec {
     pub gate: GateBackend,
     /// Whether the node has IPv6.
     pub ipv6: bool,
+    /// The interfaces that lead to pods, as names with an optional `*` at the end.
+    pub pod_interfaces: Vec<String>,
     /// The pods to intercept.
     pub pods: LocalPods,
     /// Known to the installer; the default elsewhere.
@@ -126,6 +129,7 @@ impl RedirectSpec {
             syn_rate_per_client: config.syn_rate_per_client,
             gate,
             ipv6,
+            pod_interfaces: config.pod_interfaces.clone(),
             pods,
             created: CreatedBases::default(),
         })
@@ -220,8 +224,7 @@ fn table(spec: &RedirectSpec) -> String {
             script.line(1, &format!("chain {marker} {{ }}"));
         }
     }
-    targets(&mut script, spec);
-    first_packet(&mut script, spec);
+    first_packet::write(&mut script, spec);
     stray(&mut script, spec);
     intercept(&mut script, spec);
     untracked(&mut script, spec);
@@ -238,11 +241,14 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
         let elements = if list.is_empty() { String::new() } else { format!(" elements = {{ {list} }};") };
         script.line(1, &format!("set {name} {{ type {kind};{elements} }}"));
     };
+    const RANGES: [&str; 2] = ["ipv4_addr; flags interval", "ipv6_addr; flags interval"];
     set("isolated4", "ipv4_addr", element_list(&elements.isolated4));
     set("observed4", "ipv4_addr", element_list(&elements.observed4));
+    set("pod_ranges4", RANGES[0], element_list(&elements.ranges4));
     if spec.ipv6 {
         set("isolated6", "ipv6_addr", element_list(&elements.isolated6));
         set("observed6", "ipv6_addr", element_list(&elements.observed6));
+        set("pod_ranges6", RANGES[1], element_list(&elements.ranges6));
     }
     if spec.syn_rate_per_client > 0 {
         for (_, version) in families(spec) {
@@ -253,82 +259,12 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
 }
 
 /// Whether pods of the two kinds are closed while no proxy listens: (isolated, observed).
-fn closed(mode: FailMode) -> (bool, bool) {
+pub(crate) fn closed(mode: FailMode) -> (bool, bool) {
     match mode {
         FailMode::Isolation => (true, false),
         FailMode::Closed => (true, true),
         FailMode::Open => (false, false),
     }
-}
-
-/// The chains that hand a SYN to the listener. nft `tproxy` without a listener ends the rule and not the
-/// packet (net/netfilter/nft_tproxy.c returns NFT_BREAK), so the rule after it states the fail mode.
-fn targets(script: &mut Script, spec: &RedirectSpec) {
-    let (isolated, observed) = closed(spec.fail_mode);
-    let verdicts = [("closed", "drop", isolated || observed), ("open", "accept", !(isolated && observed))];
-    for (name, verdict, used) in verdicts {
-        if !used {
-            continue;
-        }
-        script.chain(name, None);
-        syn_rate(script, spec);
-        let (port, proxy) = (spec.listener_port, spec.marks.proxy);
-        let mut families = vec![("ipv4", "ip", "127.0.0.1")];
-        if spec.ipv6 {
-            families.push(("ipv6", "ip6", "[::1]"));
-        }
-        for (protocol, family, loopback) in families {
-            let rule = format!(
-                "meta nfproto {protocol} meta l4proto tcp tproxy {family} to {loopback}:{port} \
-                 meta mark set meta mark or {proxy:#x} accept"
-            );
-            script.rule(&rule, "to the listener");
-        }
-        script.rule(&format!("counter {verdict}"), &format!("nobody listens: {name}"));
-        script.end();
-    }
-}
-
-/// Keeps a flood out of the queue, where everyone's first packets stand in one line. A source that finds no
-/// room in the set is not limited here, and meets the gate's own bounds.
-fn syn_rate(script: &mut Script, spec: &RedirectSpec) {
-    let rate = spec.syn_rate_per_client;
-    if rate == 0 {
-        return;
-    }
-    for (protocol, version) in families(spec) {
-        let limit = format!("limit rate over {rate}/second burst {} packets", rate.div_ceil(2));
-        script.rule(
-            &format!("update @{SYN_RATE}{version} {{ {protocol} saddr {limit} }} counter drop"),
-            "too many new connections from one address",
-        );
-    }
-}
-
-fn first_packet(script: &mut Script, spec: &RedirectSpec) {
-    let (isolated, observed) = closed(spec.fail_mode);
-    script.chain("first_packet", None);
-    // A policy decides by addresses: nobody may speak with a local pod's but from where that pod is.
-    for (protocol, version) in families(spec) {
-        for set in ["isolated", "observed"] {
-            script.rule(
-                &format!("{protocol} saddr @{set}{version} fib saddr . iif oif missing counter drop"),
-                "a pod's address from elsewhere",
-            );
-        }
-    }
-    for (set, closed) in [("isolated", isolated), ("observed", observed)] {
-        let target = if closed { "closed" } else { "open" };
-        for (protocol, version) in families(spec) {
-            script
-                .rule(&format!("{protocol} daddr @{set}{version} goto {target}"), &format!("to {set} pods"));
-            script.rule(
-                &format!("{protocol} saddr @{set}{version} goto {target}"),
-                &format!("from {set} pods"),
-            );
-        }
-    }
-    script.end();
 }
 
 /// A TCP packet without SYN that no socket of the proxy owns and no tracked connection explains: forged, or
@@ -473,13 +409,13 @@ fn icmp_errors(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, &'sta
     types.into_iter().take(count)
 }
 
-fn families(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, u8)> + use<> {
+pub(crate) fn families(spec: &RedirectSpec) -> impl Iterator<Item = (&'static str, u8)> + use<> {
     let count = if spec.ipv6 { 2 } else { 1 };
     [("ip", 4), ("ip6", 6)].into_iter().take(count)
 }
 
 #[derive(Default)]
-struct Script {
+pub(crate) struct Script {
     text: String,
 }
 
@@ -488,18 +424,18 @@ impl Script {
         let _ = writeln!(self.text, "{}{text}", "\t".repeat(depth));
     }
 
-    fn chain(&mut self, name: &str, base: Option<(&str, &str, i32)>) {
+    pub(crate) fn chain(&mut self, name: &str, base: Option<(&str, &str, i32)>) {
         self.line(1, &format!("chain {name} {{"));
         if let Some((kind, hook, priority)) = base {
             self.line(2, &format!("type {kind} hook {hook} priority {priority}; policy accept;"));
         }
     }
 
-    fn rule(&mut self, rule: &str, comment: &str) {
+    pub(crate) fn rule(&mut self, rule: &str, comment: &str) {
         self.line(2, &format!("{rule} comment \"{comment}\""));
     }
 
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.line(1, "}");
     }
 }

@@ -122,7 +122,7 @@ fn answer(mut stream: TcpStream) {
 
 fn local(isolated: &[&str], observed: &[&str]) -> LocalPods {
     let parse = |list: &[&str]| list.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect();
-    LocalPods { isolated: parse(isolated), observed: parse(observed) }
+    LocalPods { isolated: parse(isolated), observed: parse(observed), ..LocalPods::default() }
 }
 
 fn echo(stream: &mut TcpStream) -> io::Result<()> {
@@ -323,5 +323,127 @@ fn a_packet_of_no_known_connection_does_not_reach_a_closed_pod() {
             strays.lines().any(|line| line.contains("counter packets") && !line.contains("packets 0 ")),
             "{strays}"
         );
+    }
+}
+
+/// Pods of which only the ranges are known.
+fn ranges(list: &[&str]) -> LocalPods {
+    LocalPods { ranges: list.iter().map(|range| range.parse().unwrap()).collect(), ..LocalPods::default() }
+}
+
+const CLIENT_RANGES: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
+const SERVER_RANGES: [&str; 2] = ["10.2.0.0/24", "fd02::/64"];
+
+fn behind(interfaces: &[&str]) -> RedirectConfig {
+    RedirectConfig {
+        pod_interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
+        ..RedirectConfig::default()
+    }
+}
+
+#[test]
+fn without_a_listener_unknown_pods_are_closed_unless_all_are_open() {
+    let cluster = Cluster::new();
+    let observed_client = |pods| LocalPods { observed: local(&[], &CLIENT).observed, ..pods };
+    let none = RedirectConfig::default;
+    let table = [
+        (none(), ranges(&SERVER_RANGES), "to a range"),
+        (none(), ranges(&CLIENT_RANGES), "from a range"),
+        (none(), observed_client(ranges(&SERVER_RANGES)), "from an observed pod to a range"),
+        (behind(&["pod2"]), LocalPods::default(), "to an interface"),
+        (behind(&["pod1"]), LocalPods::default(), "from an interface"),
+        (behind(&["nothing*", "pod*"]), LocalPods::default(), "between interfaces"),
+        (
+            behind(&["cni0", "pod2"]),
+            observed_client(LocalPods::default()),
+            "from an observed pod to an interface",
+        ),
+    ];
+    for mode in [FailMode::Isolation, FailMode::Closed, FailMode::Open] {
+        for (config, pods, which) in table.clone() {
+            cluster.install(RedirectConfig { fail_mode: mode, ..config }, pods);
+            for address in SERVER {
+                let reached = cluster.dial(address).is_ok();
+                assert_eq!(reached, mode == FailMode::Open, "{which}, {address}, {mode:?}");
+            }
+        }
+    }
+    cluster.install(behind(&["cali*", "lxc*"]), ranges(&["10.3.0.0/16", "fd03::/64"]));
+    SERVER.map(|address| drop(cluster.dial(address).unwrap()));
+}
+
+#[test]
+fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods() {
+    let cluster = Cluster::new();
+    let marks = Marks::from_mask(RedirectConfig::default().mark_mask).unwrap();
+    let (from, to) = (marks.cluster, marks.tracked);
+    let table = [
+        (behind(&["pod1"]), LocalPods::default(), from),
+        (behind(&["pod2"]), LocalPods::default(), to),
+        (behind(&["pod*"]), LocalPods::default(), from | to),
+        (behind(&["pod2"]), local(&CLIENT, &[]), to),
+        (behind(&["pod2"]), local(&[], &CLIENT), to),
+        (behind(&["pod1"]), ranges(&SERVER_RANGES), from),
+        (RedirectConfig::default(), ranges(&CLIENT_RANGES), 0),
+        (RedirectConfig::default(), ranges(&SERVER_RANGES), 0),
+    ];
+    for (config, pods, bits) in table {
+        let spec = cluster.install(config.clone(), pods.clone());
+        let _listeners = cluster.listen(spec.listener_port);
+        cluster.node.load(&format!(
+            "table inet seen\ndelete table inet seen\ntable inet seen {{\nchain input {{\n\
+             type filter hook input priority -151;\n\
+             meta mark and {:#x} == {:#x} meta l4proto tcp counter\n}}\n}}\n",
+            from | to | marks.proxy,
+            bits | marks.proxy
+        ));
+        for address in SERVER {
+            assert!(is_silent(cluster.dial(address)), "held: {config:?}");
+        }
+        let seen = cluster.node.run("nft list chain inet seen input");
+        assert!(seen.contains("packets 2 "), "{config:?} {pods:?}: {seen}");
+    }
+}
+
+#[test]
+fn the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them() {
+    let cluster = Cluster::new();
+    serve(&cluster.node, 9090);
+    cluster.install(behind(&["pod2"]), ranges(&SERVER_RANGES));
+    let dial_node = |address: &str| {
+        let to = SocketAddr::new(address.parse().unwrap(), 9090);
+        cluster.client.enter(move || TcpStream::connect_timeout(&to, SILENCE))
+    };
+    for gateway in ["10.2.0.1", "fd02::1", "10.1.0.1", "fd01::1"] {
+        echo(&mut dial_node(gateway).unwrap()).unwrap();
+    }
+    // What the node itself sends is not intercepted.
+    for address in SERVER {
+        let to = SocketAddr::new(address.parse().unwrap(), PORT);
+        let stream = cluster.node.enter(move || TcpStream::connect_timeout(&to, SILENCE));
+        echo(&mut stream.unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped() {
+    let cluster = Cluster::new();
+    for (config, pods) in [
+        (RedirectConfig::default(), ranges(&SERVER_RANGES)),
+        (behind(&["pod1"]), LocalPods::default()),
+        (
+            RedirectConfig::default(),
+            LocalPods { isolated: local(&SERVER, &[]).isolated, ..ranges(&SERVER_RANGES) },
+        ),
+    ] {
+        cluster.install(config, pods);
+        for (borrowed, server) in ["10.2.0.9", "fd02::9"].into_iter().zip(SERVER) {
+            let source = SocketAddr::new(borrowed.parse().unwrap(), 0);
+            let target = SocketAddr::new(server.parse().unwrap(), PORT);
+            assert!(is_unanswered(cluster.client.enter(move || upstream(source, target, 0))));
+        }
+        let chain = cluster.node.run("nft list chain inet sluice from_unknown");
+        let dropped = chain.lines().find(|line| line.contains("from elsewhere")).unwrap();
+        assert!(dropped.contains("packets 2 "), "{chain}");
     }
 }

@@ -18,11 +18,16 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
     let pods = LocalPods {
         isolated: addresses(&["10.244.0.5", "fd00::5"]),
         observed: addresses(&["10.244.0.6", "10.244.0.7", "fd00::6"]),
+        ranges: ["10.244.0.0/24", "fd00::/64"].map(|range| range.parse().unwrap()).into(),
     };
     let mut spec = RedirectSpec::new(&config, GateBackend::NftQueue, true, pods.clone()).unwrap();
     change(&mut config, &mut spec);
     let changed = RedirectSpec::new(&config, spec.gate, spec.ipv6, spec.pods.clone()).unwrap();
     RedirectSpec { created: spec.created, ..changed }
+}
+
+fn interfaces() -> Vec<String> {
+    vec!["cali*".to_owned(), "cni0".to_owned()]
 }
 
 /// The table of specs and the file each must give.
@@ -33,6 +38,14 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
         ("no-pods", spec(|_, spec| spec.pods = LocalPods::default())),
         ("fail-closed", spec(|config, _| config.fail_mode = FailMode::Closed)),
         ("fail-open", spec(|config, _| config.fail_mode = FailMode::Open)),
+        ("pod-interfaces", spec(|config, _| config.pod_interfaces = interfaces())),
+        (
+            "pod-interfaces-fail-open",
+            spec(|config, _| {
+                config.pod_interfaces = interfaces();
+                config.fail_mode = FailMode::Open;
+            }),
+        ),
         ("iptables", spec(|_, spec| spec.gate = GateBackend::IptablesNfqueue)),
         (
             "iptables-v4-created",

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn pods(isolated: &[&str], observed: &[&str]) -> LocalPods {
     let parse = |list: &[&str]| -> BTreeSet<IpAddr> { list.iter().map(|a| a.parse().unwrap()).collect() };
-    LocalPods { isolated: parse(isolated), observed: parse(observed) }
+    LocalPods { isolated: parse(isolated), observed: parse(observed), ..LocalPods::default() }
 }
 
 fn some_pods() -> LocalPods {

@@ -302,7 +302,7 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
 
 fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {
     let policy_cache::LocalPods { isolated, observed } = snapshot.local_pods();
-    redirect::LocalPods { isolated, observed }
+    redirect::LocalPods { isolated, observed, ranges: snapshot.own_pod_ranges().into_iter().collect() }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Sets of addresses as sorted ranges of numbers. IPv4 and IPv6 never match each other: 0.0.0.0/0 holds no
 //! IPv6 address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 /// A set of addresses. Inclusive ranges, sorted, disjoint and not adjacent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -43,6 +43,17 @@ impl AddressRanges {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// The same addresses as the fewest blocks.
+    pub(crate) fn blocks(&self) -> Vec<IpNet> {
+        let v4 = self.v4.iter().flat_map(|(low, high)| {
+            Ipv4Subnets::new(Ipv4Addr::from_bits(*low), Ipv4Addr::from_bits(*high), 0).map(IpNet::V4)
+        });
+        let v6 = self.v6.iter().flat_map(|(low, high)| {
+            Ipv6Subnets::new(Ipv6Addr::from_bits(*low), Ipv6Addr::from_bits(*high), 0).map(IpNet::V6)
+        });
+        v4.chain(v6).collect()
     }
 
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
@@ -140,6 +151,19 @@ mod tests {
         );
         let set = ranges(&[("10.0.0.0/8", &["10.1.0.0/16"]), ("10.1.2.0/24", &[])]);
         check(&set, &["10.1.2.3", "10.2.0.0"], &["10.1.1.255", "10.1.3.0"]);
+    }
+
+    #[test]
+    fn ranges_are_told_as_the_fewest_blocks() {
+        let told = |blocks: &[(&str, &[&str])]| -> Vec<String> {
+            ranges(blocks).blocks().iter().map(IpNet::to_string).collect()
+        };
+        assert_eq!(told(&[("10.0.0.0/25", &[]), ("10.0.0.128/25", &[])]), ["10.0.0.0/24"]);
+        assert_eq!(
+            told(&[("10.0.1.0/24", &[]), ("10.0.2.0/24", &[]), ("fd00::/64", &[])]),
+            ["10.0.1.0/24", "10.0.2.0/24", "fd00::/64"]
+        );
+        assert_eq!(told(&[]), Vec::<String>::new());
     }
 
     #[test]

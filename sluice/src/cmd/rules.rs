@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Addresses of the other local pods
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     observed: Vec<IpAddr>,
+    /// Ranges this node gives its pods addresses from
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<ipnet::IpNet>,
     /// The gate's part of the kernel; without it this node is asked, which needs root
     #[arg(long, value_enum)]
     backend: Option<Backend>,
@@ -52,6 +55,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let pods = LocalPods {
         isolated: args.isolated.into_iter().collect(),
         observed: args.observed.into_iter().collect(),
+        ranges: args.pod_cidrs.into_iter().collect(),
     };
     let spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
     print!("{}", text(&redirect::ruleset(&spec)));

@@ -1,0 +1,194 @@
+//! The chains that a connection's first packet passes: is an end of it a pod of this node, known or not, and
+//! does it come from where that pod is.
+//!
+//! Known pods are asked for first. A pod that nobody has told of yet is found by its address, inside the
+//! node's ranges, or by its interface; a policy may isolate it, so that it is closed while no proxy listens,
+//! unless everything is open. The node's own addresses are never taken for a pod's.
+
+use crate::config::FailMode;
+use crate::ruleset::{RedirectSpec, SYN_RATE, Script, closed, families};
+
+/// The chains, in the order in which each is defined before it is used.
+pub(crate) fn write(script: &mut Script, spec: &RedirectSpec) {
+    targets(script, spec);
+    from_known(script, spec);
+    from_unknown(script, spec);
+    first_packet(script, spec);
+}
+
+/// The chains that hand a SYN to the listener. nft `tproxy` without a listener ends the rule and not the
+/// packet (net/netfilter/nft_tproxy.c returns NFT_BREAK), so the rules after it state the fail mode.
+fn targets(script: &mut Script, spec: &RedirectSpec) {
+    let (isolated, observed) = closed(spec.fail_mode);
+    let verdicts = [("closed", isolated || observed), ("open", !(isolated && observed))];
+    for (name, _) in verdicts.into_iter().filter(|(_, used)| *used) {
+        script.chain(name, None);
+        syn_rate(script, spec);
+        let (port, proxy) = (spec.listener_port, spec.marks.proxy);
+        let mut families = vec![("ipv4", "ip", "127.0.0.1")];
+        if spec.ipv6 {
+            families.push(("ipv6", "ip6", "[::1]"));
+        }
+        for (protocol, family, loopback) in families {
+            let rule = format!(
+                "meta nfproto {protocol} meta l4proto tcp tproxy {family} to {loopback}:{port} \
+                 meta mark set meta mark or {proxy:#x} accept"
+            );
+            script.rule(&rule, "to the listener");
+        }
+        if name == "closed" {
+            script.rule("counter drop", "nobody listens: closed");
+        } else {
+            nobody_listens(script, spec);
+        }
+        script.end();
+    }
+}
+
+/// Open to the pods that are known to be open. Whoever comes here from one of them may be on its way to an
+/// unknown one.
+fn nobody_listens(script: &mut Script, spec: &RedirectSpec) {
+    if spec.fail_mode != FailMode::Open {
+        for (protocol, version) in families(spec) {
+            script.rule(
+                &format!(
+                    "{protocol} daddr @pod_ranges{version} {protocol} daddr != @observed{version} \
+                     fib daddr type != local counter drop"
+                ),
+                "nobody listens: an unknown pod is closed",
+            );
+            if let Some(interfaces) = interfaces(spec) {
+                script.rule(
+                    &format!(
+                        "{protocol} daddr != @observed{version} fib daddr oifname {interfaces} counter drop"
+                    ),
+                    "nobody listens: an unknown pod is closed",
+                );
+            }
+        }
+    }
+    match interfaces(spec) {
+        Some(_) => {
+            let forget = !(spec.marks.cluster | spec.marks.tracked);
+            let rule = format!("counter meta mark set meta mark and {forget:#x} accept");
+            script.rule(&rule, "nobody listens: open");
+        }
+        None => script.rule("counter accept", "nobody listens: open"),
+    }
+}
+
+/// Keeps a flood out of the queue, where everyone's first packets stand in one line. A source that finds no
+/// room in the set is not limited here, and meets the gate's own bounds.
+fn syn_rate(script: &mut Script, spec: &RedirectSpec) {
+    let rate = spec.syn_rate_per_client;
+    if rate == 0 {
+        return;
+    }
+    for (protocol, version) in families(spec) {
+        let limit = format!("limit rate over {rate}/second burst {} packets", rate.div_ceil(2));
+        script.rule(
+            &format!("update @{SYN_RATE}{version} {{ {protocol} saddr {limit} }} counter drop"),
+            "too many new connections from one address",
+        );
+    }
+}
+
+/// A policy decides by addresses: nobody may speak with a local pod's but from where that pod is.
+fn not_borrowed(script: &mut Script) {
+    script.rule("fib saddr . iif oif missing counter drop", "a pod's address from elsewhere");
+}
+
+fn from_known(script: &mut Script, spec: &RedirectSpec) {
+    let (isolated, observed) = closed(spec.fail_mode);
+    for (name, is_closed) in [("from_isolated", isolated), ("from_observed", observed)] {
+        script.chain(name, None);
+        not_borrowed(script);
+        towards_interface(script, spec, "");
+        if isolated && !is_closed {
+            for (protocol, version) in families(spec) {
+                script.rule(&format!("{protocol} daddr @isolated{version} goto closed"), "to isolated pods");
+            }
+        }
+        script.rule(&format!("goto {}", target(is_closed)), "from known pods");
+        script.end();
+    }
+}
+
+fn from_unknown(script: &mut Script, spec: &RedirectSpec) {
+    script.chain("from_unknown", None);
+    not_borrowed(script);
+    if let Some(interfaces) = interfaces(spec) {
+        let from_pod = spec.marks.cluster;
+        script.rule(
+            &format!("iifname {interfaces} meta mark set meta mark or {from_pod:#x}"),
+            "from a pod's interface",
+        );
+    }
+    towards_interface(script, spec, "");
+    script.rule(&format!("goto {}", unknown(spec)), "from unknown pods");
+    script.end();
+}
+
+fn first_packet(script: &mut Script, spec: &RedirectSpec) {
+    let (isolated, observed) = closed(spec.fail_mode);
+    script.chain("first_packet", None);
+    for set in ["isolated", "observed"] {
+        for (protocol, version) in families(spec) {
+            script.rule(
+                &format!("{protocol} saddr @{set}{version} goto from_{set}"),
+                &format!("from {set} pods"),
+            );
+        }
+    }
+    for (protocol, version) in families(spec) {
+        script.rule(&format!("{protocol} saddr @pod_ranges{version} goto from_unknown"), "from unknown pods");
+    }
+    if let Some(interfaces) = interfaces(spec) {
+        script.rule(&format!("iifname {interfaces} goto from_unknown"), "from unknown pods");
+    }
+    for (set, is_closed) in [("isolated", isolated), ("observed", observed)] {
+        for (protocol, version) in families(spec) {
+            script.rule(
+                &format!("{protocol} daddr @{set}{version} goto {}", target(is_closed)),
+                &format!("to {set} pods"),
+            );
+        }
+    }
+    for (protocol, version) in families(spec) {
+        let to = unknown(spec);
+        script.rule(
+            &format!("{protocol} daddr @pod_ranges{version} fib daddr type != local goto {to}"),
+            "to unknown pods",
+        );
+    }
+    towards_interface(script, spec, &format!(" goto {}", unknown(spec)));
+    script.end();
+}
+
+/// Tells the gate that the destination lies behind an interface of pods. The route of a local address leads
+/// to no interface.
+fn towards_interface(script: &mut Script, spec: &RedirectSpec, then: &str) {
+    if let Some(interfaces) = interfaces(spec) {
+        let to_pod = spec.marks.tracked;
+        script.rule(
+            &format!("fib daddr oifname {interfaces} meta mark set meta mark or {to_pod:#x}{then}"),
+            "to a pod's interface",
+        );
+    }
+}
+
+/// The interfaces of pods as an anonymous set; `None` without any.
+fn interfaces(spec: &RedirectSpec) -> Option<String> {
+    let names: Vec<String> = spec.pod_interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
+}
+
+/// The chain for pods that are closed, or open, while nobody listens.
+fn target(is_closed: bool) -> &'static str {
+    if is_closed { "closed" } else { "open" }
+}
+
+/// The chain for pods of which nothing is known.
+fn unknown(spec: &RedirectSpec) -> &'static str {
+    target(spec.fail_mode != FailMode::Open)
+}
