@@ -63,6 +63,12 @@ pub struct Metrics {
     pub descriptors_open: Gauge,
     /// Descriptors this process may open: `sluice_descriptors_limit`.
     pub descriptors_limit: Gauge,
+    /// Attempts held because an end is a pod that is not known yet: `sluice_gate_unknown_held`.
+    pub gate_unknown_held: Gauge,
+    /// How long they were held, decided or not: `sluice_gate_unknown_latency_seconds`.
+    pub gate_unknown_latency: Histogram,
+    /// Attempts refused because an end stayed unknown: `sluice_gate_unknown_refused_total`.
+    pub gate_unknown_refused: Counter,
     /// Server legs that could not keep the client's port: `sluice_upstream_port_fallbacks_total`.
     pub upstream_port_fallbacks: Counter,
 }
@@ -92,6 +98,9 @@ impl Default for Metrics {
             pipes_pooled: Gauge::default(),
             descriptors_open: Gauge::default(),
             descriptors_limit: Gauge::default(),
+            gate_unknown_held: Gauge::default(),
+            gate_unknown_latency: Histogram::new(LATENCY_BUCKETS),
+            gate_unknown_refused: Counter::default(),
             upstream_port_fallbacks: Counter::default(),
         }
     }
@@ -111,6 +120,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("sluice");
         self.register_connections(registry);
         self.register_gate(registry);
+        self.register_unknown(registry);
         self.register_records(registry);
         self.register_state(registry);
     }
@@ -173,6 +183,25 @@ impl Metrics {
             "From the first packet of a connection to the verdict on it",
             Unit::Seconds,
             self.gate_latency.clone(),
+        );
+    }
+
+    fn register_unknown(&self, registry: &mut Registry) {
+        registry.register(
+            "gate_unknown_held",
+            "Connection attempts held because an end is a pod of this node that is not known yet",
+            self.gate_unknown_held.clone(),
+        );
+        registry.register_with_unit(
+            "gate_unknown_latency",
+            "How long an attempt from or to an unknown pod was held",
+            Unit::Seconds,
+            self.gate_unknown_latency.clone(),
+        );
+        registry.register(
+            "gate_unknown_refused",
+            "Connection attempts refused because the pod at an end stayed unknown",
+            self.gate_unknown_refused.clone(),
         );
     }
 

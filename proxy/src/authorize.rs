@@ -1,7 +1,8 @@
 //! Turns a registered tuple into a permit or a refusal, and judges live connections again.
 //!
 //! Reads one snapshot. Performs no I/O and never consults the clock. What is missing is refused: no snapshot,
-//! and a connection of which neither end is a known pod of this node.
+//! a connection of which neither end is a known pod of this node, and one with an end that the kernel found
+//! behind an interface of pods and the snapshot does not know there.
 
 use flow::{Decision, Endpoint, Generation, Reason, SideVerdict, Tuple};
 use policy_cache::{IdentifiedFlow, Snapshot};
@@ -23,6 +24,13 @@ pub(crate) enum Leg {
     Hairpin,
 }
 
+/// Which ends of a first packet lie behind an interface of this node's pods, as the rules saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct BehindInterface {
+    pub(crate) client: bool,
+    pub(crate) destination: bool,
+}
+
 /// The proof that a connection was allowed. Only [`authorize`] makes one.
 #[derive(Debug)]
 pub(crate) struct Permit {
@@ -41,12 +49,16 @@ impl Permit {
 }
 
 /// Decides a tuple by one snapshot. The permit is there exactly when the decision allows.
-pub(crate) fn authorize(snapshot: Option<&Snapshot>, tuple: &Tuple) -> (Judged, Option<Permit>) {
+pub(crate) fn authorize(
+    snapshot: Option<&Snapshot>,
+    tuple: &Tuple,
+    behind: BehindInterface,
+) -> (Judged, Option<Permit>) {
     let Some(snapshot) = snapshot else {
         let decision = Decision::refused(Generation::default(), Reason::NoSnapshot);
         return (Judged { source: Endpoint::External, destination: Endpoint::External, decision }, None);
     };
-    let judged = judge(snapshot, tuple);
+    let judged = judge(snapshot, tuple, behind);
     let permit = judged
         .decision
         .verdict()
@@ -57,7 +69,7 @@ pub(crate) fn authorize(snapshot: Option<&Snapshot>, tuple: &Tuple) -> (Judged, 
 
 /// Judges a live connection by a newer snapshot: the decision that ends it, or `None` when it may go on.
 pub(crate) fn no_longer_allowed(snapshot: &Snapshot, tuple: &Tuple, before: &Judged) -> Option<Decision> {
-    let now = judge(snapshot, tuple);
+    let now = judge(snapshot, tuple, BehindInterface::default());
     let gone =
         !is_same_pod(&before.source, &now.source) || !is_same_pod(&before.destination, &now.destination);
     if gone {
@@ -66,9 +78,29 @@ pub(crate) fn no_longer_allowed(snapshot: &Snapshot, tuple: &Tuple, before: &Jud
     (!now.decision.verdict().is_allow()).then_some(now.decision)
 }
 
-fn judge(snapshot: &Snapshot, tuple: &Tuple) -> Judged {
-    let identified = snapshot.identify(tuple);
-    let decision = if is_local_pod(&identified.source) || is_local_pod(&identified.destination) {
+impl Judged {
+    /// True when this was refused because the snapshot lacks something that a later one may have.
+    pub(crate) fn lacks_knowledge(&self) -> bool {
+        let lacks = |side: &SideVerdict| matches!(side.reason, Reason::NoSnapshot | Reason::UnknownLocalPod);
+        lacks(&self.decision.egress) || lacks(&self.decision.ingress)
+    }
+}
+
+fn judge(snapshot: &Snapshot, tuple: &Tuple, behind: BehindInterface) -> Judged {
+    let mut identified = snapshot.identify(tuple);
+    let mut unknown = false;
+    for (behind, end) in
+        [(behind.client, &mut identified.source), (behind.destination, &mut identified.destination)]
+    {
+        // Another node's pod here is one that has gone, and its address belongs to a new one.
+        if behind && (matches!(end, Endpoint::External) || is_remote_pod(end)) {
+            *end = Endpoint::UnknownLocal;
+            unknown = true;
+        }
+    }
+    let decision = if unknown {
+        Decision::refused(snapshot.generation(), Reason::UnknownLocalPod)
+    } else if is_local_pod(&identified.source) || is_local_pod(&identified.destination) {
         leave_other_nodes_sides(snapshot.decide(&identified), &identified)
     } else {
         Decision::refused(snapshot.generation(), Reason::UnknownLocalPod)

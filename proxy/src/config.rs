@@ -38,6 +38,11 @@ pub struct ProxyConfig {
     pub max_pending: usize,
     /// Held connection attempts of one client address.
     pub max_pending_per_client: usize,
+    /// How long an attempt from or to a pod of this node that is not known yet is held, in milliseconds, before
+    /// it is refused; 0 refuses it at once. The default is more than kubelet and API server usually take to
+    /// tell of a new pod, and less than most clients wait: their kernels send the SYN again meanwhile, and
+    /// change nothing by it. At most 30000: an attempt that is held takes a place among the pending ones.
+    pub unknown_pod_timeout_ms: u64,
     /// Source ports for legs that cannot keep the client's own port. Must not overlap the pods'
     /// `net.ipv4.ip_local_port_range`.
     pub upstream_ports: PortRange,
@@ -77,6 +82,7 @@ impl Default for ProxyConfig {
             keepalive_s: 300,
             max_pending: 2_048,
             max_pending_per_client: 512,
+            unknown_pod_timeout_ms: 5_000,
             upstream_ports: PortRange { first: 16_384, last: 32_767 },
             splice_threshold_bytes: 16_384,
             pipe_bytes: 1 << 20,
@@ -133,6 +139,12 @@ impl ProxyConfig {
                 "must be from 1 to max_pending",
             ),
             (
+                self.unknown_pod_timeout_ms > 30_000,
+                "unknown_pod_timeout_ms",
+                self.unknown_pod_timeout_ms.to_string(),
+                "must be at most 30000",
+            ),
+            (
                 ports.first < 1_024 || ports.first > ports.last || ports.range().len() < 1_000,
                 "upstream_ports",
                 format!("{}-{}", ports.first, ports.last),
@@ -187,12 +199,20 @@ mod tests {
             max_pending: 0,
             upstream_ports: PortRange { first: 9, last: 3 },
             pipe_bytes: 1,
+            unknown_pod_timeout_ms: 30_001,
             ..ProxyConfig::default()
         };
         let fields: Vec<_> = config.validate().into_iter().map(|problem| problem.field).collect();
         assert_eq!(
             fields,
-            ["connect_timeout_ms", "max_pending", "max_pending_per_client", "upstream_ports", "pipe_bytes"]
+            [
+                "connect_timeout_ms",
+                "max_pending",
+                "max_pending_per_client",
+                "unknown_pod_timeout_ms",
+                "upstream_ports",
+                "pipe_bytes"
+            ]
         );
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use flow::{EndCause, OrigDst};
 
 use crate::admit::admit;
-use crate::authorize::{Leg, authorize};
+use crate::authorize::Leg;
 use crate::connect::ConnectError;
 use crate::datapath::Datapath;
 use crate::held::HeldSyn;
@@ -17,14 +17,18 @@ use crate::registry::{Phase, Registered, Stop};
 use crate::relay::LegSocket;
 use crate::revoke;
 use crate::sys::tcp;
+use crate::unknown::{self, Decided};
 
 /// Carries one connection. It was registered before this reads the snapshot, so that no policy change can
 /// fall between the decision and the registration.
 pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) {
     let live = Arc::clone(connection.live());
 
-    let snapshot = path.policy.current();
-    let (judged, permit) = authorize(snapshot.as_deref(), &live.tuple);
+    let decided = unknown::decide(&path.policy, &path.waiting, &live, syn.behind()).await;
+    let Decided { snapshot, judged, permit } = match decided {
+        Ok(decided) => decided,
+        Err(stop) => return stopped_while_held(&path, &connection, syn, stop),
+    };
     let dialed = syn.dialed();
     let service = dialed.and_then(|dialed| snapshot.as_deref()?.service_at(dialed.0, live.tuple.protocol));
     connection.report(|report| report.service = service);

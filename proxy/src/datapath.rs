@@ -23,6 +23,7 @@ use crate::relay::{Carrier, LegSocket};
 use crate::revoke;
 use crate::sys;
 use crate::sys::icmp::IcmpSocket;
+use crate::unknown::Waiting;
 
 /// How often abandoned attempts are looked for, and gauges brought up to date.
 const TICK: Duration = Duration::from_secs(1);
@@ -32,9 +33,10 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(500);
 /// The mark bits that rules and datapath agree on. Each is a single bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// `SO_MARK` of legs that conntrack must not see.
+    /// `SO_MARK` of legs that conntrack must not see. On a held SYN: it came in by an interface of pods.
     pub cluster: u32,
-    /// `SO_MARK` of legs that conntrack must see.
+    /// `SO_MARK` of legs that conntrack must see. On a held SYN: its destination lies behind an interface of
+    /// pods.
     pub tracked: u32,
     /// Set by a verdict: answer with a TCP reset.
     pub reset: u32,
@@ -106,6 +108,7 @@ pub(crate) struct Datapath {
     pub(crate) policy: SnapshotStore,
     pub(crate) registry: Arc<Registry>,
     pub(crate) pending: Arc<Mutex<Pending>>,
+    pub(crate) waiting: Waiting,
     pub(crate) gates: Vec<Arc<Gatekeeper>>,
     pub(crate) pairing: Pairing<LegSocket>,
     pub(crate) connector: Connector,
@@ -158,6 +161,7 @@ impl Running {
             policy,
             registry: Arc::new(Registry::new(recorder, metrics.clone())),
             pending,
+            waiting: Waiting::new(&config, metrics.clone()),
             gates,
             pairing: Pairing::new(),
             connector: Connector::new(

@@ -7,6 +7,7 @@ use std::time::Instant;
 use audit::Metrics;
 use flow::DialedAddr;
 
+use crate::authorize::BehindInterface;
 use crate::datapath::Marks;
 use crate::packet::Syn;
 use crate::pending::Pending;
@@ -73,6 +74,12 @@ impl HeldSyn {
     /// The address that was dialled, where the kernel tells it of held packets.
     pub(crate) fn dialed(&self) -> Option<DialedAddr> {
         self.dialed
+    }
+
+    /// Which of its ends lie behind an interface of pods, by the marks of the rules.
+    pub(crate) fn behind(&self) -> BehindInterface {
+        let Marks { cluster, tracked, .. } = self.gate.marks;
+        BehindInterface { client: self.mark & cluster != 0, destination: self.mark & tracked != 0 }
     }
 
     /// Lets it through: the kernel completes the handshake with the listener.

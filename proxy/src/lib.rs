@@ -22,6 +22,7 @@ mod registry;
 mod relay;
 mod revoke;
 mod sys;
+mod unknown;
 
 pub use config::{ConfigProblem, DenyAction, PortRange, ProxyConfig};
 pub use datapath::{DatapathOptions, DrainReport, Failure, Marks, Running, StartError};

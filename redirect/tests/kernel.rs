@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netns::{Netns, until};
 use redirect::{
     GateBackend, LocalPods, Redirect, RedirectConfig, RedirectHandle, RedirectSpec, cleanup, delta, probe,
@@ -342,11 +343,33 @@ fn series() -> Vec<LocalPods> {
         pods(&["10.244.0.6", "fd00::6"], &["10.244.0.5", "fd00::5"]),
         pods(&["10.244.0.6", "10.244.0.7"], &["10.244.0.6", "fd00::8"]),
         pods(&[], &["10.244.0.7", "::ffff:10.244.0.9"]),
+        LocalPods { ranges: ranges(&["10.244.0.0/16", "fd00::/48", "10.9.9.9/32"]), ..some_pods() },
+        LocalPods { ranges: ranges(&["10.244.0.0/24", "10.244.1.0/24", "fd00::/64"]), ..some_pods() },
+        LocalPods { ranges: ranges(&["10.244.0.0/23"]), ..LocalPods::default() },
         LocalPods::default(),
     ]
 }
 
+fn ranges(list: &[&str]) -> BTreeSet<IpNet> {
+    list.iter().map(|range| range.parse().unwrap()).collect()
+}
+
+/// The ranges that nft lists, one of a single address without its length.
+fn listed_ranges(ns: &Netns) -> BTreeSet<IpNet> {
+    let mut found = BTreeSet::new();
+    for set in ["pod_ranges4", "pod_ranges6"] {
+        let text = ns.run(&format!("nft list set inet sluice {set}"));
+        let Some((_, list)) = text.split_once("elements = {") else { continue };
+        let list = list.split('}').next().unwrap().split(',').map(str::trim);
+        let parse =
+            |range: &str| range.parse().ok().or_else(|| range.parse::<IpAddr>().ok().map(IpNet::from));
+        found.extend(list.map(|range| parse(range).unwrap()));
+    }
+    found
+}
+
 fn assert_sets(ns: &Netns, wanted: &LocalPods) {
+    assert_eq!(listed_ranges(ns), wanted.ranges);
     let isolated: BTreeSet<IpAddr> = wanted.isolated.iter().map(IpAddr::to_canonical).collect();
     let observed: BTreeSet<IpAddr> =
         wanted.observed.iter().map(IpAddr::to_canonical).filter(|a| !isolated.contains(a)).collect();
