@@ -59,7 +59,7 @@ impl Default for RedirectConfig {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum FailMode {
-    /// Pods that a policy isolates are closed, the others open.
+    /// Pods that a policy isolates are closed, and those that are not known yet; the others open.
     #[default]
     Isolation,
     /// Every local pod is closed.

@@ -440,7 +440,7 @@ fn of_several_requests_the_last_wins() {
     ns.block_on(move || async move {
         let handle = start(LocalPods::default()).await;
         let versions: Vec<u64> = series().into_iter().map(|pods| handle.set_local_pods(pods)).collect();
-        assert_eq!(versions, (1..=6).collect::<Vec<u64>>());
+        assert_eq!(versions, (1..).take(series().len()).collect::<Vec<u64>>());
         let last = handle.set_local_pods(some_pods());
         handle.applied(last).await.unwrap();
         assert_sets(&inside, &some_pods());
