@@ -14,6 +14,7 @@ need ip iproute2
 need conntrack conntrack
 need sysctl procps
 need setpriv util-linux
+need sqlite3 sqlite3
 if [ "${1:-}" = bench ]; then
     need haproxy haproxy
     need nginx nginx

@@ -18,6 +18,10 @@ mod pressure;
 mod queue;
 mod record;
 mod recorder;
+mod rotation;
+mod sinks;
+mod store;
+mod syslog;
 mod writer;
 
 pub use line::{ECS_VERSION, SCHEMA};
@@ -25,6 +29,10 @@ pub use metrics::{Age, ByteDirection, DeniedSide, GateDrop, Label, Metrics, PerL
 pub use output::{Sink, SinkError};
 pub use record::{Action, ConnectionId, Record, Timing, Traffic};
 pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig};
+pub use rotation::Rotation;
+pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
+pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_store};
+pub use syslog::SyslogSink;
 pub use writer::{CloseReport, Writer};
 
 /// The JSON Schema that every line of the records keeps to.

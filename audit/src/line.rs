@@ -519,4 +519,4 @@ impl Serialize for Time {
 
 #[cfg(test)]
 #[path = "line_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ use crate::batch::{LossCause, Lost};
 use crate::schema_tests::assert_valid;
 use crate::{Action, ConnectionId, Record, Timing, Traffic};
 
-fn pod(namespace: &str, name: &str, local: bool) -> Pod {
+pub(crate) fn pod(namespace: &str, name: &str, local: bool) -> Pod {
     let workload = Workload {
         namespace: namespace.into(),
         labels: Labels::from_iter([("app.kubernetes.io/name", "web")]),

@@ -9,8 +9,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use flow::{Decision, EndCause};
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
@@ -45,6 +46,10 @@ pub struct Metrics {
     pub records_written: Counter,
     /// Records that did not: `sluice_records_lost_total`.
     pub records_lost: Counter,
+    /// Records that reached each further sink: `sluice_sink_written_total{sink}`.
+    sink_written: Family<SinkName, Counter>,
+    /// Records that each further sink lost: `sluice_sink_lost_total{sink}`.
+    sink_lost: Family<SinkName, Counter>,
     /// Records that wait to be written: `sluice_records_waiting`.
     pub records_waiting: Gauge,
     /// Live connections ended by a change of policy: `sluice_policy_revocations_total`.
@@ -89,6 +94,8 @@ impl Default for Metrics {
             connect_latency: Histogram::new(LATENCY_BUCKETS),
             records_written: Counter::default(),
             records_lost: Counter::default(),
+            sink_written: Family::default(),
+            sink_lost: Family::default(),
             records_waiting: Gauge::default(),
             policy_revocations: Counter::default(),
             snapshot_generation: Gauge::default(),
@@ -123,6 +130,13 @@ impl Metrics {
         self.register_unknown(registry);
         self.register_records(registry);
         self.register_state(registry);
+    }
+
+    /// What the sink of this name has written and lost; both series exist from now on. Names come from the
+    /// configuration, so there are few.
+    pub(crate) fn sink(&self, name: &str) -> (Counter, Counter) {
+        let label = SinkName { sink: name.to_owned() };
+        (self.sink_written.get_or_create_owned(&label), self.sink_lost.get_or_create_owned(&label))
     }
 
     fn register_connections(&self, registry: &mut Registry) {
@@ -217,6 +231,16 @@ impl Metrics {
             self.records_lost.clone(),
         );
         registry.register(
+            "sink_written",
+            "Connection records that reached a sink beside the first, by its name in the configuration",
+            self.sink_written.clone(),
+        );
+        registry.register(
+            "sink_lost",
+            "Connection records that a sink beside the first has lost, by its name in the configuration",
+            self.sink_lost.clone(),
+        );
+        registry.register(
             "records_waiting",
             "Connection records that wait to be written",
             self.records_waiting.clone(),
@@ -257,6 +281,12 @@ impl Metrics {
             self.descriptors_limit.clone(),
         );
     }
+}
+
+/// The label of a sink.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkName {
+    sink: String,
 }
 
 /// A closed set of values for one metric label.

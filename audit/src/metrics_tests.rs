@@ -119,6 +119,8 @@ fn every_metric_appears_with_its_value() {
     metrics.records_written.inc_by(11);
     metrics.records_lost.inc_by(12);
     metrics.records_waiting.set(21);
+    metrics.sink("store").0.inc_by(22);
+    metrics.sink("store").1.inc_by(23);
     metrics.policy_revocations.inc_by(13);
     metrics.snapshot_generation.set(14);
     metrics.ruleset_repairs.inc_by(15);
@@ -144,6 +146,8 @@ fn every_metric_appears_with_its_value() {
         "sluice_records_written_total 11",
         "sluice_records_lost_total 12",
         "sluice_records_waiting 21",
+        "sluice_sink_written_total{sink=\"store\"} 22",
+        "sluice_sink_lost_total{sink=\"store\"} 23",
         "sluice_policy_revocations_total 13",
         "sluice_snapshot_generation 14",
         "sluice_ruleset_repairs_total 15",

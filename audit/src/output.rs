@@ -43,6 +43,33 @@ pub enum SinkError {
     /// Standard output cannot be used.
     #[error("records to standard output: {0}")]
     Stdout(#[source] io::Error),
+    /// The host's log does not take a line.
+    #[error("records to the log at {}: {cause}", socket.display())]
+    Syslog {
+        /// The daemon's socket.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The store's folder cannot be used.
+    #[error("records store {}: {cause}", folder.display())]
+    StoreFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A file of the store cannot be written.
+    #[error("records store, file {}: {cause}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: rusqlite::Error,
+    },
     /// The thread that writes cannot be started.
     #[error("start the thread that writes records: {0}")]
     Thread(#[source] io::Error),

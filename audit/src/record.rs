@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use flow::{Decision, EndCause, Endpoint, Service, Tuple, UpstreamSource};
+use serde::{Deserialize, Serialize};
 
 /// What a record reports. The name goes into `event.action`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// The connection was allowed and established; a record with [`Action::Ended`] will follow.
     Started,
@@ -53,6 +55,15 @@ impl ConnectionId {
         let process = *PROCESS.get_or_init(|| RandomState::new().hash_one(SystemTime::now()));
         let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
         Self(u128::from(process) << 64 | u128::from(connection))
+    }
+}
+
+impl ConnectionId {
+    /// True for one in `one_in` connections, always the same ones.
+    pub(crate) fn is_in_sample(self, one_in: u64) -> bool {
+        // Consecutive numbers: every n-th is as good as a random choice, and exact.
+        let connection = u64::try_from(self.0 & u128::from(u64::MAX)).unwrap_or_default();
+        one_in <= 1 || connection % one_in == 0
     }
 }
 

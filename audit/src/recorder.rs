@@ -1,17 +1,21 @@
 //! The datapath's end of the records: a handle that numbers a record and never waits.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lane::{Counted, Lane, LaneOptions};
+use crate::lane::{Counted, Deliver, Lane, LaneOptions};
 use crate::metrics::Metrics;
 use crate::output::{Output, Sink, SinkError};
 use crate::pressure::Pressure;
 use crate::queue::Queue;
 use crate::record::{Action, Record};
+use crate::rotation::Rotation;
+use crate::sinks::{self, SinkConfig};
+use crate::store::{Store, StoreConfig};
 use crate::writer::Writer;
 
 /// What happens when records come faster than they can be kept.
@@ -42,6 +46,12 @@ pub struct RecorderConfig {
     /// How long the writer lets records gather before it writes them, in milliseconds; 0 writes each as it
     /// comes. What gathers is what a killed process loses. Default 5.
     pub gather_ms: u64,
+    /// When the file of `--records` is put aside.
+    pub rotate: Rotation,
+    /// Records kept for questions.
+    pub store: StoreConfig,
+    /// More places for records. Default: none.
+    pub sinks: Vec<SinkConfig>,
 }
 
 impl Default for RecorderConfig {
@@ -52,6 +62,9 @@ impl Default for RecorderConfig {
             started: true,
             update_every_s: 60,
             gather_ms: 5,
+            rotate: Rotation::default(),
+            store: StoreConfig::default(),
+            sinks: Vec::new(),
         }
     }
 }
@@ -60,7 +73,7 @@ impl Default for RecorderConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
     /// The field's name.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// Its value, as written.
     pub value: String,
     /// What is wrong with it.
@@ -83,6 +96,19 @@ impl RecorderConfig {
                 self.queue_records.to_string(),
                 "must be from 1 to 4194304",
             ),
+            (self.sinks.len() > 32, "sinks", self.sinks.len().to_string(), "must be at most 32"),
+            (
+                self.store.max_bytes < 1 << 20,
+                "store.max_bytes",
+                self.store.max_bytes.to_string(),
+                "must be at least 1048576",
+            ),
+            (
+                !(1..=87_600).contains(&self.store.max_age_h),
+                "store.max_age_h",
+                self.store.max_age_h.to_string(),
+                "must be from 1 to 87600",
+            ),
             (
                 self.update_every_s > 86_400,
                 "update_every_s",
@@ -91,13 +117,31 @@ impl RecorderConfig {
             ),
             (self.gather_ms > 1_000, "gather_ms", self.gather_ms.to_string(), "must be at most 1000"),
         ];
-        checks
+        let own = checks
             .into_iter()
             .filter(|(wrong, ..)| *wrong)
-            .map(|(_, field, value, problem)| ConfigProblem { field, value, problem })
+            .map(|(_, field, value, problem)| ConfigProblem { field: field.into(), value, problem });
+        let sinks = self.sinks.iter().enumerate();
+        own.chain(sinks.clone().flat_map(|(index, sink)| sink.validate(index)))
+            .chain(sinks.filter_map(|(index, sink)| self.name_taken(index, sink)))
             .collect()
     }
+
+    fn name_taken(&self, index: usize, sink: &SinkConfig) -> Option<ConfigProblem> {
+        let is_taken = self.sinks[..index].iter().any(|other| other.name == sink.name)
+            || [FIRST, STORE].contains(&&*sink.name);
+        is_taken.then(|| ConfigProblem {
+            field: format!("sinks[{index}].name").into(),
+            value: sink.name.clone(),
+            problem: "must be a name that no other sink has; records and store are taken",
+        })
+    }
 }
+
+/// The name of the sink that `--records` stands for.
+const FIRST: &str = "records";
+/// The name of the store among the sinks.
+const STORE: &str = "store";
 
 /// Takes records from the datapath. Clones share one numbering and one queue.
 #[derive(Clone)]
@@ -127,12 +171,28 @@ impl Recorder {
         if let Some(problem) = config.validate().into_iter().next() {
             return Err(SinkError::Config(problem));
         }
-        let output = Output::open(sink)?;
+        let first: Box<dyn Deliver> = match sink {
+            Sink::File(path) => sinks::open_file(path, &config.rotate)?,
+            Sink::Stdout | Sink::Discard => Box::new(Output::open(sink)?),
+        };
         let pressure = Arc::new(Pressure::default());
         let queue = Queue::new(config.queue_records, config.overflow, Arc::clone(&pressure));
         let shared = Arc::new(Shared { queue, metrics, pressure });
         let (done, finished) = mpsc::channel();
-        let lanes = vec![Lane::start(first_lane(&config, node, &shared), Box::new(output), done.clone())?];
+        let mut lanes = vec![Lane::start(first_lane(&config, node, &shared), first, done.clone())?];
+        if let Some(folder) = &config.store.folder {
+            let store = Store::open(&config.store, folder)?;
+            let lane = other_lane(&config, node, &shared, STORE, 2);
+            lanes.push(Lane::start(lane, Box::new(store), done.clone())?);
+        }
+        for (sink, place) in config.sinks.iter().zip(3..) {
+            let lane = LaneOptions {
+                overflow: sink.overflow,
+                wanted: sink.wanted(),
+                ..other_lane(&config, node, &shared, &sink.name, place)
+            };
+            lanes.push(Lane::start(lane, sink.open()?, done.clone())?);
+        }
         let writer = Writer::spawn(Arc::clone(&shared), lanes, node, config.gather_ms, (done, finished))?;
         let update_every = (config.update_every_s > 0).then(|| Duration::from_secs(config.update_every_s));
         Ok((Self { shared, started: config.started, update_every }, writer))
@@ -183,7 +243,7 @@ impl fmt::Debug for Recorder {
 fn first_lane(config: &RecorderConfig, node: &str, shared: &Arc<Shared>) -> LaneOptions {
     let metrics = shared.metrics.clone();
     LaneOptions {
-        name: "records".to_owned(),
+        name: FIRST.to_owned(),
         node: node.to_owned(),
         capacity: config.queue_records,
         overflow: config.overflow,
@@ -197,6 +257,32 @@ fn first_lane(config: &RecorderConfig, node: &str, shared: &Arc<Shared>) -> Lane
             };
             counter.inc_by(records);
             metrics.records_waiting.dec_by(i64::try_from(records).unwrap_or(i64::MAX));
+        }),
+    }
+}
+
+/// A sink beside it: everything, unless said otherwise, under counts with its name.
+fn other_lane(
+    config: &RecorderConfig,
+    node: &str,
+    shared: &Arc<Shared>,
+    name: &str,
+    place: u32,
+) -> LaneOptions {
+    let (written, lost) = shared.metrics.sink(name);
+    LaneOptions {
+        name: name.to_owned(),
+        node: node.to_owned(),
+        capacity: config.queue_records,
+        overflow: Overflow::Drop,
+        place,
+        pressure: Arc::clone(&shared.pressure),
+        wanted: None,
+        count: Box::new(move |counted| {
+            match counted {
+                Counted::Written(records) => written.inc_by(records),
+                Counted::Lost(records) => lost.inc_by(records),
+            };
         }),
     }
 }

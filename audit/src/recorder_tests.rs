@@ -376,6 +376,111 @@ fn a_second_process_appends() {
     assert_eq!(sequences(&path), [1, 1]);
 }
 
+fn file_sink(name: &str, path: &Path) -> SinkConfig {
+    let file = crate::FileSink { path: path.to_owned(), rotate: Rotation::default() };
+    SinkConfig { name: name.to_owned(), file: Some(file), ..SinkConfig::default() }
+}
+
+fn of_sink(metrics: &Metrics, name: &str) -> (u64, u64) {
+    let (written, lost) = metrics.sink(name);
+    (written.get(), lost.get())
+}
+
+#[test]
+fn a_sink_that_hangs_costs_its_own_records_and_no_other_sink_any() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("records"), folder.path().join("other"));
+    let Sink::File(fifo) = hanging_sink(folder.path()) else { unreachable!() };
+    let config = RecorderConfig {
+        queue_records: 10_000,
+        sinks: vec![file_sink("hanging", &fifo), file_sink("other", &other)],
+        store: StoreConfig { folder: Some(folder.path().join("store")), ..StoreConfig::default() },
+        ..RecorderConfig::default()
+    };
+    let (recorder, writer, metrics) = start(config, Sink::File(path.clone()));
+    for batch in 1..=20 {
+        (0..1_000).for_each(|_| recorder.submit(record(Action::Ended)));
+        // Those that work keep up.
+        let all = batch * 1_000;
+        wait_until("the others", || {
+            metrics.records_written.get() == all
+                && of_sink(&metrics, "other") == (all, 0)
+                && of_sink(&metrics, "store") == (all, 0)
+        });
+    }
+    let (written, lost) = of_sink(&metrics, "hanging");
+    assert!(lost > 5_000 && written < 1_000, "{written} written, {lost} lost");
+    assert!(!writer.close(Duration::from_millis(50)).finished);
+    assert_eq!(assert_accounted(&lines(&path), 20_000), 0);
+    assert_eq!(assert_accounted(&lines(&other), 20_000), 0);
+}
+
+#[test]
+fn a_sink_gets_what_it_wants_and_sampling_keeps_whole_connections_and_every_denial() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, few, some) =
+        (folder.path().join("records"), folder.path().join("few"), folder.path().join("some"));
+    let only = crate::Only { actions: vec![Action::Denied, Action::Ended], ..crate::Only::default() };
+    let config = RecorderConfig {
+        sinks: vec![
+            SinkConfig { sample_one_in: 10, ..file_sink("few", &few) },
+            SinkConfig { only, ..file_sink("some", &some) },
+        ],
+        ..RecorderConfig::default()
+    };
+    let (recorder, writer, metrics) = start(config, Sink::File(path.clone()));
+    for _ in 0..200 {
+        let id = ConnectionId::next();
+        for action in [Action::Started, Action::Updated, Action::Ended] {
+            recorder.submit(Record { id, ..record(action) });
+        }
+        recorder.submit(record(Action::Denied));
+    }
+    writer.close(LIMIT);
+    assert_eq!(assert_accounted(&lines(&path), 800), 0);
+    let count = |lines: &[Value], action: &str| {
+        lines.iter().filter(|line| line["event"]["action"] == format!("connection-{action}")).count()
+    };
+    let few = lines(&few);
+    assert_eq!(count(&few, "denied"), 200);
+    let kept = count(&few, "started");
+    assert!((15..=45).contains(&kept), "{kept} of 200 connections");
+    assert_eq!((count(&few, "updated"), count(&few, "ended")), (kept, kept));
+    let ids = |action: &str| -> Vec<&Value> {
+        let is_it = |line: &&Value| line["event"]["action"] == format!("connection-{action}");
+        few.iter().filter(is_it).map(|line| &line["event"]["id"]).collect()
+    };
+    assert_eq!(ids("started"), ids("ended"));
+    let some = lines(&some);
+    assert_eq!((count(&some, "denied"), count(&some, "ended"), some.len()), (200, 200, 400));
+    assert_eq!(of_sink(&metrics, "some"), (400, 0));
+}
+
+#[test]
+fn sinks_that_cannot_be_used_are_named_by_their_place() {
+    let good = file_sink("a", Path::new("/tmp/a"));
+    let config = RecorderConfig {
+        sinks: vec![
+            good.clone(),
+            SinkConfig { stdout: Some(crate::StdoutSink {}), ..good.clone() },
+            SinkConfig { name: "B b".to_owned(), sample_one_in: 0, ..good.clone() },
+            SinkConfig { name: "store".to_owned(), ..good },
+        ],
+        ..RecorderConfig::default()
+    };
+    let problems: Vec<_> = config.validate().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "sinks[1].name: a must have exactly one of file, stdout and syslog",
+            "sinks[2].name: B b must be 1 to 32 lower case letters, digits and dashes",
+            "sinks[2].sample_one_in: 0 must be above 0",
+            "sinks[1].name: a must be a name that no other sink has; records and store are taken",
+            "sinks[3].name: store must be a name that no other sink has; records and store are taken",
+        ]
+    );
+}
+
 #[test]
 fn settings_that_cannot_be_used_are_named() {
     assert_eq!(RecorderConfig::default().validate(), []);

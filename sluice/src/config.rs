@@ -164,7 +164,7 @@ impl Config {
         redirect
             .map(|found| problem("redirect", found.field, found.value, found.problem))
             .chain(proxy.map(|found| problem("proxy", found.field, found.value, found.problem)))
-            .chain(records.map(|found| problem("records", found.field, found.value, found.problem)))
+            .chain(records.map(|found| problem("records", &found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
             .collect()

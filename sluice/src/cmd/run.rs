@@ -29,6 +29,10 @@ pub(crate) struct Args {
     /// Where connection records go: a file, reopened on SIGHUP, or - for standard output
     #[arg(long, value_name = "FILE|-", default_value = "-")]
     records: PathBuf,
+    /// A folder of Sluice's own: records are kept there for questions, in records/, unless records.store.folder
+    /// says elsewhere
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDR:PORT")]
     admin: Option<SocketAddr>,
@@ -36,10 +40,15 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+    let mut config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     if args.check_config {
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(data) = args.data
+        && config.records.store.folder.is_none()
+    {
+        config.records.store.folder = Some(data.join("records"));
     }
     let _log = logging::start(&config.log)?;
     let sink = if args.records.as_os_str() == "-" { Sink::Stdout } else { Sink::File(args.records) };
