@@ -61,9 +61,12 @@ impl ConnectionId {
 impl ConnectionId {
     /// True for one in `one_in` connections, always the same ones.
     pub(crate) fn is_in_sample(self, one_in: u64) -> bool {
-        // Consecutive numbers: every n-th is as good as a random choice, and exact.
-        let connection = u64::try_from(self.0 & u128::from(u64::MAX)).unwrap_or_default();
-        one_in <= 1 || connection % one_in == 0
+        // Every n-th would always leave out the same ones of clients that take turns. The finalizer of
+        // MurmurHash3 spreads consecutive numbers evenly.
+        let mut mixed = u64::try_from(self.0 & u128::from(u64::MAX)).unwrap_or_default();
+        mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        one_in <= 1 || (mixed ^ (mixed >> 33)) % one_in == 0
     }
 }
 

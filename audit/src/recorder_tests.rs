@@ -444,7 +444,7 @@ fn a_sink_gets_what_it_wants_and_sampling_keeps_whole_connections_and_every_deni
     let few = lines(&few);
     assert_eq!(count(&few, "denied"), 200);
     let kept = count(&few, "started");
-    assert!((15..=45).contains(&kept), "{kept} of 200 connections");
+    assert!((5..=45).contains(&kept), "{kept} of 200 connections");
     assert_eq!((count(&few, "updated"), count(&few, "ended")), (kept, kept));
     let ids = |action: &str| -> Vec<&Value> {
         let is_it = |line: &&Value| line["event"]["action"] == format!("connection-{action}");

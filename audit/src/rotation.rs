@@ -295,7 +295,7 @@ mod tests {
         }
         RotatingFile::open(path.clone(), Rotation { keep: 1, ..Rotation::default() }).unwrap().finish();
         let compressed = format!("{name}.zst");
-        assert_eq!(aside(&path), [compressed.clone()]);
+        assert_eq!(aside(&path), std::slice::from_ref(&compressed));
         assert_eq!(lines(&path.with_file_name(compressed)), 2);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5, "and the file in use");
     }

@@ -137,7 +137,7 @@ fn an_hour_is_a_file_and_the_oldest_are_dropped_by_size_and_age() {
         fs::File::options().append(true).open(file).unwrap().set_modified(old).unwrap();
     }
     let store = open(folder.path(), &StoreConfig::default());
-    assert_eq!(files(folder.path()).unwrap(), [store.current.path.clone()]);
+    assert_eq!(files(folder.path()).unwrap(), std::slice::from_ref(&store.current.path));
 }
 
 #[test]
