@@ -59,7 +59,7 @@ impl Deref for Pod {
 }
 
 /// What pods of one owner have in common: one of these for thousands of pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Workload {
     /// Namespace.
     pub namespace: Arc<str>,
@@ -70,7 +70,7 @@ pub struct Workload {
 }
 
 /// Who owns a workload's pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// For example `Deployment`.
     pub kind: Arc<str>,

@@ -173,7 +173,7 @@ pub(crate) struct Node {
 }
 
 /// A NetworkPolicy with its defaults applied.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct NetworkPolicy {
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -183,7 +183,7 @@ pub(crate) struct NetworkPolicy {
     pub(crate) egress: Option<Vec<Rule>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Rule {
     /// `None`: any peer.
     pub(crate) peers: Option<Vec<Peer>>,
@@ -191,7 +191,7 @@ pub(crate) struct Rule {
     pub(crate) ports: Option<Vec<Port>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum Peer {
     Block {
         cidr: IpNet,
@@ -205,13 +205,13 @@ pub(crate) enum Peer {
     },
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Port {
     pub(crate) protocol: Protocol,
     pub(crate) numbers: Numbers,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum Numbers {
     Any,
     /// Inclusive.
@@ -244,10 +244,19 @@ impl Selector {
         self.requirements.is_empty()
     }
 
-    /// Source: apimachinery's labels.Requirement.Matches; NotIn and DoesNotExist hold for an absent key.
+    /// As [`Selector::matches`], for labels as snapshots have them.
+    pub(crate) fn selects(&self, labels: &flow::Labels) -> bool {
+        self.holds(|key| labels.get(key))
+    }
+
     pub(crate) fn matches(&self, labels: &Labels) -> bool {
+        self.holds(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// Source: apimachinery's labels.Requirement.Matches; NotIn and DoesNotExist hold for an absent key.
+    fn holds<'l>(&self, value_of: impl Fn(&str) -> Option<&'l str>) -> bool {
         self.requirements.iter().all(|requirement| {
-            let value = labels.get(&requirement.key);
+            let value = value_of(&requirement.key);
             match &requirement.operator {
                 Operator::In(values) => value.is_some_and(|value| values.contains(value)),
                 Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),

@@ -15,9 +15,9 @@ use flow::{ClientAddr, Decision, Endpoint, OrigDst, PolicyRef, Protocol, SideVer
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use crate::compile::services::CompiledService;
+use crate::endpoints::Endpoints;
 use crate::objects::{Objects, Phase};
-use crate::snapshot::{IdentifiedFlow, Snapshot};
+use crate::snapshot::{IdentifiedFlow, ServiceEntry, Snapshot};
 
 pub use stream::answer_stream;
 
@@ -27,6 +27,16 @@ pub struct Prober {
     snapshot: Arc<Snapshot>,
     /// `namespace/name` → its addresses.
     pods: HashMap<Box<str>, Addresses>,
+    /// By namespace and name, each port with its endpoints.
+    services: HashMap<(String, String), Vec<ServicePorts>>,
+}
+
+/// A port of a Service and the ready endpoints behind it, of both families, sorted.
+#[derive(Debug)]
+struct ServicePorts {
+    protocol: Protocol,
+    port: u16,
+    endpoints: Vec<SocketAddr>,
 }
 
 /// The addresses that one end may use, IPv4 first. One is kept in place: reading it is then no further step.
@@ -183,11 +193,7 @@ impl Prober {
     pub fn new(objects: &Objects, snapshot: Arc<Snapshot>) -> Self {
         let mut pods = HashMap::with_capacity(objects.pods.len());
         for pod in objects.pods.iter().filter(|pod| pod.phase != Phase::Finished) {
-            let holds = |ip: &IpAddr| {
-                snapshot.pods.get(ip).is_some_and(|entry| {
-                    *entry.pod.name == *pod.name && *entry.pod.namespace == *pod.namespace
-                })
-            };
+            let holds = |ip: &IpAddr| snapshot.holds(*ip, &pod.namespace, &pod.name);
             let own = pod.ips.iter().copied().filter(|ip| pod.host_network || holds(ip));
             let mut addresses: BTreeSet<IpAddr> = own.collect();
             if pod.host_network && addresses.is_empty() {
@@ -195,7 +201,17 @@ impl Prober {
             }
             pods.insert(format!("{}/{}", pod.namespace, pod.name).into(), addresses.into_iter().collect());
         }
-        Self { snapshot, pods }
+        let endpoints = Endpoints::new(objects, &snapshot);
+        let services = objects.services.iter().map(|service| {
+            let ports = service.ports.iter().map(|port| ServicePorts {
+                protocol: port.protocol,
+                port: port.port,
+                endpoints: endpoints.of(service, port),
+            });
+            ((service.namespace.clone(), service.name.clone()), ports.collect())
+        });
+        let services = services.collect();
+        Self { snapshot, pods, services }
     }
 
     /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes. False when it
@@ -287,15 +303,17 @@ impl Prober {
         self.snapshot.decide(&self.identify(probe, probe.destination))
     }
 
-    fn decide_service(&self, probe: &Probe, service: &CompiledService) -> Result<Decided, ProbeError> {
+    fn decide_service(&self, probe: &Probe, service: &ServiceEntry) -> Result<Decided, ProbeError> {
         let (port, protocol) = (probe.destination.port(), probe.protocol);
         let name = format!("{}/{}", service.namespace, service.name);
-        let Some(service_port) = service.port(port, protocol) else {
+        let key = (service.namespace.to_string(), service.name.to_string());
+        let mut ports = self.services.get(&key).into_iter().flatten();
+        let Some(service_port) = ports.find(|own| own.port == port && own.protocol == protocol) else {
             return Err(ProbeError::NoServicePort { service: name, port, protocol });
         };
         let same_family = |backend: &&SocketAddr| backend.is_ipv4() == probe.destination.is_ipv4();
         let decisions: Vec<(SocketAddr, Decision)> = service_port
-            .backends
+            .endpoints
             .iter()
             .filter(same_family)
             .map(|backend| {

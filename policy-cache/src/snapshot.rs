@@ -1,62 +1,141 @@
 //! A compiled, immutable view of the cluster: who is behind an address, and what is local.
+//!
+//! It consists of parts that it shares with the snapshots before and after it, so it is made and dropped in
+//! microseconds, and two of them are compared by the parts that they do not share.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use flow::{Endpoint, Generation, Pod, Protocol, Service, Tuple};
+use flow::{Endpoint, Generation, Labels, Pod, Protocol, Service, Tuple};
 use ipnet::IpNet;
 
-use crate::compile::addresses::Addresses;
 use crate::compile::domains::Domains;
-use crate::compile::policies::{CompiledPolicy, Isolation};
-use crate::compile::services::{CompiledService, Services};
-use crate::compile::tiers::{CompiledTierPolicy, Subject};
-use crate::objects::{Counts, Labels, NamedPort};
+use crate::compile::ranges::AddressRanges;
+use crate::compile::rules::{Isolation, Subject};
+use crate::objects::{Counts, NamedPort};
 use crate::options::OwnNodeEgress;
+use crate::shared::{Chunks, Set, Table, key_of_ip};
 
 /// Everything one decision reads. Shared, never changed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) generation: Generation,
     pub(crate) own_node_egress: OwnNodeEgress,
-    pub(crate) addresses: Addresses,
-    pub(crate) pods: HashMap<IpAddr, Arc<PodEntry>>,
-    pub(crate) identities: Vec<Identity>,
-    pub(crate) policies: Vec<CompiledPolicy>,
-    /// In the order of their evaluation.
-    pub(crate) tiers: Vec<CompiledTierPolicy>,
-    pub(crate) domains: Domains,
-    pub(crate) services: Services,
-    pub(crate) counts: Counts,
+    pub(crate) view: View,
 }
 
-#[derive(Debug)]
+/// What a snapshot and the cluster that makes the next one share.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) own_node: Option<u32>,
+    /// The interfaces of the own node, ascending.
+    pub(crate) own: Arc<[IpAddr]>,
+    /// The pod ranges of the own node.
+    pub(crate) own_ranges: Arc<AddressRanges>,
+    /// The pod ranges of all nodes.
+    pub(crate) cluster_ranges: Arc<AddressRanges>,
+    pub(crate) pods: Table<PodEntry>,
+    /// Numbers of nodes.
+    pub(crate) node_addresses: Table<u32>,
+    pub(crate) nodes: Chunks<Option<Arc<Node>>, 64>,
+    /// By the numbers of identities.
+    pub(crate) kinds: Chunks<Kind, 128>,
+    pub(crate) identities: Chunks<Identity, 32>,
+    /// Identities by the numbers of selectors.
+    pub(crate) sets: Chunks<Arc<Set>, 32>,
+    /// Nodes by the numbers of selectors of nodes.
+    pub(crate) node_sets: Chunks<Arc<Set>, 32>,
+    pub(crate) subjects: Chunks<Option<Arc<Subject>>, 32>,
+    pub(crate) domains: Arc<Domains>,
+    /// By ClusterIP.
+    pub(crate) services: Table<Arc<ServiceEntry>>,
+    /// By [`node_port_key`].
+    pub(crate) node_ports: Table<Arc<ServiceEntry>>,
+    /// The addresses of pods on the own node.
+    pub(crate) local: Arc<BTreeSet<IpAddr>>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// The pod that holds an address.
+#[derive(Clone, Debug)]
 pub(crate) struct PodEntry {
     pub(crate) pod: Arc<Pod>,
     pub(crate) identity: u32,
-    pub(crate) node: Option<u32>,
+    /// [`NO_NODE`] when it is not known.
+    pub(crate) node: u32,
 }
 
-/// What pods that policies cannot tell apart share, and which policies isolate them.
-#[derive(Debug)]
+/// No node has this number.
+pub(crate) const NO_NODE: u32 = u32::MAX;
+
+impl PodEntry {
+    pub(crate) fn node(&self) -> Option<u32> {
+        (self.node != NO_NODE).then_some(self.node)
+    }
+}
+
+/// What the rules of others see of an identity, which is what pods share that policies cannot tell apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kind {
+    /// The selectors of its own namespace that match it, a bit each.
+    pub(crate) local: u64,
+    /// The number of its namespace.
+    pub(crate) namespace: u32,
+    /// The policies of the Admin and Baseline tier that speak about it; 0 where there are none.
+    pub(crate) subject: u32,
+}
+
+/// What its own policies say of an identity.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
+    pub(crate) ingress: Option<Isolation>,
+    pub(crate) egress: Option<Isolation>,
+    pub(crate) ports: Arc<PortSet>,
+    pub(crate) who: Arc<Who>,
+}
+
+/// The named ports of a pod's containers.
+#[derive(Debug, Default)]
+pub(crate) struct PortSet {
+    /// As they are written, comparable between snapshots.
+    pub(crate) named: Box<[NamedPort]>,
+    /// The number of the name, protocol, number.
+    pub(crate) numbers: Box<[(u32, Protocol, u16)]>,
+}
+
+/// What makes an identity.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Who {
     pub(crate) namespace: Arc<Namespace>,
-    pub(crate) labels: Arc<Labels>,
-    /// The named container ports, comparable between snapshots.
-    pub(crate) named_ports: Box<[NamedPort]>,
-    /// The same as numbers: interned name, protocol, number.
-    pub(crate) ports: Box<[(u32, Protocol, u16)]>,
-    pub(crate) ingress: Option<Arc<Isolation>>,
-    pub(crate) egress: Option<Arc<Isolation>>,
-    /// The policies of the Admin and Baseline tier that speak about it.
-    pub(crate) subject: Option<Arc<Subject>>,
+    pub(crate) labels: Labels,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Namespace {
+    pub(crate) name: Arc<str>,
+    pub(crate) labels: Labels,
 }
 
 #[derive(Debug, PartialEq)]
-pub(crate) struct Namespace {
+pub(crate) struct Node {
     pub(crate) name: Arc<str>,
-    pub(crate) labels: Arc<Labels>,
+    pub(crate) labels: Labels,
+}
+
+/// A Service as clients dial it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ServiceEntry {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) cluster_ips: Box<[IpAddr]>,
+    /// Protocol, port, node port.
+    pub(crate) ports: Box<[(Protocol, u16, Option<u16>)]>,
+}
+
+/// What a port of every node's addresses is found by.
+pub(crate) fn node_port_key(port: u16, protocol: Protocol) -> u128 {
+    u128::from(port) << 8 | protocol as u128
 }
 
 /// A tuple and who stands at both ends of it, as one snapshot knows them.
@@ -121,7 +200,7 @@ impl Snapshot {
 
     /// How many objects of each kind it was compiled from.
     pub fn counts(&self) -> &Counts {
-        &self.counts
+        &self.view.counts
     }
 
     /// Looks up both ends of a tuple.
@@ -142,7 +221,7 @@ impl Snapshot {
             destination_end,
             led_back,
         };
-        if self.addresses.own_node.is_some() { flow.through_service() } else { flow }
+        if self.view.own_node.is_some() { flow.through_service() } else { flow }
     }
 
     /// Who stands behind an address.
@@ -152,30 +231,44 @@ impl Snapshot {
 
     fn look_up(&self, ip: IpAddr) -> (Endpoint, End) {
         let ip = flow::canonical_ip(ip);
-        if let Some(entry) = self.pods.get(&ip) {
-            let end = End::Pod { identity: entry.identity, node: entry.node };
+        let (key, view) = (key_of_ip(ip), &self.view);
+        if let Some(entry) = view.pods.get(key) {
+            let end = End::Pod { identity: entry.identity, node: entry.node() };
             return (Endpoint::Pod(Arc::clone(&entry.pod)), end);
         }
-        if let Some(number) = self.addresses.nodes.get(&ip) {
-            let name = Arc::clone(self.addresses.node_name(*number));
-            return (
-                Endpoint::Node { name, own: Some(*number) == self.addresses.own_node },
-                End::Node(*number),
-            );
+        if let Some(number) = view.node_addresses.get(key) {
+            let name = self.node_name(*number).cloned().unwrap_or_default();
+            let own = Some(*number) == view.own_node;
+            return (Endpoint::Node { name, own }, End::Node(*number));
         }
-        if self.addresses.own_ranges.contains(ip) {
+        if view.own_ranges.contains(ip) {
             return (Endpoint::UnknownLocal, End::UnknownLocal);
         }
         (Endpoint::External, End::External)
     }
 
+    pub(crate) fn node_name(&self, number: u32) -> Option<&Arc<str>> {
+        Some(&self.view.nodes.get(number)?.as_ref()?.name)
+    }
+
+    /// The pod that holds an address, when it is this one.
+    pub(crate) fn holds(&self, ip: IpAddr, namespace: &str, name: &str) -> bool {
+        self.view
+            .pods
+            .at(ip)
+            .is_some_and(|entry| *entry.pod.name == *name && *entry.pod.namespace == *namespace)
+    }
+
     /// The Service a client dialled: by ClusterIP and port, or by node port on a node's address.
     pub fn service_at(&self, dialed: SocketAddr, protocol: Protocol) -> Option<Service> {
         let ip = flow::canonical_ip(dialed.ip());
-        let service = match self.services.at_cluster_ip(ip) {
-            Some(service) => service.port(dialed.port(), protocol).map(|_| service),
-            None if self.addresses.nodes.contains_key(&ip) => {
-                self.services.at_node_port(dialed.port(), protocol)
+        let has = |service: &&Arc<ServiceEntry>| {
+            service.ports.iter().any(|(own, port, _)| *own == protocol && *port == dialed.port())
+        };
+        let service = match self.cluster_ip(ip) {
+            Some(service) => Some(service).filter(has),
+            None if self.view.node_addresses.at(ip).is_some() => {
+                self.view.node_ports.get(node_port_key(dialed.port(), protocol))
             }
             None => None,
         }?;
@@ -187,18 +280,15 @@ impl Snapshot {
     }
 
     /// The Service whose ClusterIP this is, whatever the port.
-    pub(crate) fn cluster_ip(&self, ip: IpAddr) -> Option<&CompiledService> {
-        self.services.at_cluster_ip(flow::canonical_ip(ip))
+    pub(crate) fn cluster_ip(&self, ip: IpAddr) -> Option<&Arc<ServiceEntry>> {
+        self.view.services.at(flow::canonical_ip(ip))
     }
 
-    /// The addresses of pods with identity on the own node.
+    /// The addresses of pods with identity on the own node. Looks at those only.
     pub fn local_pods(&self) -> LocalPods {
         let mut local = LocalPods::default();
-        for (ip, entry) in self.pods.iter().filter(|(_, entry)| entry.pod.local) {
-            let identity = &self.identities[entry.identity as usize];
-            let isolated = identity.ingress.is_some()
-                || identity.egress.is_some()
-                || identity.subject.as_ref().is_some_and(|subject| subject.may_be_denied);
+        for ip in self.view.local.iter() {
+            let isolated = self.view.pods.at(*ip).is_none_or(|entry| self.view.may_be_denied(entry.identity));
             let set = if isolated { &mut local.isolated } else { &mut local.observed };
             set.insert(*ip);
         }
@@ -207,12 +297,30 @@ impl Snapshot {
 
     /// The ranges the own node gives its pods addresses from; none overlaps another.
     pub fn own_pod_ranges(&self) -> Vec<IpNet> {
-        self.addresses.own_ranges.blocks()
+        self.view.own_ranges.blocks()
     }
 
     /// True for a known pod's address and any address inside a node's pod ranges.
     pub fn in_cluster(&self, ip: IpAddr) -> bool {
         let ip = flow::canonical_ip(ip);
-        self.pods.contains_key(&ip) || self.addresses.cluster_ranges.contains(ip)
+        self.view.pods.at(ip).is_some() || self.view.cluster_ranges.contains(ip)
+    }
+}
+
+impl View {
+    /// The policies of the Admin and Baseline tier that speak about an identity of this kind.
+    pub(crate) fn subject(&self, kind: Kind) -> Option<&Subject> {
+        // Most clusters have none, and then nothing is looked up.
+        if kind.subject == 0 { None } else { self.subjects.get(kind.subject)?.as_deref() }
+    }
+
+    fn may_be_denied(&self, identity: u32) -> bool {
+        let isolated = |own: &Identity| own.ingress.is_some() || own.egress.is_some();
+        self.identities.get(identity).is_none_or(isolated)
+            || self
+                .kinds
+                .get(identity)
+                .and_then(|kind| self.subject(*kind))
+                .is_some_and(|subject| subject.may_be_denied)
     }
 }

@@ -1,6 +1,7 @@
 //! Manifest files, watched → snapshots, published.
 //!
-//! Change notifications only say when to look; what is read is always everything. A set with a problem in it
+//! Change notifications only say when to look; what is read is always everything, and what differs from what is
+//! known changes the cluster. The objects themselves are not kept. A set with a problem in it
 //! changes nothing: the last good snapshot stays in force and the problems are told, each once.
 
 use std::ffi::OsString;
@@ -11,12 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use flow::Generation;
 use notify::{RecursiveMode, Watcher};
 
-use crate::compile::compile;
+use crate::cluster::Cluster;
 use crate::manifest::{self, Fingerprint, LoadError, Problem};
-use crate::objects::Objects;
 use crate::options::Options;
 use crate::store::SnapshotStore;
 
@@ -37,8 +36,7 @@ const JOIN_STEP: Duration = Duration::from_millis(1);
 pub struct ManifestSource {
     paths: Vec<PathBuf>,
     options: Options,
-    objects: Objects,
-    generation: Generation,
+    cluster: Cluster,
     store: SnapshotStore,
     /// When the manifests were about to be read.
     read: SystemTime,
@@ -67,10 +65,11 @@ impl ManifestSource {
     pub fn open(paths: &[PathBuf], options: Options) -> Result<(Self, SnapshotStore), LoadError> {
         let read = SystemTime::now();
         let objects = manifest::load(paths)?;
-        let generation = Generation(1);
+        let mut cluster = Cluster::new(options.clone());
+        cluster.replace(&objects);
         let store = SnapshotStore::new();
-        store.publish(compile(&objects, &options, generation));
-        let source = Self { paths: paths.to_vec(), options, objects, generation, store: store.clone(), read };
+        let mut source = Self { paths: paths.to_vec(), options, cluster, store: store.clone(), read };
+        source.publish();
         Ok((source, store))
     }
 
@@ -93,8 +92,7 @@ impl ManifestSource {
     }
 
     fn publish(&mut self) {
-        self.generation.0 += 1;
-        self.store.publish(compile(&self.objects, &self.options, self.generation));
+        self.store.publish(self.cluster.snapshot());
     }
 }
 
@@ -231,6 +229,7 @@ impl Watch {
             |addresses: &[IpAddr]| addresses.iter().copied().collect::<std::collections::BTreeSet<_>>();
         if sorted(&addresses) != sorted(&self.source.options.own_addresses) {
             self.source.options.own_addresses = addresses;
+            self.source.cluster.set_options(self.source.options.clone());
             self.source.publish();
         }
     }
@@ -252,8 +251,7 @@ impl Watch {
         self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
         match manifest::load(&self.source.paths) {
             Ok(objects) => {
-                if objects != self.source.objects {
-                    self.source.objects = objects;
+                if self.source.cluster.replace(&objects) {
                     self.source.publish();
                 }
                 // After the publication: whoever sees the success finds the snapshot.
@@ -356,6 +354,7 @@ fn concerns(event: &notify::Event, places: &[Place]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flow::Generation;
 
     #[test]
     fn a_poll_sees_a_change_that_no_notification_told_of() {

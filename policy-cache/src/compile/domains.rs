@@ -4,49 +4,29 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-
-use crate::objects::{Objects, TierPeer};
+use std::sync::Arc;
 
 /// Addresses → the patterns they match.
 #[derive(Debug, Default)]
 pub(crate) struct Domains {
-    /// Sorted; the number of a pattern is its place.
-    patterns: Vec<Box<str>>,
+    /// By their numbers; empty where no rule uses the number.
+    patterns: Box<[Arc<str>]>,
     /// Numbers ascending.
     by_address: HashMap<IpAddr, Box<[u32]>>,
 }
 
 impl Domains {
-    pub(crate) fn new(objects: &Objects) -> Self {
-        let rules = objects.tiers.iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
-        let patterns: BTreeSet<&str> = rules
-            .flat_map(|rule| &rule.peers)
-            .filter_map(|peer| match peer {
-                TierPeer::Domains(patterns) => Some(patterns),
-                _ => None,
-            })
-            .flatten()
-            .map(String::as_str)
-            .collect();
+    /// From the patterns by their numbers, and the addresses behind each name.
+    pub(crate) fn new(patterns: Box<[Arc<str>]>, names: &BTreeMap<String, BTreeSet<IpAddr>>) -> Self {
         let mut matching: BTreeMap<IpAddr, BTreeSet<u32>> = BTreeMap::new();
-        for (number, pattern) in (0_u32..).zip(&patterns) {
-            let named = objects.domains.iter().filter(|(name, _)| matches(pattern, name));
+        for (number, pattern) in (0_u32..).zip(&patterns).filter(|(_, pattern)| !pattern.is_empty()) {
+            let named = names.iter().filter(|(name, _)| matches(pattern, name));
             for ip in named.flat_map(|(_, addresses)| addresses) {
                 matching.entry(*ip).or_default().insert(number);
             }
         }
-        Self {
-            patterns: patterns.into_iter().map(Into::into).collect(),
-            by_address: matching
-                .into_iter()
-                .map(|(ip, numbers)| (ip, numbers.into_iter().collect()))
-                .collect(),
-        }
-    }
-
-    pub(crate) fn number(&self, pattern: &str) -> Option<u32> {
-        let place = self.patterns.binary_search_by(|own| (**own).cmp(pattern)).ok()?;
-        u32::try_from(place).ok()
+        let by_address = matching.into_iter().map(|(ip, numbers)| (ip, numbers.into_iter().collect()));
+        Self { patterns, by_address: by_address.collect() }
     }
 
     /// True when the address matches one of the patterns, whose numbers ascend.
@@ -61,11 +41,12 @@ impl Domains {
     /// The addresses that match other patterns here than there.
     pub(crate) fn differing<'d>(&'d self, other: &'d Self) -> impl Iterator<Item = IpAddr> + 'd {
         let all = self.by_address.keys().chain(other.by_address.keys());
-        all.copied().filter(|ip| !self.of(*ip).eq(other.of(*ip)))
+        all.copied().filter(|ip| self.of(*ip) != other.of(*ip))
     }
 
-    fn of(&self, ip: IpAddr) -> impl Iterator<Item = &str> {
-        self.by_address.get(&ip).into_iter().flatten().map(|number| &*self.patterns[*number as usize])
+    fn of(&self, ip: IpAddr) -> BTreeSet<&str> {
+        let numbers = self.by_address.get(&ip).into_iter().flatten();
+        numbers.map(|number| &*self.patterns[*number as usize]).collect()
     }
 }
 

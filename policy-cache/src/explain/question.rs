@@ -4,15 +4,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use flow::{Generation, Protocol};
+use flow::Protocol;
 
-use crate::compile::compile;
+use crate::endpoints::Endpoints;
 use crate::objects::{Objects, Phase, Pod, Service};
-use crate::options::Options;
 use crate::snapshot::Snapshot;
-
-/// An address no cluster gives to a Service, to look one up by that has none of its own (RFC 5737).
-const STAND_IN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
 /// `SRC DST PORT[/PROTO]`, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,12 +257,7 @@ fn find_service<'o>(objects: &'o Objects, namespace: &str, name: &str) -> Option
 
 /// The addresses that are the pod's own now; those of its node when it shares them.
 fn addresses(field: &'static str, pod: &Pod, snapshot: &Snapshot) -> Result<BTreeSet<IpAddr>, ExplainError> {
-    let holds = |ip: &IpAddr| {
-        snapshot
-            .pods
-            .get(ip)
-            .is_some_and(|entry| *entry.pod.name == *pod.name && *entry.pod.namespace == *pod.namespace)
-    };
+    let holds = |ip: &IpAddr| snapshot.holds(*ip, &pod.namespace, &pod.name);
     let mut addresses = BTreeSet::new();
     if pod.phase != Phase::Finished {
         addresses.extend(pod.ips.iter().copied().filter(|ip| pod.host_network || holds(ip)));
@@ -280,8 +271,7 @@ fn addresses(field: &'static str, pod: &Pod, snapshot: &Snapshot) -> Result<BTre
     Ok(addresses)
 }
 
-/// The ready endpoints of a Service. Manifests written by hand leave the ClusterIP to the cluster, so it is
-/// looked up by a stand-in in a snapshot of its own.
+/// The ready endpoints of a Service.
 fn backends(
     objects: &Objects,
     snapshot: &Snapshot,
@@ -289,18 +279,6 @@ fn backends(
     port: u16,
     protocol: Protocol,
 ) -> Vec<SocketAddr> {
-    let of = |snapshot: &Snapshot, ip: IpAddr| {
-        let port = snapshot.cluster_ip(ip)?.port(port, protocol)?;
-        Some(port.backends.clone())
-    };
-    if let Some(ip) = service.cluster_ips.first() {
-        return of(snapshot, *ip).unwrap_or_default();
-    }
-    let alone = Objects {
-        pods: objects.pods.clone(),
-        slices: objects.slices.clone(),
-        services: vec![Service { cluster_ips: [STAND_IN].into(), ..service.clone() }],
-        ..Objects::default()
-    };
-    of(&compile(&alone, &Options::default(), Generation(0)), STAND_IN).unwrap_or_default()
+    let own = service.ports.iter().find(|own| own.port == port && own.protocol == protocol);
+    own.map(|own| Endpoints::new(objects, snapshot).of(service, own)).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use super::Selector;
 
 /// A ClusterNetworkPolicy, an AdminNetworkPolicy or a BaselineAdminNetworkPolicy.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct TierPolicy {
     pub(crate) kind: PolicyKind,
     pub(crate) name: String,
@@ -33,13 +33,13 @@ impl TierPolicy {
 }
 
 /// Pods by their own labels and their namespace's, both of which must match.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct PodsIn {
     pub(crate) namespaces: Selector,
     pub(crate) pods: Selector,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct TierRule {
     pub(crate) name: Option<String>,
     pub(crate) action: Action,
@@ -50,7 +50,7 @@ pub(crate) struct TierRule {
 }
 
 /// What a rule does with what it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     /// `Accept`, or `Allow` in an AdminNetworkPolicy.
     Accept,
@@ -59,7 +59,7 @@ pub(crate) enum Action {
     Pass,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum TierPeer {
     Pods(PodsIn),
     /// Addresses of the nodes that the selector matches.
@@ -72,7 +72,7 @@ pub(crate) enum TierPeer {
     Unknown,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum TierPort {
     /// Inclusive.
     Range { protocol: Protocol, low: u16, high: u16 },

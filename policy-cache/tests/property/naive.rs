@@ -145,8 +145,9 @@ fn end(objects: &[Value], surroundings: &Surroundings, ip: &str) -> End {
             return End::Node(text(&node["metadata"], "name").to_owned());
         }
     }
+    // Of several nodes that pods say it is of, the first by name.
     let mut host_pods: Vec<&Value> = of_kind(objects, "Pod").collect();
-    host_pods.sort_by_key(|pod| (namespace(pod).to_owned(), text(&pod["metadata"], "name").to_owned()));
+    host_pods.sort_by_key(|pod| text(&pod["spec"], "nodeName").to_owned());
     for pod in host_pods {
         let finished = ["Succeeded", "Failed"].contains(&text(&pod["status"], "phase"));
         let has_it = list(&pod["status"], "podIPs").iter().any(|entry| text(entry, "ip") == ip);

@@ -227,7 +227,7 @@ fn a_changed_node_label_domain_name_or_priority_affects_those_it_touches() {
     let nodes = egress("{nodes: {matchLabels: {zone: west}}}", 1);
     let cluster = Cluster::new(&[("CNP", "p", &nodes)]);
     let relabelled = Cluster::relabelled(&[("CNP", "p", &nodes)], "zone: east", "zone: west");
-    assert_eq!(affected(&cluster, &relabelled), ["10.0.1.1", "fd00::1:1"]);
+    assert_eq!(affected(&cluster, &relabelled), ["192.168.0.1"]);
     let moved = Cluster::new(&[("CNP", "p", &egress("{nodes: {matchLabels: {zone: west}}}", 2))]);
     assert_eq!(affected(&cluster, &moved), ["10.0.1.1", "fd00::1:1"]);
     let named = egress("{domainNames: [example.com]}", 1);

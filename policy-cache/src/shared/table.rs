@@ -1,0 +1,210 @@
+//! A hash table in a fixed number of parts, each an array that is searched from the place its hash names.
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, LazyLock};
+
+/// Values by 128-bit keys, as addresses are.
+#[derive(Debug)]
+pub(crate) struct Table<V> {
+    /// As many as a power of two.
+    parts: Arc<[Part<V>]>,
+    seed: Seed,
+}
+
+/// Always with a free place, at which a search that finds nothing ends; or without any place at all.
+type Part<V> = Arc<[Option<(u128, V)>]>;
+
+/// Unknown to whoever chooses addresses, so that nobody can crowd a part.
+#[derive(Clone, Copy, Debug)]
+struct Seed(u64, u64);
+
+static SEED: LazyLock<Seed> = LazyLock::new(|| {
+    let random = std::hash::RandomState::new();
+    Seed(random.hash_one(1), random.hash_one(2))
+});
+
+/// An address as a key: IPv4 as its IPv4-mapped form, which is never an address of its own here.
+pub(crate) fn key_of_ip(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// The address of a key.
+fn ip_of_key(key: u128) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(key)).to_canonical()
+}
+
+impl<V> Clone for Table<V> {
+    fn clone(&self) -> Self {
+        Self { parts: Arc::clone(&self.parts), seed: self.seed }
+    }
+}
+
+impl<V> Table<V> {
+    /// An empty table of so many parts.
+    pub(crate) fn new(parts: usize) -> Self {
+        let none: Part<V> = Arc::new([]);
+        Self { parts: vec![none; parts.next_power_of_two()].into(), seed: *SEED }
+    }
+
+    pub(crate) fn get(&self, key: u128) -> Option<&V> {
+        let hash = hash(key, self.seed);
+        let part = &self.parts[part(hash, self.parts.len())];
+        let mut place = place(hash, part.len());
+        loop {
+            match part.get(place)? {
+                Some((own, value)) if *own == key => return Some(value),
+                Some(_) => place = if place + 1 == part.len() { 0 } else { place + 1 },
+                None => return None,
+            }
+        }
+    }
+
+    pub(crate) fn at(&self, ip: IpAddr) -> Option<&V> {
+        self.get(key_of_ip(ip))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpAddr, &V)> {
+        self.parts.iter().flat_map(|part| entries(part)).map(|(key, value)| (ip_of_key(*key), value))
+    }
+
+    /// Every key that may have another value here than there, with both values.
+    pub(crate) fn differing<'t>(
+        &'t self,
+        other: &'t Self,
+    ) -> impl Iterator<Item = (IpAddr, Option<&'t V>, Option<&'t V>)> + 't {
+        let parts = self.parts.iter().zip(other.parts.iter()).filter(|(own, old)| !Arc::ptr_eq(own, old));
+        parts.flat_map(|(own, old)| {
+            let here = entries(own).map(|(key, value)| (ip_of_key(*key), Some(value), other.get(*key)));
+            let gone = entries(old).filter(|(key, _)| self.get(*key).is_none());
+            here.chain(gone.map(|(key, value)| (ip_of_key(*key), None, Some(value))))
+        })
+    }
+
+    /// The entries of parts that are the same in memory here and there.
+    pub(crate) fn shared<'t>(&'t self, other: &'t Self) -> impl Iterator<Item = (IpAddr, &'t V)> + 't {
+        let parts = self.parts.iter().zip(other.parts.iter()).filter(|(own, old)| Arc::ptr_eq(own, old));
+        parts.flat_map(|(own, _)| entries(own)).map(|(key, value)| (ip_of_key(*key), value))
+    }
+}
+
+impl<V: Clone> Table<V> {
+    /// Sets or removes values. Of several changes of one key the last one counts.
+    pub(crate) fn update(&mut self, changes: Vec<(u128, Option<V>)>) {
+        if changes.is_empty() {
+            return;
+        }
+        let (seed, count) = (self.seed, self.parts.len());
+        let part_of = |key: u128| part(hash(key, seed), count);
+        let mut changes: Vec<(usize, u128, Option<V>)> =
+            changes.into_iter().map(|(key, value)| (part_of(key), key, value)).collect();
+        changes.sort_by_key(|(part, key, _)| (*part, *key));
+        let parts = Arc::make_mut(&mut self.parts);
+        for group in changes.chunk_by(|a, b| a.0 == b.0) {
+            let part = &mut parts[group[0].0];
+            let changed = |key: u128| group.binary_search_by_key(&key, |(_, own, _)| *own).is_ok();
+            let kept = entries(part).filter(|(key, _)| !changed(*key)).cloned();
+            let last = group.chunk_by(|a, b| a.1 == b.1).filter_map(|same| same.last());
+            let new = last.filter_map(|(_, key, value)| Some((*key, value.clone()?)));
+            *part = filled(kept.chain(new).collect(), seed);
+        }
+    }
+}
+
+fn entries<V>(part: &Part<V>) -> impl Iterator<Item = &(u128, V)> {
+    part.iter().flatten()
+}
+
+/// Places for two fifths more entries than there are: a search then looks at two places, or at seven when it
+/// finds nothing.
+fn filled<V>(entries: Vec<(u128, V)>, seed: Seed) -> Part<V> {
+    if entries.is_empty() {
+        return Arc::new([]);
+    }
+    let length = entries.len() * 7 / 5 + 1;
+    let mut places: Vec<Option<(u128, V)>> = std::iter::repeat_with(|| None).take(length).collect();
+    for entry in entries {
+        let mut free = place(hash(entry.0, seed), length);
+        while places[free].is_some() {
+            free = if free + 1 == length { 0 } else { free + 1 };
+        }
+        places[free] = Some(entry);
+    }
+    places.into()
+}
+
+/// The upper bits name the part, the lower ones the place in it.
+fn part(hash: u64, parts: usize) -> usize {
+    (hash >> 32) as usize & (parts - 1)
+}
+
+fn place(hash: u64, length: usize) -> usize {
+    ((hash & u64::from(u32::MAX)) as usize * length) >> 32
+}
+
+/// Both halves of a product of 64-bit halves, folded.
+#[expect(clippy::cast_possible_truncation, reason = "halves of a wider number")]
+fn hash(key: u128, Seed(one, two): Seed) -> u64 {
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        (product >> 64) as u64 ^ product as u64
+    };
+    fold(key as u64 ^ one, (key >> 64) as u64 ^ two)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn contents(table: &Table<u8>) -> BTreeMap<IpAddr, u8> {
+        table.iter().map(|(ip, value)| (ip, *value)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_a_map_of_which_older_copies_stay_as_they_were(
+            batches in prop::collection::vec(
+                prop::collection::vec((0_u128..40, prop::option::of(any::<u8>())), 0..12), 0..20),
+        ) {
+            let mut table = Table::new(4);
+            let mut naive = BTreeMap::new();
+            for batch in batches {
+                let (before, old) = (table.clone(), contents(&table));
+                for (key, value) in &batch {
+                    match value {
+                        Some(value) => naive.insert(ip_of_key(*key), *value),
+                        None => naive.remove(&ip_of_key(*key)),
+                    };
+                }
+                table.update(batch);
+                prop_assert_eq!(&contents(&table), &naive);
+                prop_assert_eq!(&contents(&before), &old);
+                for key in 0..40 {
+                    prop_assert_eq!(table.get(key), naive.get(&ip_of_key(key)));
+                }
+                let told: BTreeMap<_, _> =
+                    table.differing(&before).map(|(ip, new, old)| (ip, (new.copied(), old.copied()))).collect();
+                for ip in (0..40).map(ip_of_key) {
+                    let both = (naive.get(&ip).copied(), old.get(&ip).copied());
+                    prop_assert!(both.0 == both.1 || told.get(&ip) == Some(&both), "{} {:?}", ip, both);
+                }
+                for (ip, value) in table.shared(&before) {
+                    prop_assert_eq!((old.get(&ip), told.get(&ip)), (Some(value), None));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_keep_their_family() {
+        for text in ["10.0.0.1", "::1", "fd00::1", "::", "0.0.0.0"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(ip_of_key(key_of_ip(ip)), ip);
+        }
+    }
+}
