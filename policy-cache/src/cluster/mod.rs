@@ -33,11 +33,6 @@ use crate::options::Options;
 use crate::shared::{Chunks, Table};
 use crate::snapshot::{Snapshot, View};
 
-/// Parts of the tables: a change copies one part, and every change the list of them.
-const POD_PARTS: usize = 2048;
-const NODE_PARTS: usize = 256;
-const SERVICE_PARTS: usize = 256;
-
 /// The objects of a cluster as they are now, and what is compiled from them.
 #[derive(Debug)]
 pub struct Cluster {
@@ -74,8 +69,8 @@ impl Cluster {
             own: Arc::new([]),
             own_ranges: Arc::clone(&none),
             cluster_ranges: none,
-            pods: Table::new(POD_PARTS),
-            node_addresses: Table::new(NODE_PARTS),
+            pods: Table::default(),
+            node_addresses: Table::default(),
             nodes: Chunks::default(),
             kinds: Chunks::default(),
             identities: Chunks::default(),
@@ -83,8 +78,8 @@ impl Cluster {
             node_sets: Chunks::default(),
             subjects: Chunks::default(),
             domains: Arc::new(Domains::default()),
-            services: Table::new(SERVICE_PARTS),
-            node_ports: Table::new(SERVICE_PARTS),
+            services: Table::default(),
+            node_ports: Table::default(),
             local: Arc::new(BTreeSet::new()),
             counts: Arc::new(Counts::default()),
         };

@@ -1,4 +1,4 @@
-//! A hash table in a fixed number of parts, each an array that is searched from the place its hash names.
+//! A hash table in parts, each an array that is searched from the place its hash names.
 
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,8 +9,12 @@ use std::sync::{Arc, LazyLock};
 pub(crate) struct Table<V> {
     /// As many as a power of two.
     parts: Arc<[Part<V>]>,
+    len: usize,
     seed: Seed,
 }
+
+/// Entries of a part, on average, beyond which there are twice as many parts.
+const CROWDED: usize = 128;
 
 /// Always with a free place, at which a search that finds nothing ends; or without any place at all.
 type Part<V> = Arc<[Option<(u128, V)>]>;
@@ -39,17 +43,17 @@ fn ip_of_key(key: u128) -> IpAddr {
 
 impl<V> Clone for Table<V> {
     fn clone(&self) -> Self {
-        Self { parts: Arc::clone(&self.parts), seed: self.seed }
+        Self { parts: Arc::clone(&self.parts), ..*self }
+    }
+}
+
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self { parts: Arc::new([Arc::new([])]), len: 0, seed: *SEED }
     }
 }
 
 impl<V> Table<V> {
-    /// An empty table of so many parts.
-    pub(crate) fn new(parts: usize) -> Self {
-        let none: Part<V> = Arc::new([]);
-        Self { parts: vec![none; parts.next_power_of_two()].into(), seed: *SEED }
-    }
-
     pub(crate) fn get(&self, key: u128) -> Option<&V> {
         let hash = hash(key, self.seed);
         let part = &self.parts[part(hash, self.parts.len())];
@@ -76,18 +80,25 @@ impl<V> Table<V> {
         &'t self,
         other: &'t Self,
     ) -> impl Iterator<Item = (IpAddr, Option<&'t V>, Option<&'t V>)> + 't {
-        let parts = self.parts.iter().zip(other.parts.iter()).filter(|(own, old)| !Arc::ptr_eq(own, old));
-        parts.flat_map(|(own, old)| {
-            let here = entries(own).map(|(key, value)| (ip_of_key(*key), Some(value), other.get(*key)));
-            let gone = entries(old).filter(|(key, _)| self.get(*key).is_none());
-            here.chain(gone.map(|(key, value)| (ip_of_key(*key), None, Some(value))))
-        })
+        let parts = |one: &'t Self, two: &'t Self| {
+            let differs = |(place, own): &(usize, &Part<V>)| !two.has_part(*place, own, one.parts.len());
+            one.parts.iter().enumerate().filter(differs).flat_map(|(_, part)| entries(part))
+        };
+        let here = parts(self, other).map(|(key, value)| (ip_of_key(*key), Some(value), other.get(*key)));
+        let gone = parts(other, self).filter(|(key, _)| self.get(*key).is_none());
+        here.chain(gone.map(|(key, value)| (ip_of_key(*key), None, Some(value))))
     }
 
     /// The entries of parts that are the same in memory here and there.
     pub(crate) fn shared<'t>(&'t self, other: &'t Self) -> impl Iterator<Item = (IpAddr, &'t V)> + 't {
-        let parts = self.parts.iter().zip(other.parts.iter()).filter(|(own, old)| Arc::ptr_eq(own, old));
-        parts.flat_map(|(own, _)| entries(own)).map(|(key, value)| (ip_of_key(*key), value))
+        let shared = |(place, own): &(usize, &Part<V>)| other.has_part(*place, own, self.parts.len());
+        let parts = self.parts.iter().enumerate().filter(shared);
+        parts.flat_map(|(_, part)| entries(part)).map(|(key, value)| (ip_of_key(*key), value))
+    }
+
+    /// True when it has this part, of so many, in the same place.
+    fn has_part(&self, place: usize, part: &Part<V>, parts: usize) -> bool {
+        self.parts.len() == parts && Arc::ptr_eq(&self.parts[place], part)
     }
 }
 
@@ -97,6 +108,7 @@ impl<V: Clone> Table<V> {
         if changes.is_empty() {
             return;
         }
+        self.make_room(changes.len());
         let (seed, count) = (self.seed, self.parts.len());
         let part_of = |key: u128| part(hash(key, seed), count);
         let mut changes: Vec<(usize, u128, Option<V>)> =
@@ -109,9 +121,32 @@ impl<V: Clone> Table<V> {
             let kept = entries(part).filter(|(key, _)| !changed(*key)).cloned();
             let last = group.chunk_by(|a, b| a.1 == b.1).filter_map(|same| same.last());
             let new = last.filter_map(|(_, key, value)| Some((*key, value.clone()?)));
-            *part = filled(kept.chain(new).collect(), seed);
+            let entries: Vec<(u128, V)> = kept.chain(new).collect();
+            self.len = self.len + entries.len() - entries_in(part);
+            *part = filled(entries, seed);
         }
     }
+
+    /// Divides everything among more parts when this many more entries would crowd them.
+    fn make_room(&mut self, more: usize) {
+        let before = self.parts.len();
+        let mut count = before;
+        while self.len + more > count * CROWDED {
+            count *= 2;
+        }
+        if count == before {
+            return;
+        }
+        let mut parts: Vec<Vec<(u128, V)>> = std::iter::repeat_with(Vec::new).take(count).collect();
+        for entry in self.parts.iter().flat_map(|part| entries(part)) {
+            parts[part(hash(entry.0, self.seed), count)].push(entry.clone());
+        }
+        self.parts = parts.into_iter().map(|entries| filled(entries, self.seed)).collect();
+    }
+}
+
+fn entries_in<V>(part: &Part<V>) -> usize {
+    entries(part).count()
 }
 
 fn entries<V>(part: &Part<V>) -> impl Iterator<Item = &(u128, V)> {
@@ -169,9 +204,9 @@ mod tests {
         #[test]
         fn a_table_is_a_map_of_which_older_copies_stay_as_they_were(
             batches in prop::collection::vec(
-                prop::collection::vec((0_u128..40, prop::option::of(any::<u8>())), 0..12), 0..20),
+                prop::collection::vec((0_u128..600, prop::option::of(any::<u8>())), 0..200), 0..12),
         ) {
-            let mut table = Table::new(4);
+            let mut table = Table::default();
             let mut naive = BTreeMap::new();
             for batch in batches {
                 let (before, old) = (table.clone(), contents(&table));
@@ -184,12 +219,12 @@ mod tests {
                 table.update(batch);
                 prop_assert_eq!(&contents(&table), &naive);
                 prop_assert_eq!(&contents(&before), &old);
-                for key in 0..40 {
+                for key in 0..600 {
                     prop_assert_eq!(table.get(key), naive.get(&ip_of_key(key)));
                 }
                 let told: BTreeMap<_, _> =
                     table.differing(&before).map(|(ip, new, old)| (ip, (new.copied(), old.copied()))).collect();
-                for ip in (0..40).map(ip_of_key) {
+                for ip in (0..600).map(ip_of_key) {
                     let both = (naive.get(&ip).copied(), old.get(&ip).copied());
                     prop_assert!(both.0 == both.1 || told.get(&ip) == Some(&both), "{} {:?}", ip, both);
                 }
