@@ -38,13 +38,13 @@ impl<'o> Endpoints<'o> {
         let slices = self.slices.get(&(service.namespace.as_str(), service.name.as_str()));
         let endpoints = match slices {
             Some(slices) => from_slices(slices, port),
-            None => self.from_pods(service, port),
+            None => self.of_pods(service, port),
         };
         endpoints.into_iter().collect()
     }
 
     /// Manifests written by hand rarely contain EndpointSlices: do what the endpoint slice controller would.
-    fn from_pods(&self, service: &Service, port: &ServicePort) -> BTreeSet<SocketAddr> {
+    fn of_pods(&self, service: &Service, port: &ServicePort) -> BTreeSet<SocketAddr> {
         let mut endpoints = BTreeSet::new();
         if service.selector.is_empty() {
             return endpoints;

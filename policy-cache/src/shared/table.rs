@@ -177,7 +177,7 @@ fn part(hash: u64, parts: usize) -> usize {
 }
 
 fn place(hash: u64, length: usize) -> usize {
-    ((hash & u64::from(u32::MAX)) as usize * length) >> 32
+    (((hash & u64::from(u32::MAX)) * length as u64) >> 32) as usize
 }
 
 /// Both halves of a product of 64-bit halves, folded.
