@@ -1,4 +1,9 @@
-//! Texts → the same texts, damaged: what a fuzzer's mutator does, repeatable and on a stable toolchain.
+//! What the targets of cargo-fuzz and the tests have in common: what is tried with an input, and texts → the same
+//! texts, damaged: what a fuzzer's mutator does, but repeatable and without instrumentation.
+
+mod tried;
+
+pub use tried::read_and_decide;
 
 /// Numbers that look random and are the same for the same seed (splitmix64, Steele et al. 2014).
 #[derive(Clone, Debug)]

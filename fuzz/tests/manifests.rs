@@ -1,49 +1,16 @@
 //! Thousands of damaged manifests: each is read or refused, and what was read compiles and decides.
-#![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use flow::{ClientAddr, Generation, OrigDst, Protocol, Tuple};
-use fuzz::{Random, damaged};
+use fuzz::{Random, damaged, read_and_decide};
 use policy_bench::{Cluster, Shape};
-use policy_cache::{Options, compile, parse};
 
 /// A damaged manifest of a few kilobytes that takes longer has found a way to hang us.
 const LIMIT: Duration = Duration::from_secs(5);
 
 const CASES: usize = 10_000;
 
-const TIERS: &str = r#"
-apiVersion: policy.networking.k8s.io/v1alpha2
-kind: ClusterNetworkPolicy
-metadata: {name: admin}
-spec:
-  tier: Admin
-  priority: 10
-  subject: {pods: {namespaceSelector: {matchLabels: {team: a}}, podSelector: {}}}
-  ingress:
-  - {name: deny, action: Deny, from: [{namespaces: {matchExpressions: [{key: team, operator: NotIn, values: [a]}]}}]}
-  egress:
-  - {action: Accept, to: [{networks: [10.0.0.0/8, "fd00::/8"]}], protocols: [{tcp: {destinationPort: {number: 80}}}]}
----
-apiVersion: policy.networking.k8s.io/v1alpha1
-kind: AdminNetworkPolicy
-metadata: {name: pass}
-spec:
-  priority: 3
-  subject: {namespaces: {}}
-  egress:
-  - {action: Pass, to: [{nodes: {matchExpressions: [{key: zone, operator: Exists}]}}], ports: [{portRange: {start: 1, end: 9}}]}
----
-apiVersion: policy.networking.k8s.io/v1alpha1
-kind: BaselineAdminNetworkPolicy
-metadata: {name: default}
-spec:
-  subject: {namespaces: {}}
-  ingress:
-  - {action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: x}}}}], ports: [{namedPort: http}]}
-"#;
+const TIERS: &str = include_str!("../corpus/manifests/tiers.yaml");
 
 /// Valid manifests of every kind, in JSON and in YAML.
 fn corpus() -> Vec<String> {
@@ -61,35 +28,7 @@ fn corpus() -> Vec<String> {
 
 fn try_one(name: &str, text: &str) -> bool {
     let started = Instant::now();
-    let read = parse([(Path::new(name), text)]);
-    let usable = read.is_ok();
-    match read {
-        Ok(objects) => {
-            let options = Options {
-                node: Some("node-00001".to_owned()),
-                own_addresses: vec!["10.0.1.1".parse().unwrap()],
-                ..Options::default()
-            };
-            let snapshot = compile(&objects, &options, Generation(1));
-            let again = compile(&objects, &options, Generation(2));
-            for pair in
-                [["10.0.0.1", "10.0.1.2"], ["10.0.1.3", "203.0.113.7"], ["fd00:10::1", "fd00:10:1::2"]]
-            {
-                let [source, destination]: [std::net::IpAddr; 2] = pair.map(|ip| ip.parse().unwrap());
-                let tuple = Tuple {
-                    protocol: Protocol::Tcp,
-                    client: ClientAddr((source, 40_000_u16).into()),
-                    destination: OrigDst((destination, 8080_u16).into()),
-                };
-                let decide = |snapshot: &policy_cache::Snapshot| {
-                    let decision = snapshot.decide(&snapshot.identify(&tuple));
-                    (decision.egress, decision.ingress)
-                };
-                assert_eq!(decide(&snapshot), decide(&again), "{text}");
-            }
-        }
-        Err(error) => assert!(!error.problems.is_empty(), "refused without a reason: {text}"),
-    }
+    let usable = read_and_decide(name, text);
     assert!(started.elapsed() < LIMIT, "{:?} for {text}", started.elapsed());
     usable
 }

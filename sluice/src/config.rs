@@ -144,7 +144,8 @@ impl Config {
         Self::checked(path, &text)
     }
 
-    fn checked(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Reads and checks a text; `path` names it.
+    pub(crate) fn checked(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let sections: Option<Sections> =
             serde_saphyr::from_str(text).map_err(|error| parse_error(path, text, &error))?;
         let config = Self::from(sections.unwrap_or_default());

@@ -4,10 +4,13 @@
 //! more than one more finding.
 
 mod known;
+mod order;
 mod peers;
 mod places;
 mod ports;
 mod selection;
+mod services;
+mod tier_rules;
 mod tiers;
 
 use std::fmt;
@@ -113,6 +116,8 @@ pub fn lint_texts<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> R
     peers::check(&known, &mut findings);
     ports::check(&known, &mut findings);
     tiers::check(&known, &mut findings);
+    tier_rules::check(&known, &mut findings);
+    order::check(&known, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| {
         (&a.file, a.document, a.line, &a.field).cmp(&(&b.file, b.document, b.line, &b.field))
@@ -122,7 +127,7 @@ pub fn lint_texts<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> R
 
 /// Findings as checks report them, each put in its place.
 struct Findings<'p> {
-    places: &'p Places,
+    places: &'p Places<'p>,
     list: Vec<Finding>,
 }
 

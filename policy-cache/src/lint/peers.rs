@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+
 use super::Findings;
-use super::known::{Known, Way, name, ways};
+use super::known::{Known, Way, is_inside, name, ways};
 use crate::objects::{NetworkPolicy, Operator, Peer, Pod, Requirement, Selector};
 
 pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
@@ -88,19 +90,22 @@ fn block_over_pods(
     if cidr.prefix_len() == 0 {
         return;
     }
-    let ranges = known.objects.nodes.iter().flat_map(|node| &node.pod_cidrs);
-    let left_out = |range: &ipnet::IpNet| except.iter().any(|one| one.contains(range));
-    let mut overlapping =
-        ranges.filter(|range| (cidr.contains(*range) || range.contains(cidr)) && !left_out(range));
-    let whose = match known.matched_by(peer, &policy.namespace).first() {
-        Some(Pod { namespace, name, .. }) => format!("contains pod {namespace}/{name}"),
-        None => match overlapping.next() {
-            Some(range) => format!("overlaps the pod range {range}"),
-            None => return,
-        },
-    };
+    let Some(whose) = pods_inside(known, cidr, except) else { return };
     let message = format!("{cidr} {whose}: name pods by selectors, their addresses change");
     findings.report("block-over-pods", &name(policy), &format!("{field}.ipBlock"), message);
+}
+
+/// Whose pods' addresses are inside a range.
+pub(super) fn pods_inside(known: &Known<'_>, cidr: &IpNet, except: &[IpNet]) -> Option<String> {
+    let inside = |pod: &&Pod| is_inside(pod, cidr, except);
+    if let Some(Pod { namespace, name, .. }) = known.pods.iter().find(inside) {
+        return Some(format!("contains pod {namespace}/{name}"));
+    }
+    let mut ranges = known.objects.nodes.iter().flat_map(|node| &node.pod_cidrs);
+    let overlaps = |range: &&IpNet| {
+        (cidr.contains(*range) || range.contains(cidr)) && !except.iter().any(|one| one.contains(*range))
+    };
+    ranges.find(overlaps).map(|range| format!("overlaps the pod range {range}"))
 }
 
 /// Two items of which one has only a namespaceSelector and the next only a podSelector: either is enough.
@@ -145,7 +150,7 @@ fn and_as_or(
 }
 
 /// The key whose requirements no label can meet all at once.
-fn contradiction(selector: &Selector) -> Option<&str> {
+pub(super) fn contradiction(selector: &Selector) -> Option<&str> {
     let keys: BTreeSet<&str> = selector.requirements.iter().map(|one| one.key.as_str()).collect();
     keys.into_iter().find(|key| {
         let own: Vec<&Requirement> = selector.requirements.iter().filter(|one| one.key == *key).collect();

@@ -1,9 +1,13 @@
 //! Texts → where each policy and each of its fields stands: the table beside the objects.
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use flow::Protocol;
+
 use crate::manifest::tree::{self, Node, Value};
+use crate::objects::Pod;
 
 /// Kinds whose pods follow from a template.
 pub(super) const WORKLOADS: &[&str] =
@@ -11,11 +15,17 @@ pub(super) const WORKLOADS: &[&str] =
 
 /// Where policies stand, and the pods that workloads will have.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub(super) struct Places<'t> {
+    texts: Vec<(&'t Path, &'t str)>,
     policies: HashMap<String, Place>,
     /// Pods as JSON, one for each template.
     pub(super) templates: Vec<serde_json::Value>,
+    /// Read when somebody asks.
+    declared: OnceCell<Declared>,
 }
+
+/// The ports of containers, named or not, by namespace and name of the pod.
+type Declared = HashMap<(String, String), HashSet<(Protocol, u16)>>;
 
 /// Where one object stands.
 #[derive(Debug)]
@@ -27,11 +37,11 @@ pub(super) struct Place {
     root: Node,
 }
 
-impl Places {
-    pub(super) fn read(texts: &[(&Path, &str)]) -> Self {
-        let mut places = Self::default();
+impl<'t> Places<'t> {
+    pub(super) fn read(texts: &[(&'t Path, &'t str)]) -> Self {
+        let mut places = Self { texts: texts.to_vec(), ..Self::default() };
         for (path, text) in texts {
-            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            if is_json(path) {
                 places.json(path, text);
                 continue;
             }
@@ -94,6 +104,41 @@ impl Places {
         }
     }
 
+    /// True when a container of the pod declares this port, with a name or without. Policies do not ask for the
+    /// latter, so the objects do not keep them.
+    pub(super) fn declares(&self, pod: &Pod, protocol: Protocol, number: u16) -> bool {
+        let key = (pod.namespace.clone(), pod.name.clone());
+        self.declared().get(&key).is_some_and(|ports| ports.contains(&(protocol, number)))
+    }
+
+    fn declared(&self) -> &Declared {
+        self.declared.get_or_init(|| {
+            let mut declared = Declared::new();
+            let texts = self.texts.iter().filter(|(_, text)| text.contains("containerPort"));
+            for (path, text) in texts {
+                if is_json(path) {
+                    for root in tree::parse_json(text).unwrap_or_default() {
+                        declare(&root, None, &mut declared);
+                    }
+                    continue;
+                }
+                for document in tree::split_yaml(text) {
+                    if document.text.contains("containerPort")
+                        && let Ok(root) = tree::parse_yaml(document.text)
+                    {
+                        declare(&root, None, &mut declared);
+                    }
+                }
+            }
+            for template in &self.templates {
+                for root in tree::parse_json(&template.to_string()).unwrap_or_default() {
+                    declare(&root, None, &mut declared);
+                }
+            }
+            declared
+        })
+    }
+
     /// The place of a policy, `Kind/namespace/name`.
     pub(super) fn of(&self, object: &str) -> Option<&Place> {
         self.policies.get(object)
@@ -103,6 +148,12 @@ impl Places {
 impl Place {
     /// The line of a field such as `spec.ingress[0].from[1]`, or of the nearest one around it.
     pub(super) fn line(&self, field: &str) -> Option<usize> {
+        let (node, _) = self.find(field);
+        (node.line > 0).then_some(node.line + self.lines_before)
+    }
+
+    /// The node of a field, or of the nearest one around it and false.
+    fn find(&self, field: &str) -> (&Node, bool) {
         let mut node = &self.root;
         for step in field.split(['.', '[']).filter(|step| !step.is_empty()) {
             let child = match (step.strip_suffix(']'), &node.value) {
@@ -111,10 +162,15 @@ impl Place {
                 }
                 _ => node.get(step),
             };
-            let Some(child) = child else { break };
+            let Some(child) = child else { return (node, false) };
             node = child;
         }
-        (node.line > 0).then_some(node.line + self.lines_before)
+        (node, true)
+    }
+
+    /// True when the field is written.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.find(field).1
     }
 
     /// How many items the list at a key of the spec has.
@@ -132,12 +188,50 @@ impl Node {
         entries.iter().find(|(name, _)| name == key).map(|(_, node)| node)
     }
 
+    /// The items of the list at a key; none where there is no list.
+    fn items(&self, key: &str) -> impl Iterator<Item = &Node> {
+        let list = match self.get(key).map(|node| &node.value) {
+            Some(Value::List(items)) => items.as_slice(),
+            _ => &[],
+        };
+        list.iter()
+    }
+
     fn text(&self, key: &str) -> Option<&str> {
         match &self.get(key)?.value {
             Value::String(text) => Some(text),
             _ => None,
         }
     }
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
+}
+
+/// Notes the ports of a pod's containers; `implied` is the kind that a typed list gives its items.
+fn declare(node: &Node, implied: Option<&str>, declared: &mut Declared) {
+    let Some(kind) = node.text("kind").or(implied) else { return };
+    if let Some(item) = kind.strip_suffix("List") {
+        let item = (!item.is_empty()).then_some(item);
+        node.items("items").for_each(|node| declare(node, item, declared));
+        return;
+    }
+    let (Some(metadata), Some(spec)) = (node.get("metadata"), node.get("spec")) else { return };
+    if kind != "Pod" {
+        return;
+    }
+    let namespace = metadata.text("namespace").filter(|name| !name.is_empty()).unwrap_or("default");
+    let key = (namespace.to_owned(), metadata.text("name").unwrap_or_default().to_owned());
+    let containers = spec.items("containers").chain(spec.items("initContainers"));
+    let ports = containers.flat_map(|container| container.items("ports")).filter_map(|port| {
+        let protocol = port.text("protocol").map_or(Some(Protocol::Tcp), |text| text.parse().ok())?;
+        match port.get("containerPort")?.value {
+            Value::Integer(number) => Some((protocol, u16::try_from(number).ok()?)),
+            _ => None,
+        }
+    });
+    declared.entry(key).or_default().extend(ports);
 }
 
 /// Reading lines costs time: most documents of a large cluster are pods, which need none.

@@ -1,19 +1,16 @@
 //! Ports of rules that no destination has: names nobody declares, and Services' ports.
 
-use std::collections::BTreeSet;
+use std::fmt;
 
 use super::Findings;
-use super::known::{Known, name, ways};
-use crate::objects::{NetworkPolicy, Numbers, Pod, Port, Rule, Service, TargetPort};
+use super::known::{Known, Way, name, ways};
+use crate::objects::{NetworkPolicy, Numbers, Pod, Port, Rule};
 
 pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
     for policy in known.policies() {
         for way in ways(policy) {
             for (index, rule) in way.rules.iter().enumerate() {
-                let targets = match way.key {
-                    "ingress" => known.selected(policy).collect(),
-                    _ => egress_targets(known, policy, rule),
-                };
+                let Some(targets) = targets(known, policy, way, rule) else { continue };
                 let ports = rule.ports.as_deref().unwrap_or_default();
                 for (number, port) in ports.iter().enumerate() {
                     let field = format!("spec.{}[{index}].ports[{number}]", way.key);
@@ -26,28 +23,59 @@ pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-/// The pods a rule leads to, when all of them can be known.
-fn egress_targets<'k>(known: &'k Known<'_>, policy: &'k NetworkPolicy, rule: &'k Rule) -> Vec<&'k Pod> {
+/// The pods that a rule leads to. They may be most of a cluster, so they are listed only when somebody asks.
+pub(super) struct Targets<'k> {
+    /// True when the rule leads to this pod.
+    pub(super) includes: Box<dyn Fn(&Pod) -> bool + 'k>,
+    pub(super) list: Box<dyn Fn() -> Vec<&'k Pod> + 'k>,
+}
+
+impl fmt::Debug for Targets<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries((self.list)().iter().map(|pod| &pod.name)).finish()
+    }
+}
+
+/// None when they cannot be known.
+fn targets<'k>(
+    known: &'k Known<'_>,
+    policy: &'k NetworkPolicy,
+    way: Way<'_>,
+    rule: &'k Rule,
+) -> Option<Targets<'k>> {
+    if way.key == "ingress" {
+        return Some(Targets {
+            includes: Box::new(|pod| {
+                pod.namespace == policy.namespace && policy.pod_selector.matches(&pod.labels)
+            }),
+            list: Box::new(|| known.selected(policy).collect()),
+        });
+    }
     if !known.is_cluster {
-        return Vec::new();
+        return None;
     }
-    match &rule.peers {
-        None => known.pods.iter().collect(),
-        Some(peers) => peers.iter().flat_map(|peer| known.matched_by(peer, &policy.namespace)).collect(),
-    }
+    let namespace = &policy.namespace;
+    Some(match &rule.peers {
+        None => Targets { includes: Box::new(|_| true), list: Box::new(|| known.pods.iter().collect()) },
+        Some(peers) => Targets {
+            includes: Box::new(move |pod| peers.iter().any(|peer| known.matches(peer, namespace, pod))),
+            list: Box::new(move || peers.iter().flat_map(|peer| known.matched_by(peer, namespace)).collect()),
+        },
+    })
 }
 
 fn unserved(
     known: &Known<'_>,
-    targets: &[&Pod],
+    targets: &Targets<'_>,
     ports: &[Port],
     port: &Port,
 ) -> Option<(&'static str, String)> {
-    if targets.is_empty() {
-        return None;
-    }
     match &port.numbers {
         Numbers::Named(named) => {
+            let targets = (targets.list)();
+            if targets.is_empty() {
+                return None;
+            }
             let declared =
                 || targets.iter().flat_map(|pod| &pod.named_ports).filter(|own| own.name == *named);
             if declared().any(|own| own.protocol == port.protocol) {
@@ -63,62 +91,43 @@ fn unserved(
             Some(("unknown-port-name", message))
         }
         Numbers::Range(low, high) if low == high => {
-            let (service, target) = service_port(known, targets, ports, port, *low)?;
-            let whole = format!("{}/{}", service.namespace, service.name);
-            let message = format!("{low} is a port of service {whole}; rules see the pods' port, {target}");
-            Some(("service-port", message))
+            Some(("service-port", mistaken(known, targets, ports, port, *low)?))
         }
         _ => None,
     }
 }
 
-/// The Service that has this port in front of these pods while none of them is seen to serve it, and what it
-/// leads to. A rule that also names that is none.
-fn service_port<'k>(
-    known: &'k Known<'_>,
-    targets: &[&Pod],
+/// What to say of a port that is that of a Service in front of these pods, while none of them is seen to serve
+/// it. A rule that also names the pods' own port is no mistake.
+pub(super) fn mistaken(
+    known: &Known<'_>,
+    targets: &Targets<'_>,
     ports: &[Port],
     port: &Port,
     number: u16,
-) -> Option<(&'k Service, u16)> {
-    let mut misled = None;
-    let own =
-        |pod: &Pod| pod.named_ports.iter().any(|own| own.number == number && own.protocol == port.protocol);
-    if targets.iter().any(|pod| own(pod)) {
+) -> Option<String> {
+    let pod = |place: &usize| &known.pods[*place];
+    let (service, target) = known.services.dialled(port.protocol, number).iter().find_map(|led| {
+        let wrong = |(place, target): &&(usize, u16)| {
+            *target != number
+                && !ports.iter().any(|own| covers(own, port, *target))
+                && (targets.includes)(pod(place))
+        };
+        led.to.iter().find(wrong).map(|(_, target)| (led.service, *target))
+    })?;
+    if known.services.served(port.protocol, number).iter().any(|place| (targets.includes)(pod(place))) {
         return None;
     }
-    for service in known.objects.services.iter().filter(|service| !service.selector.is_empty()) {
-        let behind: Vec<&&Pod> = targets.iter().filter(|pod| is_behind(service, pod)).collect();
-        for one in service.ports.iter().filter(|one| one.protocol == port.protocol) {
-            let numbers: BTreeSet<u16> =
-                behind.iter().filter_map(|pod| target(one.protocol, &one.target, pod)).collect();
-            if numbers.contains(&number) {
-                return None;
-            }
-            if one.port == number
-                && let Some(target) =
-                    numbers.into_iter().find(|target| !ports.iter().any(|own| covers(own, port, *target)))
-            {
-                misled = Some((service, target));
-            }
-        }
+    let declares = |pod: &&Pod| {
+        pod.named_ports.iter().any(|own| own.number == number && own.protocol == port.protocol)
+            // Asked last: who declares ports without a name is not known without another reading.
+            || known.places.declares(pod, port.protocol, number)
+    };
+    if (targets.list)().iter().any(declares) {
+        return None;
     }
-    misled
-}
-
-fn is_behind(service: &Service, pod: &Pod) -> bool {
-    pod.namespace == service.namespace
-        && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
-}
-
-fn target(protocol: flow::Protocol, target: &TargetPort, pod: &Pod) -> Option<u16> {
-    match target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Named(name) => {
-            let own = |port: &&crate::objects::NamedPort| port.name == *name && port.protocol == protocol;
-            pod.named_ports.iter().find(own).map(|port| port.number)
-        }
-    }
+    let whole = format!("{}/{}", service.namespace, service.name);
+    Some(format!("{number} is a port of service {whole}; rules see the pods' port, {target}"))
 }
 
 /// A port of the rule that lets the target through. A name may.

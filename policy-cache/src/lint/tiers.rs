@@ -1,14 +1,16 @@
-//! Policies of the Admin and Baseline tier: whom they speak about, and which rules below them they silence.
+//! Policies of the Admin and Baseline tier: whom they speak about, and which NetworkPolicies they silence.
 
 use super::Findings;
-use super::known::{Known, name, ways};
+use super::known::{Known, includes, name, tier_name, tier_ways, ways};
+use super::peers::contradiction;
 use crate::objects::{
     Action, NetworkPolicy, Peer, Pod, PodsIn, Rule, Selector, TierPeer, TierPolicy, TierRule,
 };
 
 pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
-    for policy in &known.objects.tiers {
+    for policy in known.tiers() {
         selects_nobody(known, policy, findings);
+        no_rules(policy, findings);
     }
     for policy in known.policies() {
         for way in ways(policy) {
@@ -27,25 +29,34 @@ pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-fn tier_name(policy: &TierPolicy) -> String {
-    format!("{}/{}", policy.kind.as_str(), policy.name)
-}
-
-/// Concluded only from what looks like a whole cluster: these policies are the cluster's.
+/// That nobody is there is concluded only from what looks like a whole cluster: these policies are the cluster's.
 fn selects_nobody(known: &Known<'_>, policy: &TierPolicy, findings: &mut Findings<'_>) {
     let PodsIn { namespaces, pods } = &policy.subject;
-    let everything = namespaces.is_everything() && pods.is_everything();
-    if !known.is_cluster
-        || everything
-        || known.pods.iter().any(|pod| speaks_about(known, &policy.subject, pod))
-    {
+    if let Some(key) = contradiction(namespaces).or(contradiction(pods)) {
+        let message = format!("can never match: its requirements on {key} exclude each other");
+        findings.report("never-matches", &tier_name(policy), "spec.subject", message);
         return;
     }
-    findings.report("selects-no-pod", &tier_name(policy), "spec.subject", "selects no pod".to_owned());
+    let everything = namespaces.is_everything() && pods.is_everything();
+    if !known.is_cluster || everything || known.pods_of(&policy.subject).next().is_some() {
+        return;
+    }
+    let host = |pod: &Pod| pod.host_network && known.speaks_about(&policy.subject, pod);
+    let message = if known.objects.pods.iter().any(host) {
+        "selects hostNetwork pods only, and policies do not apply to those"
+    } else {
+        "selects no pod"
+    };
+    findings.report("selects-no-pod", &tier_name(policy), "spec.subject", message.to_owned());
 }
 
-fn speaks_about(known: &Known<'_>, selectors: &PodsIn, pod: &Pod) -> bool {
-    known.is_in(&selectors.namespaces, &pod.namespace) && selectors.pods.matches(&pod.labels)
+/// A NetworkPolicy without rules closes its pods, and these policies do not.
+fn no_rules(policy: &TierPolicy, findings: &mut Findings<'_>) {
+    if tier_ways(policy).iter().all(|way| way.rules.is_empty()) {
+        let message =
+            "has no rules, and so no effect: a policy of this kind isolates nobody by itself".to_owned();
+        findings.report("no-rules", &tier_name(policy), "spec", message);
+    }
 }
 
 /// The rule of the Admin tier that denies everything a NetworkPolicy's rule allows, for every pod it selects.
@@ -59,7 +70,7 @@ fn shadow(known: &Known<'_>, policy: &NetworkPolicy, rule: &Rule, key: &str) -> 
     }
     let admin = known.objects.tiers.iter().filter(|above| above.tier == flow::Tier::Admin);
     for above in admin {
-        let subjects = selected.iter().filter(|pod| speaks_about(known, &above.subject, pod)).count();
+        let subjects = selected.iter().filter(|pod| known.speaks_about(&above.subject, pod)).count();
         if subjects == 0 {
             continue;
         }
@@ -85,15 +96,11 @@ fn peer_covers(above: &TierPeer, peer: &Peer, policy: &NetworkPolicy) -> bool {
             networks.iter().any(|network| network.contains(cidr))
         }
         (TierPeer::Pods(PodsIn { namespaces, pods }), Peer::Pods { namespaces: own, pods: own_pods }) => {
-            let includes = |wide: &Selector, narrow: Option<&Selector>| {
-                let requirements = narrow.map(|narrow| narrow.requirements.as_slice()).unwrap_or_default();
-                wide.requirements.iter().all(|requirement| requirements.contains(requirement))
-            };
             let namespace_covered = match own {
-                Some(own) => includes(namespaces, Some(own)),
+                Some(own) => includes(namespaces, own),
                 None => namespaces.is_everything() || is_namespace(namespaces, &policy.namespace),
             };
-            namespace_covered && includes(pods, own_pods.as_ref())
+            namespace_covered && includes(pods, own_pods.as_ref().unwrap_or(&Selector::default()))
         }
         _ => false,
     }

@@ -7,16 +7,21 @@ use super::{ENVIRONMENTS, TEAMS, namespace_name};
 /// One policy, on a line. `index` is its number in the whole cluster.
 pub(crate) fn policy(namespace: usize, index: usize, workloads: &[Workload], seed: u64) -> String {
     let mut random = Random::of(!seed, index as u64);
-    let workload = workloads.get(random.below(workloads.len().max(1)));
-    let (app, role) = workload.map_or(("none", "none"), |workload| (workload.name(), workload.role));
-    let spec = spec(index, app, role, &mut random);
+    // Nobody writes policies for Jobs that are done.
+    let running: Vec<&Workload> = workloads.iter().filter(|workload| workload.has_identity()).collect();
+    let mut pick = || match running.get(random.below(running.len().max(1))) {
+        Some(workload) => (workload.name(), workload.role),
+        None => ("none", "none"),
+    };
+    let ((app, role), (_, peer)) = (pick(), pick());
+    let spec = spec(index, app, role, peer, &mut random);
     format!(
         r#"{{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{{"namespace":"{}","name":"policy-{index}"}},"spec":{spec}}}"#,
         namespace_name(namespace),
     ) + "\n"
 }
 
-fn spec(index: usize, app: &str, role: &str, random: &mut Random) -> String {
+fn spec(index: usize, app: &str, role: &str, peer: &str, random: &mut Random) -> String {
     match index % 8 {
         0 => r#"{"podSelector":{},"policyTypes":["Ingress"]}"#.to_owned(),
         1 => r#"{"podSelector":{},"ingress":[{"from":[{"podSelector":{}}]}]}"#.to_owned(),
@@ -34,7 +39,7 @@ fn spec(index: usize, app: &str, role: &str, random: &mut Random) -> String {
         ),
         6 => r#"{"podSelector":{},"ingress":[{"from":[{"namespaceSelector":{},"podSelector":{"matchLabels":{"role":"metrics"}}}],"ports":[{"port":"metrics"}]}]}"#.to_owned(),
         _ => format!(
-            r#"{{"podSelector":{{"matchLabels":{{"app":"{app}"}}}},"policyTypes":["Ingress","Egress"],"ingress":[{{"from":[{{"ipBlock":{{"cidr":"203.0.{}.0/24"}}}},{{"podSelector":{{"matchLabels":{{"role":"api"}}}}}}]}}],"egress":[{{"to":[{{"podSelector":{{"matchLabels":{{"role":"database"}}}}}}],"ports":[{{"port":5432}}]}},{{"ports":[{{"port":53,"protocol":"UDP"}}]}}]}}"#,
+            r#"{{"podSelector":{{"matchLabels":{{"app":"{app}"}}}},"policyTypes":["Ingress","Egress"],"ingress":[{{"from":[{{"ipBlock":{{"cidr":"203.0.{}.0/24"}}}},{{"podSelector":{{"matchLabels":{{"role":"{peer}"}}}}}}]}}],"egress":[{{"to":[{{"podSelector":{{"matchLabels":{{"role":"{peer}"}}}}}}],"ports":[{{"port":5432}}]}},{{"ports":[{{"port":53,"protocol":"UDP"}}]}}]}}"#,
             random.below(200)
         ),
     }
