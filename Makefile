@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite test-lab bench bench-compare bench-policy build setup setup-test setup-bench deny
+.PHONY: help lab test check unit suite fuzz test-lab bench bench-compare bench-policy build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ lab: setup ## The main job: a cluster of network namespaces, nine policies, real
 	$(CARGO) build --release --locked -p sluice
 	$(SUDO) $(TARGET)/release/sluice lab
 
-test: setup-test check unit suite test-lab ## Everything that CI runs: lints, unit tests, datapath tests, the lab
+test: setup-test check unit suite fuzz test-lab ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
 
 check: ## Formatting and lints
 	$(CARGO) fmt --all --check
@@ -29,6 +29,22 @@ unit: build ## Tests of each crate, with real kernels' rules where a crate needs
 
 suite: build ## Datapath tests over real sockets in network namespaces (root)
 	$(CARGO) nextest run --locked -p suite
+
+# No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The inputs that are kept
+# stand in fuzz/corpus; what a run finds on its way stays in the target folder.
+FUZZ_SECONDS ?= 20
+FUZZ_FLAGS := --sanitizer none --dev --features targets --target-dir $(TARGET)/fuzz
+FUZZ_FOUND := $(TARGET)/fuzz/found
+FUZZ_LIMITS := -max_total_time=$(FUZZ_SECONDS) -timeout=30 -rss_limit_mb=2048 -print_final_stats=1
+
+fuzz: setup-fuzz ## Hostile manifests, probes and configuration, FUZZ_SECONDS (20) of each
+	mkdir -p $(FUZZ_FOUND)/manifests $(FUZZ_FOUND)/probes $(FUZZ_FOUND)/config
+	cp deploy/config.example.yaml $(FUZZ_FOUND)/config/
+	$(CARGO) fuzz build $(FUZZ_FLAGS)
+	$(CARGO) fuzz run $(FUZZ_FLAGS) manifests $(FUZZ_FOUND)/manifests fuzz/corpus/manifests deploy/examples -- \
+		-max_len=16384 -dict=fuzz/manifests.dict $(FUZZ_LIMITS)
+	$(CARGO) fuzz run $(FUZZ_FLAGS) probes $(FUZZ_FOUND)/probes fuzz/corpus/probes -- -max_len=4096 $(FUZZ_LIMITS)
+	$(CARGO) fuzz run $(FUZZ_FLAGS) config $(FUZZ_FOUND)/config -- -max_len=8192 $(FUZZ_LIMITS)
 
 test-lab: build ## The lab with a debug build (root)
 	$(SUDO) $(TARGET)/debug/sluice lab
@@ -59,6 +75,10 @@ setup: ## Install the system's packages that Sluice needs (Debian)
 
 setup-test: setup ## The same, and cargo-nextest
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+
+setup-fuzz: setup ## The same, and cargo-fuzz with what it builds
+	@deploy/setup-debian.sh fuzz
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
 
 setup-bench: setup ## The same, and the proxies that Sluice is measured beside; none of them is started
 	@deploy/setup-debian.sh bench

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that building, the lab and the tests need and this machine lacks.
-# With "bench" also the proxies that Sluice is measured beside.
+# With "bench" also the proxies that Sluice is measured beside, with "fuzz" what libFuzzer is compiled with.
 set -eu
 
 missing=
@@ -15,6 +15,9 @@ need conntrack conntrack
 need sysctl procps
 need setpriv util-linux
 need sqlite3 sqlite3
+if [ "${1:-}" = fuzz ]; then
+    need c++ g++
+fi
 if [ "${1:-}" = bench ]; then
     need haproxy haproxy
     need nginx nginx

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use flow::{PolicyKind, Protocol};
 use ipnet::IpNet;
 
+mod all;
 mod event;
 mod tiers;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// Pod `a` of `x` has 10.0.1.1 and fd00::1:1, `b` 10.0.1.2, and `a` of `y` 10.0.2.1; all run on node n1 but
 /// the pods `c`, which run on n2. All serve 80 and 81 by TCP, UDP and SCTP, only the first by name.
-fn base() -> String {
+pub(crate) fn base() -> String {
     let mut text = String::new();
     for (number, namespace) in (1..).zip(["x", "y", "z"]) {
         let labels = format!("{{ns: {namespace}}}");
@@ -44,6 +44,32 @@ fn base() -> String {
     text
 }
 
+/// A policy as a document: NP, CNP, ANP or BANP, its name (with a namespace where the kind has one), its spec.
+pub(crate) fn policy(kind: &str, name: &str, spec: &str) -> String {
+    let (kind, version) = match kind {
+        "CNP" => ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
+        "ANP" => ("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
+        "BANP" => ("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
+        _ => ("NetworkPolicy", "networking.k8s.io/v1"),
+    };
+    let metadata = match name.split_once('/') {
+        Some((namespace, name)) => format!("{{name: {name}, namespace: {namespace}}}"),
+        None => format!("{{name: {name}}}"),
+    };
+    format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n")
+}
+
+/// `x/a y/b 80` or `x/a 8.8.8.8 53/UDP` as a line for `sluice verdict`.
+pub(crate) fn probe_line(probe: &str) -> String {
+    let [source, destination, port] = probe.split(' ').collect::<Vec<_>>()[..] else { panic!("{probe}") };
+    let (port, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
+    let end = |text: &str| {
+        let key = if text.contains('/') { "pod" } else { "ip" };
+        format!("{{\"{key}\":\"{text}\"}}")
+    };
+    format!(r#"{{"src":{},"dst":{},"port":{port},"protocol":"{protocol}"}}"#, end(source), end(destination))
+}
+
 pub(crate) struct Cluster {
     prober: Prober,
     snapshot: Arc<Snapshot>,
@@ -71,20 +97,7 @@ impl Cluster {
         names: &[(&str, &str)],
     ) -> Self {
         for (kind, name, spec) in policies {
-            let (kind, version) = match *kind {
-                "CNP" => ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
-                "ANP" => ("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
-                "BANP" => ("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
-                _ => ("NetworkPolicy", "networking.k8s.io/v1"),
-            };
-            let metadata = match name.split_once('/') {
-                Some((namespace, name)) => format!("{{name: {name}, namespace: {namespace}}}"),
-                None => format!("{{name: {name}}}"),
-            };
-            let _ = writeln!(
-                text,
-                "---\napiVersion: {version}\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}"
-            );
+            text.push_str(&policy(kind, name, spec));
         }
         let mut objects =
             parse([(Path::new("c.yaml"), text.as_str())]).unwrap_or_else(|error| panic!("{error}"));
@@ -105,21 +118,7 @@ impl Cluster {
 
     /// A probe is `x/a y/b 80` or `x/a 8.8.8.8 53/UDP`.
     pub(crate) fn ask(&self, probe: &str) -> Value {
-        let [source, destination, port] = probe.split(' ').collect::<Vec<_>>()[..] else { panic!("{probe}") };
-        let (port, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
-        let end = |text: &str| {
-            if text.contains('/') {
-                format!("{{\"pod\":\"{text}\"}}")
-            } else {
-                format!("{{\"ip\":\"{text}\"}}")
-            }
-        };
-        let line = format!(
-            r#"{{"src":{},"dst":{},"port":{port},"protocol":"{protocol}"}}"#,
-            end(source),
-            end(destination)
-        );
-        serde_json::to_value(self.prober.answer(&line)).unwrap()
+        serde_json::to_value(self.prober.answer(&probe_line(probe))).unwrap()
     }
 
     #[track_caller]

@@ -1,6 +1,7 @@
 //! The rules of the Admin and the Baseline tier, one test each, and upstream's conformance cases by name.
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
+mod changes;
 mod cluster;
 mod conformance;
 
