@@ -74,6 +74,10 @@ pub struct Metrics {
     pub gate_unknown_latency: Histogram,
     /// Attempts refused because an end stayed unknown: `sluice_gate_unknown_refused_total`.
     pub gate_unknown_refused: Counter,
+    /// Connections older than this process that were judged, each time: `sluice_strays_judged_total`.
+    pub strays_judged: Counter,
+    /// Those of them that were ended: `sluice_strays_ended_total`.
+    pub strays_ended: Counter,
     /// Server legs that could not keep the client's port: `sluice_upstream_port_fallbacks_total`.
     pub upstream_port_fallbacks: Counter,
 }
@@ -108,6 +112,8 @@ impl Default for Metrics {
             gate_unknown_held: Gauge::default(),
             gate_unknown_latency: Histogram::new(LATENCY_BUCKETS),
             gate_unknown_refused: Counter::default(),
+            strays_judged: Counter::default(),
+            strays_ended: Counter::default(),
             upstream_port_fallbacks: Counter::default(),
         }
     }
@@ -216,6 +222,16 @@ impl Metrics {
             "gate_unknown_refused",
             "Connection attempts refused because the pod at an end stayed unknown",
             self.gate_unknown_refused.clone(),
+        );
+        registry.register(
+            "strays_judged",
+            "Judgements of connections that came about without this process",
+            self.strays_judged.clone(),
+        );
+        registry.register(
+            "strays_ended",
+            "Connections that came about without this process and were ended, because no policy allows them",
+            self.strays_ended.clone(),
         );
     }
 

@@ -8,6 +8,7 @@ use flow::{Decision, Endpoint, Generation, Reason, SideVerdict, Tuple};
 use policy_cache::{IdentifiedFlow, Snapshot};
 
 use crate::registry::Judged;
+use crate::sys::conntrack::Entry;
 
 /// Which way the leg to the server goes, and so which address it can come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,23 @@ impl Judged {
         let lacks = |side: &SideVerdict| matches!(side.reason, Reason::NoSnapshot | Reason::UnknownLocalPod);
         lacks(&self.decision.egress) || lacks(&self.decision.ingress)
     }
+}
+
+/// Judges a connection that came about without the proxy: the tuple and the denial that ends it, or `None` when
+/// it may go on. A pod that is not known yet denies nothing. Where nobody saw which end opened the connection,
+/// it may go on if it may be opened from either.
+pub(crate) fn judge_stray(snapshot: &Snapshot, entry: &Entry) -> Option<(Tuple, Judged)> {
+    let denied = |client, destination| {
+        let tuple = Tuple::tcp(client, destination);
+        let judged = judge(snapshot, &tuple, BehindInterface::default());
+        let is_denied = !judged.decision.verdict().is_allow() && !judged.lacks_knowledge();
+        is_denied.then_some((tuple, judged))
+    };
+    let as_seen = denied(entry.client, entry.destination)?;
+    if !entry.opening_seen {
+        denied(entry.destination, entry.client)?;
+    }
+    Some(as_seen)
 }
 
 fn judge(snapshot: &Snapshot, tuple: &Tuple, behind: BehindInterface) -> Judged {

@@ -21,6 +21,7 @@ use crate::pipes::PipePool;
 use crate::registry::{Phase, Registry, Stop};
 use crate::relay::{Carrier, LegSocket};
 use crate::revoke;
+use crate::strays::{self, Strays};
 use crate::sys;
 use crate::sys::icmp::IcmpSocket;
 use crate::unknown::Waiting;
@@ -33,12 +34,13 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(500);
 /// The mark bits that rules and datapath agree on. Each is a single bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// `SO_MARK` of legs that conntrack must not see. On a held SYN: it came in by an interface of pods.
+    /// `SO_MARK` of legs that conntrack must not see. On a held SYN: it came in by an interface of pods. In
+    /// conntrack: a leg of the proxy.
     pub cluster: u32,
     /// `SO_MARK` of legs that conntrack must see. On a held SYN: its destination lies behind an interface of
     /// pods.
     pub tracked: u32,
-    /// Set by a verdict: answer with a TCP reset.
+    /// Set by a verdict: answer with a TCP reset. In conntrack: answer every packet so.
     pub reset: u32,
     /// Set by a verdict: answer with an ICMP error.
     pub unreachable: u32,
@@ -109,6 +111,9 @@ pub(crate) struct Datapath {
     pub(crate) registry: Arc<Registry>,
     pub(crate) pending: Arc<Mutex<Pending>>,
     pub(crate) waiting: Waiting,
+    pub(crate) strays: Strays,
+    pub(crate) carried_mark: u32,
+    pub(crate) revoked_mark: u32,
     pub(crate) gates: Vec<Arc<Gatekeeper>>,
     pub(crate) pairing: Pairing<LegSocket>,
     pub(crate) connector: Connector,
@@ -162,6 +167,9 @@ impl Running {
             registry: Arc::new(Registry::new(recorder, metrics.clone())),
             pending,
             waiting: Waiting::new(&config, metrics.clone()),
+            strays: Strays::default(),
+            carried_mark: marks.cluster,
+            revoked_mark: marks.reset,
             gates,
             pairing: Pairing::new(),
             connector: Connector::new(
@@ -200,6 +208,12 @@ impl Running {
     /// Connections registered now.
     pub fn live(&self) -> usize {
         self.path.registry.len()
+    }
+
+    /// Asks for a look at connections that came about without this process: after the rules were installed or
+    /// repaired, and when they have come to cover more pods. Does not wait for it.
+    pub fn judge_strays(&self) {
+        self.path.strays.look();
     }
 
     /// True while the kernel still knows this process as the reader of its queues.
@@ -293,6 +307,11 @@ fn start_parts(path: &Arc<Datapath>, parts: &mut JoinSet<Failure>) {
     parts.spawn(async {
         revoke::follow(of_revocation).await;
         // The store is gone: the last snapshot stays in force.
+        std::future::pending().await
+    });
+    let of_strays = Arc::clone(path);
+    parts.spawn(async {
+        strays::follow(of_strays).await;
         std::future::pending().await
     });
     let of_tick = Arc::clone(path);

@@ -21,6 +21,7 @@ mod pipes;
 mod registry;
 mod relay;
 mod revoke;
+mod strays;
 mod sys;
 mod unknown;
 

@@ -245,6 +245,11 @@ impl Registry {
         }
     }
 
+    /// Writes the record of a connection that was never registered.
+    pub(crate) fn submit(&self, record: Record) {
+        self.recorder.submit(record);
+    }
+
     /// Whether the records of another connection could be kept, if that is asked for.
     pub(crate) fn accepts(&self) -> bool {
         self.recorder.accepts_connections()

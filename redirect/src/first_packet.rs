@@ -24,7 +24,7 @@ fn targets(script: &mut Script, spec: &RedirectSpec) {
     for (name, _) in verdicts.into_iter().filter(|(_, used)| *used) {
         script.chain(name, None);
         syn_rate(script, spec);
-        let (port, proxy) = (spec.listener_port, spec.marks.proxy);
+        let (port, proxy, carried) = (spec.listener_port, spec.marks.proxy, spec.marks.cluster);
         let mut families = vec![("ipv4", "ip", "127.0.0.1")];
         if spec.ipv6 {
             families.push(("ipv6", "ip6", "[::1]"));
@@ -32,7 +32,7 @@ fn targets(script: &mut Script, spec: &RedirectSpec) {
         for (protocol, family, loopback) in families {
             let rule = format!(
                 "meta nfproto {protocol} meta l4proto tcp tproxy {family} to {loopback}:{port} \
-                 meta mark set meta mark or {proxy:#x} accept"
+                 meta mark set meta mark or {proxy:#x} ct mark set ct mark or {carried:#x} accept"
             );
             script.rule(&rule, "to the listener");
         }

@@ -9,12 +9,12 @@ pub struct Marks {
     /// The packet belongs to the proxy: it is routed to the local table.
     pub proxy: u32,
     /// `SO_MARK` of upstream sockets to pods: untracked in both directions. On a SYN that is on its way to the
-    /// gate: it came in by an interface of pods.
+    /// gate: it came in by an interface of pods. As a connection mark: a leg of the proxy.
     pub cluster: u32,
     /// `SO_MARK` of upstream sockets that stay in conntrack; also the connection mark of own-node legs. On a
     /// SYN that is on its way to the gate: its destination lies behind an interface of pods.
     pub tracked: u32,
-    /// Set by the gate's verdict: answer the SYN with a TCP reset.
+    /// Set by the gate's verdict: answer the SYN with a TCP reset. As a connection mark: answer every packet so.
     pub reset: u32,
     /// Set by the gate's verdict: answer the SYN with ICMPv6 address unreachable, or in IPv4 a TCP reset.
     pub unreachable: u32,

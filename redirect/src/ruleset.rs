@@ -231,6 +231,7 @@ fn table(spec: &RedirectSpec) -> String {
     own_node(&mut script, spec);
     gate(&mut script, spec);
     refuse(&mut script, spec);
+    revoked(&mut script, spec);
     script.line(0, "}");
     script.text
 }
@@ -340,7 +341,7 @@ fn untracked(script: &mut Script, spec: &RedirectSpec) {
 /// Upstream legs that end on this node loop through lo and their replies never cross prerouting. Their
 /// replies are found by the connection mark and routed back to the proxy's socket.
 fn own_node(script: &mut Script, spec: &RedirectSpec) {
-    let Marks { proxy, tracked, .. } = spec.marks;
+    let Marks { proxy, tracked, cluster, .. } = spec.marks;
     script.chain("own_node", Some(("route", "output", MANGLE_PRIORITY)));
     script.rule(
         &format!("ct direction reply ct mark and {tracked:#x} == {tracked:#x} meta mark set meta mark or {proxy:#x}"),
@@ -350,7 +351,27 @@ fn own_node(script: &mut Script, spec: &RedirectSpec) {
         &format!("meta mark and {tracked:#x} == {tracked:#x} fib daddr type local ct mark set ct mark or {tracked:#x}"),
         "own-node legs",
     );
+    script.rule(
+        &format!(
+            "meta mark and {tracked:#x} == {tracked:#x} ct state new ct mark set ct mark or {cluster:#x}"
+        ),
+        "upstream legs are the proxy's",
+    );
     script.end();
+}
+
+/// Connections that came about without the proxy and that no policy allows: the datapath has marked them in
+/// conntrack.
+fn revoked(script: &mut Script, spec: &RedirectSpec) {
+    let reset = spec.marks.reset;
+    for (name, hook) in [("revoked_forward", "forward"), ("revoked_input", "input")] {
+        script.chain(name, Some(("filter", hook, REFUSE_PRIORITY)));
+        script.rule(
+            &format!("meta l4proto tcp ct mark and {reset:#x} == {reset:#x} counter reject with tcp reset"),
+            "no longer allowed, and not carried",
+        );
+        script.end();
+    }
 }
 
 fn gate(script: &mut Script, spec: &RedirectSpec) {

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::interfaces::own_addresses;
 use crate::node;
 use crate::status::{Board, Enforcement, Source};
+use crate::uncovered::Uncovered;
 
 /// How often interface addresses and the manifests' state are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -64,6 +65,7 @@ struct Agent {
     own_addresses: BTreeSet<IpAddr>,
     datapath: Running,
     rules: RedirectHandle,
+    uncovered: Uncovered,
     records: Writer,
     conditions: Conditions,
     board: Board,
@@ -140,7 +142,9 @@ impl Agent {
         })?;
         conditions.set("gate", Ok(()));
         let alive = conditions.alive("datapath");
+        let uncovered = Uncovered::new(spec.pods.clone());
         let rules = Redirect::start(spec).await?;
+        datapath.judge_strays();
         conditions.set("rules", Ok(()));
         board.set_rules(&rules.health().borrow());
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
@@ -154,6 +158,7 @@ impl Agent {
             own_addresses,
             datapath,
             rules,
+            uncovered,
             records,
             conditions,
             metrics,
@@ -176,7 +181,9 @@ impl Agent {
                 Ok(()) = snapshots.changed() => {
                     snapshots.borrow_and_update();
                     if let Some(snapshot) = self.policy.current() {
-                        self.rules.set_local_pods(local_pods(&snapshot));
+                        let pods = local_pods(&snapshot);
+                        let version = self.rules.set_local_pods(pods.clone());
+                        self.uncovered.told(pods, version);
                     }
                 }
                 Ok(()) = health.changed() => self.report_rules(&health.borrow_and_update()),
@@ -213,7 +220,10 @@ impl Agent {
         );
     }
 
-    fn report_rules(&self, health: &redirect::Health) {
+    fn report_rules(&mut self, health: &redirect::Health) {
+        if self.uncovered.is_due(health) {
+            self.datapath.judge_strays();
+        }
         self.board.set_rules(health);
         let repairs = self.metrics.ruleset_repairs.get();
         self.metrics.ruleset_repairs.inc_by(health.repairs.saturating_sub(repairs));

@@ -9,6 +9,7 @@ mod interfaces;
 mod logging;
 mod node;
 mod status;
+mod uncovered;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! System calls of the datapath. Functions take or own descriptors and cite their manual page; nothing here
 //! knows of policies or connections.
 
+pub(crate) mod conntrack;
 pub(crate) mod descriptors;
 pub(crate) mod icmp;
 pub(crate) mod nfqueue;

@@ -233,7 +233,13 @@ impl AsRawFd for Queue {
     }
 }
 
-fn push_message(out: &mut Vec<u8>, kind: u16, flags: u16, queue: u16, body: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn push_message(
+    out: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    queue: u16,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&kind.to_ne_bytes());
@@ -246,7 +252,7 @@ fn push_message(out: &mut Vec<u8>, kind: u16, flags: u16, queue: u16, body: impl
     out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
-fn push_attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn push_attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
     out.extend_from_slice(&length.to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
@@ -254,7 +260,7 @@ fn push_attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
@@ -291,12 +297,12 @@ fn original_destination(conntrack: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_be_bytes(field(port, 0)?)))
 }
 
-fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// Walks attributes; stops at the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(field(bytes, 0)?));
         let kind = u16::from_ne_bytes(field(bytes, 2)?) & ATTR_TYPE_MASK;

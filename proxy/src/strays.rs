@@ -1,0 +1,190 @@
+//! Judges connections that came about without the proxy, and ends those that no policy allows.
+//!
+//! They are older than its first start, or were opened while no process ran or the rules were away. The rules
+//! mark every connection of the proxy in conntrack: a live one of a pod of this node without that mark is a
+//! stray. What is denied is marked for the rules, which answer its next packet with a reset.
+//! Nothing here runs on the datapath's threads, and the kernel's table is read at most once in [`PAUSE`].
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Record, Timing, Traffic};
+use flow::{EndCause, Endpoint, Tuple};
+use policy_cache::Snapshot;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+
+use crate::authorize::judge_stray;
+use crate::datapath::Datapath;
+use crate::registry::Judged;
+use crate::sys::conntrack::{Conntrack, Entry};
+
+/// The least time between two readings of the kernel's table, or judgements of the strays found in it.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often the table is read again while there are strays: some of them have ended.
+const REFRESH: Duration = Duration::from_secs(30);
+/// Strays remembered between two readings. Those beyond are found again by the next.
+const MAX_STRAYS: usize = 65_536;
+
+/// Where the rest of the process asks for a look at the kernel's table.
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    wanted: Notify,
+}
+
+impl Strays {
+    /// Asks for a look. Several requests before it is taken are one.
+    pub(crate) fn look(&self) {
+        self.wanted.notify_one();
+    }
+}
+
+/// Looks when asked to, and judges by each snapshot, until the store is gone.
+pub(crate) async fn follow(path: Arc<Datapath>) {
+    let mut snapshots = path.policy.subscribe();
+    let mut known = Vec::new();
+    let mut is_lacking = false;
+    loop {
+        let read = wait(&path, &mut snapshots, is_lacking || !known.is_empty()).await;
+        snapshots.borrow_and_update();
+        if !read && known.is_empty() {
+            continue;
+        }
+        let (of_pass, before) = (Arc::clone(&path), std::mem::take(&mut known));
+        let pass = tokio::task::spawn_blocking(move || pass(&of_pass, before, read)).await;
+        match pass {
+            Ok(Ok(left)) => (known, is_lacking) = (left, false),
+            Ok(Err(error)) if is_lacking => tracing::debug!(%error, "conntrack cannot be read"),
+            Ok(Err(error)) => {
+                is_lacking = true;
+                tracing::warn!(%error, "conntrack cannot be read: connections older than this process go on unjudged");
+            }
+            Err(panic) => tracing::error!(%panic, "judging older connections panicked"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// True when the kernel's table is to be read, false when a new snapshot is all there is.
+async fn wait(path: &Datapath, snapshots: &mut watch::Receiver<flow::Generation>, any: bool) -> bool {
+    tokio::select! {
+        biased;
+        () = path.strays.wanted.notified() => true,
+        changed = snapshots.changed() => match changed {
+            Ok(()) => false,
+            Err(_) => std::future::pending().await,
+        },
+        () = tokio::time::sleep(REFRESH), if any => true,
+    }
+}
+
+/// Judges every stray by the current snapshot, and ends those denied. Gives back those that go on.
+fn pass(path: &Datapath, known: Vec<Entry>, read: bool) -> std::io::Result<Vec<Entry>> {
+    let Some(snapshot) = path.policy.current() else { return Ok(known) };
+    let conntrack = Conntrack::open()?;
+    let strays = if read { find(path, &snapshot, &conntrack)? } else { known };
+    let (mut left, mut ended) = (Vec::new(), 0);
+    for entry in strays {
+        path.metrics.strays_judged.inc();
+        match judge_stray(&snapshot, &entry) {
+            Some((tuple, judged)) => {
+                match conntrack.mark(&entry, path.revoked_mark) {
+                    Ok(true) => {
+                        ended += 1;
+                        record(path, &snapshot, &entry, tuple, judged);
+                    }
+                    // It has ended by itself.
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(%tuple, %error, "a connection that is not allowed cannot be ended");
+                        left.push(entry);
+                    }
+                }
+            }
+            None => left.push(entry),
+        }
+    }
+    tracing::debug!(read, ended, left = left.len(), "judged connections older than this process");
+    Ok(left)
+}
+
+/// The live connections of this node's pods that the proxy does not carry.
+fn find(path: &Datapath, snapshot: &Snapshot, conntrack: &Conntrack) -> std::io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    conntrack.unmarked(path.carried_mark | path.revoked_mark, |entry| {
+        let (source, destination) =
+            (snapshot.endpoint(entry.client.ip()), snapshot.endpoint(entry.destination.ip()));
+        let tuple = Tuple::tcp(entry.client, entry.destination);
+        let concerns_us = is_local(&source) || is_local(&destination);
+        if concerns_us
+            && !is_own_node(&source)
+            && path.registry.get(&tuple).is_none()
+            && found.len() < MAX_STRAYS
+        {
+            found.push(entry);
+        }
+    })?;
+    Ok(found)
+}
+
+/// A pod of this node, known or not.
+fn is_local(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::UnknownLocal) || endpoint.pod().is_some_and(|pod| pod.local)
+}
+
+/// What the node itself opens is never intercepted.
+fn is_own_node(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Node { own: true, .. })
+}
+
+/// Its only record: ended with the kernel's counts, where it counts; else denied, which claims no bytes.
+fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, judged: Judged) {
+    let now = SystemTime::now();
+    let service = (entry.dialed != entry.destination)
+        .then(|| snapshot.service_at(entry.dialed, tuple.protocol))
+        .flatten();
+    let (action, traffic, counted) = match entry.counted {
+        Some([from, to]) => {
+            let traffic = Traffic {
+                client_bytes: from.bytes,
+                server_bytes: to.bytes,
+                client_packets: Some(from.packets),
+                server_packets: Some(to.packets),
+            };
+            (Action::Ended, traffic, "bytes are the kernel's count, headers included")
+        }
+        None => (Action::Denied, Traffic::default(), "its bytes were not counted"),
+    };
+    let begin = if entry.since.is_some() { "" } else { ", and when it began is not known" };
+    let start = entry.since.unwrap_or(now);
+    path.metrics.strays_ended.inc();
+    path.metrics.policy_revocations.inc();
+    match action {
+        Action::Ended => {
+            path.metrics.connections_closed.of(EndCause::PolicyRevoked).inc();
+            path.metrics.bytes.of(ByteDirection::Sent).inc_by(traffic.client_bytes);
+            path.metrics.bytes.of(ByteDirection::Received).inc_by(traffic.server_bytes);
+        }
+        _ => drop(path.metrics.connections_denied.of(DeniedSide::of(&judged.decision)).inc()),
+    }
+    tracing::info!(%tuple, "ending a connection that came about without this process and is not allowed");
+    path.registry.submit(Record {
+        action,
+        id: ConnectionId::next(),
+        tuple,
+        source: judged.source,
+        destination: judged.destination,
+        service,
+        decision: judged.decision,
+        cause: Some(EndCause::PolicyRevoked),
+        revoked_by: None,
+        start,
+        end: Some(now),
+        duration: Some(now.duration_since(start).unwrap_or_default()),
+        traffic,
+        upstream_source: None,
+        hairpin: tuple.is_hairpin(),
+        timing: Timing::default(),
+        detail: Some(format!("came about without this process: {counted}{begin}")),
+    });
+}
