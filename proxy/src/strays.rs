@@ -6,7 +6,7 @@
 //! Nothing here runs on the datapath's threads, and the kernel's table is read at most once in [`PAUSE`].
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Record, Timing, Traffic};
 use flow::{EndCause, Endpoint, Tuple};
@@ -44,16 +44,22 @@ pub(crate) async fn follow(path: Arc<Datapath>) {
     let mut snapshots = path.policy.subscribe();
     let mut known = Vec::new();
     let mut is_lacking = false;
+    // Kept, so that the process has as many descriptors during a pass as between two.
+    let mut socket = Conntrack::open().ok();
     loop {
         let read = wait(&path, &mut snapshots, is_lacking || !known.is_empty()).await;
         snapshots.borrow_and_update();
         if !read && known.is_empty() {
             continue;
         }
-        let (of_pass, before) = (Arc::clone(&path), std::mem::take(&mut known));
-        let pass = tokio::task::spawn_blocking(move || pass(&of_pass, before, read)).await;
-        match pass {
-            Ok(Ok(left)) => (known, is_lacking) = (left, false),
+        let (of_pass, before, opened) = (Arc::clone(&path), std::mem::take(&mut known), socket.take());
+        let pass = tokio::task::spawn_blocking(move || {
+            let conntrack = opened.map_or_else(Conntrack::open, Ok)?;
+            // After an error answers may be on their way that nobody waits for: the socket is dropped.
+            pass(&of_pass, before, read, &conntrack).map(|left| (left, conntrack))
+        });
+        match pass.await {
+            Ok(Ok((left, conntrack))) => (known, socket, is_lacking) = (left, Some(conntrack), false),
             Ok(Err(error)) if is_lacking => tracing::debug!(%error, "conntrack cannot be read"),
             Ok(Err(error)) => {
                 is_lacking = true;
@@ -79,10 +85,15 @@ async fn wait(path: &Datapath, snapshots: &mut watch::Receiver<flow::Generation>
 }
 
 /// Judges every stray by the current snapshot, and ends those denied. Gives back those that go on.
-fn pass(path: &Datapath, known: Vec<Entry>, read: bool) -> std::io::Result<Vec<Entry>> {
+fn pass(
+    path: &Datapath,
+    known: Vec<Entry>,
+    read: bool,
+    conntrack: &Conntrack,
+) -> std::io::Result<Vec<Entry>> {
     let Some(snapshot) = path.policy.current() else { return Ok(known) };
-    let conntrack = Conntrack::open()?;
-    let strays = if read { find(path, &snapshot, &conntrack)? } else { known };
+    let began = Instant::now();
+    let strays = if read { find(path, &snapshot, conntrack)? } else { known };
     let (mut left, mut ended) = (Vec::new(), 0);
     for entry in strays {
         path.metrics.strays_judged.inc();
@@ -104,7 +115,8 @@ fn pass(path: &Datapath, known: Vec<Entry>, read: bool) -> std::io::Result<Vec<E
             None => left.push(entry),
         }
     }
-    tracing::debug!(read, ended, left = left.len(), "judged connections older than this process");
+    let took = began.elapsed();
+    tracing::debug!(read, ended, left = left.len(), ?took, "judged connections older than this process");
     Ok(left)
 }
 
