@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite fuzz test-lab bench bench-compare bench-policy build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-policy build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ lab: setup ## The main job: a cluster of network namespaces, nine policies, real
 	$(CARGO) build --release --locked -p sluice
 	$(SUDO) $(TARGET)/release/sluice lab
 
-test: setup-test check unit suite fuzz test-lab ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
+test: setup-test check unit suite check-deploy fuzz test-lab ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
 
 check: ## Formatting and lints
 	$(CARGO) fmt --all --check
@@ -25,10 +25,14 @@ build: ## A debug build of sluice
 	$(CARGO) build --locked -p sluice
 
 unit: build ## Tests of each crate, with real kernels' rules where a crate needs them
-	$(CARGO) nextest run --locked --workspace --exclude suite
+	$(CARGO) nextest run --locked --workspace --exclude suite -E 'not package(deploy-tests)'
 
 suite: build ## Datapath tests over real sockets in network namespaces (root)
 	$(CARGO) nextest run --locked -p suite
+
+# Of the same packages as the unit tests, so that nothing is built twice.
+check-deploy: build ## Kustomizations, chart and image, with kubectl, helm, published schemas and runc (root)
+	$(CARGO) nextest run --locked --workspace --exclude suite -E 'package(deploy-tests)'
 
 # No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The inputs that are kept
 # stand in fuzz/corpus; what a run finds on its way stays in the target folder.
@@ -73,7 +77,9 @@ deny: ## Licences, advisories and who may depend on what (installs cargo-deny on
 setup: ## Install the system's packages that Sluice needs (Debian)
 	@deploy/setup-debian.sh
 
-setup-test: setup ## The same, and cargo-nextest
+setup-test: setup ## The same, cargo-nextest, and what the deployment is checked with
+	@deploy/setup-debian.sh test
+	@deploy/setup-deploy-tools.sh $(TARGET)/deploy-tools
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
 
 setup-fuzz: setup ## The same, and cargo-fuzz with what it builds

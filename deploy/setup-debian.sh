@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building, the lab and the tests need and this machine lacks.
-# With "bench" also the proxies that Sluice is measured beside, with "fuzz" what libFuzzer is compiled with.
+# With "test" also what only the tests need, with "bench" the proxies that Sluice is measured beside, with "fuzz" what
+# libFuzzer is compiled with.
 set -eu
 
 missing=
@@ -15,6 +16,13 @@ need conntrack conntrack
 need sysctl procps
 need setpriv util-linux
 need sqlite3 sqlite3
+if [ "${1:-}" = test ]; then
+    need git git
+    need python3 python3
+    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+    need runc runc
+    need mmdebstrap mmdebstrap
+fi
 if [ "${1:-}" = fuzz ]; then
     need c++ g++
 fi

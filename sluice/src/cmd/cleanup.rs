@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use redirect::{CleanupError, CleanupReport};
+use redirect::{CleanupError, CleanupErrors, CleanupReport};
 
 use crate::config::Config;
+
+/// An agent that still runs puts back what is missing five times a second.
+const COMES_BACK: Duration = Duration::from_millis(500);
 
 /// Arguments of `sluice cleanup`.
 #[derive(Debug, clap::Args)]
@@ -19,10 +23,25 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(redirect::cleanup(&config)) {
-        Ok(report) if report.removed.is_empty() => println!("nothing to remove"),
-        Ok(report) => print(&report),
-        Err(errors) if errors.errors.iter().all(CleanupError::not_permitted) => {
+    let removed = runtime.block_on(async {
+        let report = redirect::cleanup(&config).await?;
+        if report.removed.is_empty() {
+            return Ok((report, CleanupReport::default()));
+        }
+        tokio::time::sleep(COMES_BACK).await;
+        Ok((report, redirect::cleanup(&config).await?))
+    });
+    match removed {
+        Ok((report, _)) if report.removed.is_empty() => println!("nothing to remove"),
+        Ok((report, again)) => {
+            print(&report);
+            if !again.removed.is_empty() {
+                anyhow::bail!(
+                    "what was removed came back at once: `sluice run` still works on this node; stop it first"
+                );
+            }
+        }
+        Err::<_, CleanupErrors>(errors) if errors.errors.iter().all(CleanupError::not_permitted) => {
             anyhow::bail!("not permitted to change this node's network: run as root or with CAP_NET_ADMIN")
         }
         Err(errors) => {

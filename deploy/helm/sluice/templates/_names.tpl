@@ -1,0 +1,71 @@
+{{/* Labels of every object. Names are fixed: a node has one agent, and so a cluster one release. */}}
+{{- define "sluice.labels" -}}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "sluice.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* ADDR:PORT; an IPv6 address in brackets. */}}
+{{- define "sluice.admin" -}}
+{{- $address := .Values.admin.address -}}
+{{- if contains ":" $address }}{{ $address = printf "[%s]" $address }}{{ end -}}
+{{ $address }}:{{ .Values.admin.port }}
+{{- end }}
+
+{{/* Where the kubelet finds the admin API: a wildcard address is on the loopback too. */}}
+{{- define "sluice.probeHost" -}}
+{{- $address := .Values.admin.address -}}
+{{- if eq $address "0.0.0.0" }}127.0.0.1{{ else if eq $address "::" }}::1{{ else }}{{ $address }}{{ end -}}
+{{- end }}
+
+{{- define "sluice.isLoopback" -}}
+{{- if or (hasPrefix "127." .Values.admin.address) (eq "::1" .Values.admin.address) }}true{{ end -}}
+{{- end }}
+
+{{/* What the agent and its cleanup may do: change the node's network, and nothing else of what root may. */}}
+{{- define "sluice.containerSecurity" -}}
+runAsUser: 0
+runAsGroup: 0
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add: [NET_ADMIN, NET_RAW]
+{{- end }}
+
+{{/* Where pods of both DaemonSets run. */}}
+{{- define "sluice.placement" -}}
+hostNetwork: true
+dnsPolicy: Default
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+- name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
