@@ -26,12 +26,17 @@ pub fn kustomize(folder: &str) -> Vec<Value> {
 /// When it refuses.
 pub fn kustomize_with(overlay: &str, components: &[&str]) -> Vec<Value> {
     let home = tempfile::tempdir().expect("a folder");
+    // Kustomize takes paths relative to the file that names them.
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().canonicalize().expect("a folder");
+    let up = "../".repeat(place.components().count() - 1);
     let top = tools::repository().join("deploy/kustomize");
-    let folder = tempfile::tempdir_in(&top).expect("a folder beside the overlays");
-    let components: Vec<String> = components.iter().map(|name| format!("../components/{name}")).collect();
+    let named =
+        |path: String| format!("{up}{}", top.join(path).display().to_string().trim_start_matches('/'));
+    let components: Vec<String> = components.iter().map(|name| named(format!("components/{name}"))).collect();
     let text = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": [format!("../overlays/{overlay}")], "components": components,
+        "resources": [named(format!("overlays/{overlay}"))], "components": components,
     });
     std::fs::write(folder.path().join("kustomization.yaml"), text.to_string()).expect("written");
     documents(&succeeded(tools::kubectl(home.path()).arg("kustomize").arg(folder.path())))

@@ -39,7 +39,9 @@ fn every_file_of_the_repository_that_a_page_names_exists() {
     let mut found = 0;
     for page in pages() {
         for word in read(&page).split(|c: char| c.is_whitespace() || "`()'\"".contains(c)) {
-            if let Some(path) = word.strip_prefix("../sluice/").or(word.starts_with("deploy/").then_some(word)) {
+            if let Some(path) =
+                word.strip_prefix("../sluice/").or(word.starts_with("deploy/").then_some(word))
+            {
                 let path = path.trim_end_matches([',', '.', ':', ';']);
                 assert!(tools::repository().join(path).exists(), "{}: {path}", page.display());
                 found += 1;
@@ -52,7 +54,8 @@ fn every_file_of_the_repository_that_a_page_names_exists() {
 /// The sources of the program, without tests, in one.
 fn sources() -> String {
     let repository = tools::repository();
-    let crates = ["sluice", "redirect", "proxy", "policy-cache", "audit"].map(|name| format!("{name}/src/*.rs"));
+    let crates =
+        ["sluice", "redirect", "proxy", "policy-cache", "audit"].map(|name| format!("{name}/src/*.rs"));
     let listed = Command::new("git").arg("ls-files").args(crates).current_dir(&repository).output().unwrap();
     let files = String::from_utf8(listed.stdout).unwrap();
     let text: String = files
@@ -77,10 +80,13 @@ fn every_message_that_the_troubleshooting_quotes_is_one_the_program_says() {
     let mut found = 0;
     for section in ["## The agent does not start", "## `sluice status` cannot ask", "## After an uninstall"] {
         let (_, rest) = page.split_once(&format!("{section}\n")).expect(section);
-        for row in rest.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| ")) {
+        for row in
+            rest.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| "))
+        {
             let said = row.split(" | ").next().unwrap();
             for quote in said.split('`').skip(1).step_by(2) {
-                for part in quote.split('…').filter(|part| part.trim().len() > 3 && !elsewhere.contains(part)) {
+                for part in quote.split('…').filter(|part| part.trim().len() > 3 && !elsewhere.contains(part))
+                {
                     let part = part.replace("5s", "{LIMIT:?}").replace("NFQUEUE 1093", "NFQUEUE ");
                     let skip = part.starts_with("--") || part.starts_with('/');
                     assert!(skip || sources.contains(part.trim()), "{section}: {part}");
