@@ -14,9 +14,26 @@ const SHARED: &str = "/api/_definitions.json#/$defs/";
 /// # Panics
 /// When there is no schema of such a kind.
 pub fn problems(object: &Value) -> Vec<String> {
-    let schema = of_kind(object);
-    let validator = jsonschema::draft202012::new(&schema).expect("a schema");
-    validator.iter_errors(object).map(|error| format!("{}: {error}", error.instance_path())).collect()
+    let (mut schemas, mut compiler) = (boon::Schemas::new(), boon::Compiler::new());
+    compiler.set_default_draft(boon::Draft::V2020_12);
+    compiler.add_resource(NAME, of_kind(object)).expect("a schema");
+    let schema = compiler.compile(NAME, &mut schemas).expect("a schema");
+    let mut found = Vec::new();
+    if let Err(error) = schemas.validate(object, schema) {
+        leaves(&error, &mut found);
+    }
+    found
+}
+
+/// A name for the schema; nothing is fetched.
+const NAME: &str = "memory:///kind.json";
+
+/// The innermost problems: those around them only repeat that something inside is wrong.
+fn leaves(error: &boon::ValidationError<'_, '_>, found: &mut Vec<String>) {
+    if error.causes.is_empty() {
+        found.push(format!("{}: {}", error.instance_location, error.kind));
+    }
+    error.causes.iter().for_each(|cause| leaves(cause, found));
 }
 
 fn of_kind(object: &Value) -> Value {
