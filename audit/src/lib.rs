@@ -22,6 +22,7 @@ mod rotation;
 mod sinks;
 mod store;
 mod syslog;
+mod tap;
 mod writer;
 
 pub use line::{ECS_VERSION, SCHEMA};
@@ -33,6 +34,7 @@ pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
 pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_store};
 pub use syslog::SyslogSink;
+pub use tap::Listener;
 pub use writer::{CloseReport, Writer};
 
 /// The JSON Schema that every line of the records keeps to.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::record::{Action, Record};
 use crate::rotation::Rotation;
 use crate::sinks::{self, SinkConfig};
 use crate::store::{Store, StoreConfig};
+use crate::tap::{Listener, Tap};
 use crate::writer::Writer;
 
 /// What happens when records come faster than they can be kept.
@@ -149,6 +151,8 @@ pub struct Recorder {
     shared: Arc<Shared>,
     started: bool,
     update_every: Option<Duration>,
+    tap: Tap,
+    store: Option<Arc<Path>>,
 }
 
 /// What the recorder and its writer share.
@@ -193,15 +197,32 @@ impl Recorder {
             };
             lanes.push(Lane::start(lane, sink.open()?, done.clone())?);
         }
+        let tap = Tap::default();
+        // Without a name among the sinks: what a slow listener misses is no loss of records.
+        let lane = LaneOptions { count: Box::new(|_| ()), ..first_lane(&config, node, &shared) };
+        let lane = LaneOptions { name: "live".to_owned(), overflow: Overflow::Drop, ..lane };
+        lanes.push(Lane::start(lane, Box::new(tap.clone()), done.clone())?);
         let writer = Writer::spawn(Arc::clone(&shared), lanes, node, config.gather_ms, (done, finished))?;
         let update_every = (config.update_every_s > 0).then(|| Duration::from_secs(config.update_every_s));
-        Ok((Self { shared, started: config.started, update_every }, writer))
+        let store = config.store.folder.as_deref().map(Arc::from);
+        Ok((Self { shared, started: config.started, update_every, tap, store }, writer))
     }
 
     /// False while records would go missing if more connections were admitted, and the configuration wants
     /// them refused instead. Costs one load.
     pub fn accepts_connections(&self) -> bool {
         !self.shared.pressure.is_on()
+    }
+
+    /// Gives every line that is written from now on to `listener`, whole lines at a time. It must not wait, and
+    /// says whether it wants more.
+    pub fn listen(&self, listener: Listener) {
+        self.tap.listen(listener);
+    }
+
+    /// The folder of the store, when there is one.
+    pub fn store_folder(&self) -> Option<&Path> {
+        self.store.as_deref()
     }
 
     /// How often a long connection writes [`Action::Updated`]; `None` is never.

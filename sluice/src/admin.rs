@@ -7,17 +7,20 @@
 //! `GET /healthz`  200 while every thread that must run does, else 503 and a line for each that ended.
 //! `GET /readyz`   200 when also every condition holds, else 503 and a line for each that does not.
 //! `GET /metrics`  OpenMetrics text.
+//! `GET /records`  records of this node as lines of JSON, from its store and live (`records.rs`).
 //! `GET /status`   what `sluice status` shows, as JSON; the fields are those of [`Status`](crate::status::Status).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -32,11 +35,16 @@ use tokio::task::AbortHandle;
 
 use crate::status::{Board, Condition};
 
+mod records;
+
+use records::{Asked, Lines};
+
 /// What prometheus-client writes: counters end in `_total` and the text in `# EOF`, which the older
 /// `text/plain; version=0.0.4` would misread.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
 
 /// Why the admin API is not available.
 #[derive(Debug, thiserror::Error)]
@@ -269,8 +277,15 @@ async fn accept(listener: &TcpListener, api: Arc<Api>) {
 
 async fn serve(stream: TcpStream, api: Arc<Api>) {
     let limits = api.limits;
+    let streams = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
-        let response = api.answer(&request);
+        let response = if request.uri().path() == "/records" && *request.method() == Method::GET {
+            let response = api.records(&request);
+            streams.store(response.status() == StatusCode::OK, Ordering::Relaxed);
+            response
+        } else {
+            api.answer(&request).map(Either::Left)
+        };
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -278,7 +293,13 @@ async fn serve(stream: TcpStream, api: Arc<Api>) {
         .header_read_timeout(limits.head)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(limits.connection, connection).await {
+    let mut connection = pin!(connection);
+    let served = match tokio::time::timeout(limits.connection, &mut connection).await {
+        // Records are read for as long as somebody reads them, and there is room for the next.
+        Err(_) if streams.load(Ordering::Relaxed) => Ok(connection.await),
+        other => other,
+    };
+    match served {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "admin connection failed"),
         Err(_) => tracing::debug!("admin connection took too long"),
@@ -292,7 +313,12 @@ impl Api {
             "/readyz" => Self::readiness,
             "/metrics" => Self::metrics,
             "/status" => Self::status,
-            _ => return plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /status\n"),
+            _ => {
+                return plain(
+                    StatusCode::NOT_FOUND,
+                    "there are /healthz, /readyz, /metrics, /records and /status\n",
+                );
+            }
         };
         if matches!(*request.method(), Method::GET | Method::HEAD) {
             return respond(self);
@@ -315,6 +341,21 @@ impl Api {
         match encode(&mut text, &self.registry) {
             Ok(()) => response(StatusCode::OK, OPENMETRICS, text),
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n"),
+        }
+    }
+
+    fn records(&self, request: &Request<Incoming>) -> Response<Either<Full<Bytes>, Lines>> {
+        let refuse = |status, text: String| plain(status, text).map(Either::Left);
+        let asked = match Asked::parse(request.uri().query().unwrap_or_default()) {
+            Ok(asked) => asked,
+            Err(problem) => return refuse(StatusCode::BAD_REQUEST, problem),
+        };
+        let Some(recorder) = self.board.recorder() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "this agent has not started yet\n".to_owned());
+        };
+        match Lines::start(&recorder, &asked) {
+            Ok(lines) => response(StatusCode::OK, LINES, Bytes::new()).map(|_| Either::Right(lines)),
+            Err(problem) => refuse(StatusCode::NOT_FOUND, problem.to_owned()),
         }
     }
 

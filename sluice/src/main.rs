@@ -37,6 +37,8 @@ enum Command {
     Lint(cmd::lint::Args),
     /// Ask a running agent what it is doing and whether it is ready
     Status(cmd::status::Args),
+    /// Connection records: filtered, followed, printed
+    Observe(Box<cmd::observe::Args>),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -44,13 +46,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match Cli::parse_from(cmd::observe::filter::with_not(std::env::args_os())).command {
         Command::Run(args) => cmd::run::execute(args),
         Command::Lab(args) => cmd::lab::execute(args),
         Command::Verdict(args) => cmd::verdict::execute(args),
         Command::Explain(args) => cmd::explain::execute(args),
         Command::Lint(args) => cmd::lint::execute(args),
         Command::Status(args) => cmd::status::execute(args),
+        Command::Observe(args) => cmd::observe::execute(*args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

@@ -235,6 +235,11 @@ impl Board {
         self.lock().recorder = Some(recorder);
     }
 
+    /// Where records go; `None` before the start.
+    pub(crate) fn recorder(&self) -> Option<Recorder> {
+        self.lock().recorder.clone()
+    }
+
     /// The status now.
     pub(crate) fn status(&self) -> Status {
         let parts = self.lock();

@@ -4,6 +4,7 @@ pub(crate) mod cleanup;
 pub(crate) mod explain;
 pub(crate) mod lab;
 pub(crate) mod lint;
+pub(crate) mod observe;
 pub(crate) mod rules;
 pub(crate) mod run;
 pub(crate) mod status;

@@ -189,3 +189,101 @@ fn load_killed_under_load_it_loses_the_last_moment_and_nothing_before() {
     assert!(lost.iter().all(|age| *age < MOMENT), "{lost:?}");
     assert!(over.len() > 100);
 }
+
+/// What a command prints, in the namespace of the node.
+fn said(stage: &Stage, arguments: &[&str]) -> String {
+    let node = stage.cluster.node("node1").unwrap();
+    let output = node.command(lab::sluice_binary().unwrap()).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn parsed(lines: &str) -> Vec<Value> {
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn observe_tells_the_same_from_the_agent_its_store_and_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stage = Stage::without_sluice("").unwrap();
+    stage.options.arguments = vec!["--data".into(), folder.path().into()];
+    stage.start_sluice().unwrap();
+    let _server = stage.pod("server").serve(ALLOWED).unwrap();
+    let (client, server) = (stage.pod("client"), stage.pod("server"));
+    for _ in 0..5 {
+        lab::greeting_peer(&mut client.connect(server.at(ALLOWED), LIMIT).unwrap(), LIMIT).unwrap();
+        assert!(client.connect(server.at(DENIED), LIMIT).is_err());
+    }
+    assert!(stage.settled());
+    let stored = "sluice_sink_written_total{sink=\"store\"}";
+    assert!(wait_until(LIMIT, || stage.sluice().metric(stored).is_ok_and(|sum| sum >= 15.0)));
+    let sequence = |record: &Value| record["event"]["sequence"].as_u64();
+    let mut written = Vec::new();
+    assert!(wait_until(LIMIT, || {
+        written = stage.sluice().records().unwrap();
+        written.len() == 15
+    }));
+    written.sort_by_key(sequence);
+
+    let store = folder.path().join("records");
+    let sources = [
+        vec!["observe"],
+        vec!["observe", "--store", store.to_str().unwrap()],
+        vec!["observe", "--file", stage.sluice().records_path().to_str().unwrap()],
+    ];
+    for source in sources {
+        let told = |more: &[&str]| {
+            let mut told = parsed(&said(&stage, &[&source, more, &["-o", "json"]].concat()));
+            told.sort_by_key(sequence);
+            told
+        };
+        assert_eq!(told(&[]), written, "{source:?}");
+        let denied = told(&["--verdict", "deny", "--to-pod", "server", "--port", "9999"]);
+        assert_eq!(denied.len(), 5, "{source:?}");
+        assert!(denied.iter().all(|record| action(record) == "connection-denied"));
+        assert_eq!(told(&["--not", "--type", "denied", "--last", "3"]).len(), 3, "{source:?}");
+        assert_eq!(told(&["--until", "1h"]).len(), 0, "{source:?}");
+        assert_eq!(told(&["--since", "1h", "-n", "default"]).len(), 15, "{source:?}");
+    }
+    let text = said(&stage, &["observe", "--type", "denied"]);
+    let names_both = |line: &str| line.contains("DENIED") && line.contains("NetworkPolicy/default/server");
+    assert!(text.lines().count() == 5 && text.lines().all(names_both), "{text}");
+}
+
+/// Ends by its own pid when the test does.
+struct Observer(std::process::Child);
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn observe_follows_an_agent_that_keeps_nothing_and_says_so_when_asked_for_the_past() {
+    let stage = Stage::new("").unwrap();
+    let node = stage.cluster.node("node1").unwrap();
+    let refused = node.command(lab::sluice_binary().unwrap()).arg("observe").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--data DIR"), "{refused:?}");
+
+    let mut command = node.command(lab::sluice_binary().unwrap());
+    command
+        .args(["observe", "--follow", "-o", "json", "--type", "denied"])
+        .stdout(std::process::Stdio::piped());
+    let mut observer = Observer(command.spawn().unwrap());
+    let mut lines = BufReader::new(observer.0.stdout.take().unwrap()).lines();
+    let (sender, seen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || lines.next().map(|line| sender.send(line.unwrap())));
+    // It takes a moment until it listens: a denial a round, until one is told.
+    let mut told = None;
+    assert!(wait_until(LIMIT, || {
+        assert!(stage.pod("client").connect(stage.pod("server").at(DENIED), LIMIT).is_err());
+        told = seen.recv_timeout(Duration::from_millis(100)).ok();
+        told.is_some()
+    }));
+    let line: Value = serde_json::from_str(&told.unwrap()).unwrap();
+    assert_valid(&line);
+    assert_eq!(action(&line), "connection-denied");
+}

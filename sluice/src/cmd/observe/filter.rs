@@ -1,0 +1,442 @@
+//! Which records a person asked for.
+//!
+//! Values of one flag are alternatives, flags add up, and a value that begins with `!` is one that must not match.
+
+use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Filters, as `sluice observe`, `sluice top` and `sluice graph` take them. A value that begins with ! must not
+/// match; so does the value after --not.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Filters (repeated: any of the values; different flags: all of them)")]
+pub(crate) struct Filters {
+    /// Namespace of the pod at either end
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub(crate) namespace: Vec<Term<Text>>,
+    /// Namespace of the client's pod
+    #[arg(long, value_name = "NAMESPACE")]
+    from_namespace: Vec<Term<Text>>,
+    /// Namespace of the server's pod
+    #[arg(long, value_name = "NAMESPACE")]
+    to_namespace: Vec<Term<Text>>,
+    /// Pod at either end: the beginning of its name, or NAMESPACE/ and that
+    #[arg(long, value_name = "[NAMESPACE/]POD")]
+    pod: Vec<Term<Named>>,
+    /// Pod of the client
+    #[arg(long, value_name = "[NAMESPACE/]POD")]
+    from_pod: Vec<Term<Named>>,
+    /// Pod of the server
+    #[arg(long, value_name = "[NAMESPACE/]POD")]
+    to_pod: Vec<Term<Named>>,
+    /// Workload at either end, such as web or Deployment/web
+    #[arg(long, value_name = "[KIND/]NAME")]
+    workload: Vec<Term<Named>>,
+    /// Label of the pod at either end
+    #[arg(long, short = 'l', value_name = "KEY[=VALUE]")]
+    label: Vec<Term<Text>>,
+    /// Service that was dialled
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
+    service: Vec<Term<Named>>,
+    /// Address at either end
+    #[arg(long, value_name = "IP|CIDR")]
+    ip: Vec<Term<Block>>,
+    /// Address of the client
+    #[arg(long, value_name = "IP|CIDR")]
+    from_ip: Vec<Term<Block>>,
+    /// Address of the server
+    #[arg(long, value_name = "IP|CIDR")]
+    to_ip: Vec<Term<Block>>,
+    /// Port of the server
+    #[arg(long, value_name = "PORT")]
+    port: Vec<Term<u16>>,
+    /// tcp, udp or sctp
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Vec<Term<Text>>,
+    /// allow, or deny: refused or cut by policy
+    #[arg(long, value_name = "VERDICT")]
+    verdict: Vec<Term<VerdictIs>>,
+    /// Policy that decided: its name, NAMESPACE/NAME or KIND/NAMESPACE/NAME
+    #[arg(long, value_name = "POLICY")]
+    policy: Vec<Term<Text>>,
+    /// ingress, egress, internal or unknown, as the node sees it
+    #[arg(long, value_name = "DIRECTION")]
+    direction: Vec<Term<Text>>,
+    /// How it ended, such as refused
+    #[arg(long, value_name = "CAUSE")]
+    cause: Vec<Term<Text>>,
+    /// started, updated, ended, denied, failed or lost
+    #[arg(long = "type", short = 't', value_name = "TYPE")]
+    pub(crate) kind: Vec<Term<Kind>>,
+    /// Node that wrote the record
+    #[arg(long, value_name = "NODE")]
+    node: Vec<Term<Text>>,
+    /// Connections that lived at least this long, such as 500ms, 10s, 5m or 1h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    min_duration: Option<Duration>,
+    /// Connections that carried at least so many bytes both ways, such as 1000, 64K or 10M
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    min_bytes: Option<u64>,
+    /// Turns the filter that follows around
+    #[arg(long)]
+    not: bool,
+}
+
+impl Filters {
+    /// Fails when a `--not` has no filter after it.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if self.not {
+            anyhow::bail!("--not: a filter must follow it, such as --not --namespace kube-system");
+        }
+        Ok(())
+    }
+
+    /// True when every flag matches `record`.
+    pub(crate) fn matches(&self, record: &Value) -> bool {
+        let ends = [&record["source"], &record["destination"]];
+        let [source, destination] = [[ends[0]], [ends[1]]];
+        any_end(&self.namespace, &ends, is_in_namespace)
+            && any_end(&self.from_namespace, &source, is_in_namespace)
+            && any_end(&self.to_namespace, &destination, is_in_namespace)
+            && any_end(&self.pod, &ends, is_pod)
+            && any_end(&self.from_pod, &source, is_pod)
+            && any_end(&self.to_pod, &destination, is_pod)
+            && any_end(&self.workload, &ends, is_workload)
+            && any_end(&self.label, &ends, has_label)
+            && any_end(&self.service, &destination, is_service)
+            && any_end(&self.ip, &ends, is_in_block)
+            && any_end(&self.from_ip, &source, is_in_block)
+            && any_end(&self.to_ip, &destination, is_in_block)
+            && wanted(&self.port, |port| ends[1]["port"] == *port)
+            && wanted(&self.protocol, |name| equals(&record["network"]["transport"], &name.0.to_lowercase()))
+            && wanted(&self.verdict, |verdict| is_denied(record) == (*verdict == VerdictIs::Deny))
+            && wanted(&self.policy, |policy| policies(record).any(|named| is_policy(named, &policy.0)))
+            && wanted(&self.direction, |name| equals(&record["network"]["direction"], &name.0))
+            && wanted(&self.cause, |name| equals(&record["sluice"]["end_cause"], &name.0))
+            && wanted(&self.kind, |kind| equals(&record["event"]["action"], kind.action()))
+            && wanted(&self.node, |name| equals(&record["observer"]["name"], &name.0))
+            && self.min_duration.is_none_or(|least| lived(record).is_some_and(|lived| lived >= least))
+            && self.min_bytes.is_none_or(|least| carried(record) >= least)
+    }
+
+    /// Namespaces of which a record must have one, for whoever can look them up; empty is any.
+    pub(crate) fn namespaces(&self) -> Vec<String> {
+        positive(&self.namespace).map(|Text(name)| name.clone()).collect()
+    }
+
+    /// Values of `event.action` of which a record must have one; empty is any.
+    pub(crate) fn actions(&self) -> Vec<String> {
+        positive(&self.kind).map(|kind| kind.action().to_owned()).collect()
+    }
+}
+
+/// A value, and whether it must not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Term<T> {
+    value: T,
+    is_not: bool,
+}
+
+impl<T: FromStr<Err = String>> Term<T> {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (text, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
+        if text.is_empty() {
+            return Err("must not be empty".to_owned());
+        }
+        Ok(Self { value: text.parse()?, is_not })
+    }
+}
+
+macro_rules! term {
+    ($($t:ty),*) => {$(
+        impl FromStr for Term<$t> {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::parse(text)
+            }
+        }
+    )*};
+}
+term!(Text, Named, Block, VerdictIs, Kind);
+
+impl FromStr for Term<u16> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (text, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
+        let value = text.parse().map_err(|_| "must be a port from 0 to 65535".to_owned())?;
+        Ok(Self { value, is_not })
+    }
+}
+
+/// Any text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Text(String);
+
+impl FromStr for Text {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A name, and what stands before its slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    before: Option<String>,
+    name: String,
+}
+
+impl FromStr for Named {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text.split_once('/') {
+            Some((before, name)) => Self { before: Some(before.to_owned()), name: name.to_owned() },
+            None => Self { before: None, name: text.to_owned() },
+        })
+    }
+}
+
+/// An address or a block of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    network: IpAddr,
+    length: u8,
+}
+
+impl FromStr for Block {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = || format!("{text} is no IP address and no CIDR such as 10.0.0.0/8");
+        let (address, length) =
+            text.split_once('/').map_or((text, None), |(before, after)| (before, Some(after)));
+        let network: IpAddr = address.parse().map_err(|_| fault())?;
+        let longest = if network.is_ipv4() { 32 } else { 128 };
+        let length = length.map_or(Ok(longest), str::parse).map_err(|_| fault())?;
+        if length > longest { Err(fault()) } else { Ok(Self { network, length }) }
+    }
+}
+
+impl Block {
+    fn contains(&self, ip: IpAddr) -> bool {
+        let (bits, network, ip) = match (self.network, ip) {
+            (IpAddr::V4(network), IpAddr::V4(ip)) => {
+                (32, u128::from(network.to_bits()), u128::from(ip.to_bits()))
+            }
+            (IpAddr::V6(network), IpAddr::V6(ip)) => (128, network.to_bits(), ip.to_bits()),
+            _ => return false,
+        };
+        let ignored = bits - u32::from(self.length);
+        network.checked_shr(ignored).unwrap_or(0) == ip.checked_shr(ignored).unwrap_or(0)
+    }
+}
+
+/// What policy said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VerdictIs {
+    Allow,
+    Deny,
+}
+
+impl FromStr for VerdictIs {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_lowercase().as_str() {
+            "allow" | "allowed" => Ok(Self::Allow),
+            "deny" | "denied" => Ok(Self::Deny),
+            _ => Err("must be allow or deny".to_owned()),
+        }
+    }
+}
+
+/// What a record tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Started,
+    Updated,
+    Ended,
+    Denied,
+    Failed,
+    Lost,
+}
+
+impl Kind {
+    const fn action(self) -> &'static str {
+        match self {
+            Self::Started => "connection-started",
+            Self::Updated => "connection-updated",
+            Self::Ended => "connection-ended",
+            Self::Denied => "connection-denied",
+            Self::Failed => "connection-failed",
+            Self::Lost => "records-lost",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Started, Self::Updated, Self::Ended, Self::Denied, Self::Failed, Self::Lost];
+        let is_it = |kind: &Self| kind.action() == text || kind.action().rsplit('-').next() == Some(text);
+        all.into_iter()
+            .find(is_it)
+            .ok_or_else(|| "must be started, updated, ended, denied, failed or lost".to_owned())
+    }
+}
+
+/// One of the values that should match does, if there are any, and none of those that must not.
+fn wanted<T>(terms: &[Term<T>], matches: impl Fn(&T) -> bool) -> bool {
+    let mut should = terms.iter().filter(|term| !term.is_not).peekable();
+    (should.peek().is_none() || should.any(|term| matches(&term.value)))
+        && !terms.iter().any(|term| term.is_not && matches(&term.value))
+}
+
+fn any_end<T>(terms: &[Term<T>], ends: &[&Value], matches: impl Fn(&T, &Value) -> bool) -> bool {
+    wanted(terms, |value| ends.iter().any(|end| matches(value, end)))
+}
+
+/// The values that should match, when all must be looked up; none when one must not.
+fn positive<T>(terms: &[Term<T>]) -> impl Iterator<Item = &T> {
+    terms.iter().filter(|term| !term.is_not).map(|term| &term.value)
+}
+
+fn equals(value: &Value, text: &str) -> bool {
+    value.as_str() == Some(text)
+}
+
+fn is_in_namespace(namespace: &Text, end: &Value) -> bool {
+    equals(&end["k8s"]["namespace"], &namespace.0)
+}
+
+fn is_pod(pod: &Named, end: &Value) -> bool {
+    let k8s = &end["k8s"];
+    k8s["pod"].as_str().is_some_and(|name| name.starts_with(&pod.name))
+        && pod.before.as_ref().is_none_or(|namespace| equals(&k8s["namespace"], namespace))
+}
+
+fn is_workload(workload: &Named, end: &Value) -> bool {
+    let owner = &end["k8s"]["owner"];
+    equals(&owner["name"], &workload.name)
+        && workload
+            .before
+            .as_ref()
+            .is_none_or(|kind| owner["kind"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(kind)))
+}
+
+fn has_label(label: &Text, end: &Value) -> bool {
+    let labels = &end["k8s"]["labels"];
+    match label.0.split_once('=') {
+        Some((key, value)) => labels.get(key).is_some_and(|known| equals(known, value)),
+        None => labels.get(&label.0).is_some(),
+    }
+}
+
+fn is_service(service: &Named, end: &Value) -> bool {
+    equals(&end["service"]["name"], &service.name)
+        && service.before.as_ref().is_none_or(|namespace| equals(&end["service"]["namespace"], namespace))
+}
+
+fn is_in_block(block: &Block, end: &Value) -> bool {
+    end["ip"].as_str().and_then(|ip| ip.parse().ok()).is_some_and(|ip| block.contains(ip))
+}
+
+/// Refused by policy, or cut by it.
+pub(crate) fn is_denied(record: &Value) -> bool {
+    equals(&record["event"]["action"], Kind::Denied.action())
+        || equals(&record["sluice"]["end_cause"], "policy-revoked")
+}
+
+/// Every policy that had a say: `Kind/namespace/name#rule`.
+pub(crate) fn policies(record: &Value) -> impl Iterator<Item = &str> {
+    ["egress", "ingress"]
+        .into_iter()
+        .filter_map(|side| record["sluice"][side]["policies"].as_array())
+        .flatten()
+        .filter_map(Value::as_str)
+}
+
+/// `shop/web`, `web` and `NetworkPolicy/shop/web` all name `NetworkPolicy/shop/web#0`.
+fn is_policy(named: &str, asked: &str) -> bool {
+    let whole = named.split('#').next().unwrap_or_default();
+    whole == asked || whole.strip_suffix(asked).is_some_and(|before| before.ends_with('/'))
+}
+
+/// How long it lived, so far or in all.
+pub(crate) fn lived(record: &Value) -> Option<Duration> {
+    record["event"]["duration"].as_u64().map(Duration::from_nanos)
+}
+
+/// Bytes both ways.
+pub(crate) fn carried(record: &Value) -> u64 {
+    let of = |side: &str| record[side]["bytes"].as_u64().unwrap_or(0);
+    of("source").saturating_add(of("destination"))
+}
+
+/// `500ms`, `10s`, `5m`, `1h`, `2d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let fault = || format!("{text} is no duration such as 500ms, 10s, 5m or 1h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| fault())?;
+    let millis = match &text[digits..] {
+        "ms" => Some(number),
+        "s" | "" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        "d" => number.checked_mul(86_400_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(fault)
+}
+
+/// `1000`, `64K`, `10M`, `2G`; a K is 1024.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let fault = || format!("{text} is no number of bytes such as 1000, 64K or 10M");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| fault())?;
+    let unit = match &text[digits..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err(fault()),
+    };
+    number.checked_mul(unit).ok_or_else(fault)
+}
+
+/// Turns `--not --port 80` into `--port !80`, and `--not --port=80` into `--port=!80`.
+pub(crate) fn with_not(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut turned: Vec<OsString> = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        if argument != "--not" {
+            turned.push(argument);
+            continue;
+        }
+        match arguments.next() {
+            Some(flag) if flag.to_str().is_some_and(|flag| flag.starts_with('-')) => {
+                turned.extend(turned_around(&flag, &mut arguments));
+            }
+            // Said to be missing once the arguments are read.
+            other => turned.extend(std::iter::once(argument).chain(other)),
+        }
+    }
+    turned
+}
+
+fn turned_around(flag: &OsStr, arguments: &mut impl Iterator<Item = OsString>) -> Vec<OsString> {
+    if let Some((flag, value)) = flag.to_str().and_then(|flag| flag.split_once('=')) {
+        return vec![format!("{flag}=!{value}").into()];
+    }
+    let value = arguments.next().map(|value| {
+        let mut not = OsString::from("!");
+        not.push(value);
+        not
+    });
+    std::iter::once(flag.to_owned()).chain(value).collect()
+}
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;

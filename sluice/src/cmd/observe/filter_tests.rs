@@ -1,0 +1,152 @@
+//! Which record each filter lets through.
+
+use clap::Parser;
+use serde_json::json;
+
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    filters: Filters,
+}
+
+fn filters(words: &str) -> Filters {
+    let words = std::iter::once("observe").chain(words.split_whitespace()).map(Into::into);
+    Cli::try_parse_from(with_not(words)).unwrap_or_else(|error| panic!("{error}")).filters
+}
+
+fn ended() -> Value {
+    json!({
+        "@timestamp": "2026-08-01T12:00:01.500000123Z",
+        "event": {"action": "connection-ended", "duration": 1_500_000_000_u64},
+        "network": {"transport": "tcp", "direction": "egress"},
+        "observer": {"name": "node-a"},
+        "source": {
+            "ip": "10.244.1.2", "port": 40000, "bytes": 1000,
+            "k8s": {"namespace": "front", "pod": "client-1", "owner": {"kind": "Deployment", "name": "client"},
+                    "labels": {"app": "client"}},
+        },
+        "destination": {
+            "ip": "fd00::3", "port": 8080, "bytes": 24,
+            "k8s": {"namespace": "shop", "pod": "web-0", "owner": {"kind": "StatefulSet", "name": "web"}},
+            "service": {"namespace": "shop", "name": "web"},
+        },
+        "sluice": {
+            "egress": {"verdict": "allow", "policies": []},
+            "ingress": {"verdict": "allow", "policies": ["NetworkPolicy/shop/web-in#2"]},
+            "end_cause": "server-reset",
+        },
+    })
+}
+
+#[test]
+fn each_filter_lets_through_what_it_names_and_nothing_else() {
+    let table = [
+        ("", true),
+        ("--namespace shop", true),
+        ("-n front", true),
+        ("-n bank", false),
+        ("-n bank -n shop", true),
+        ("--from-namespace shop", false),
+        ("--to-namespace shop", true),
+        ("--pod web", true),
+        ("--pod shop/web-0", true),
+        ("--pod front/web", false),
+        ("--from-pod web", false),
+        ("--to-pod web", true),
+        ("--workload web", true),
+        ("--workload statefulset/web", true),
+        ("--workload Deployment/web", false),
+        ("--label app=client", true),
+        ("--label app", true),
+        ("--label app=web", false),
+        ("--service web", true),
+        ("--service bank/web", false),
+        ("--ip 10.244.0.0/16", true),
+        ("--ip fd00::/8", true),
+        ("--ip 0.0.0.0/0", true),
+        ("--to-ip 10.0.0.0/8", false),
+        ("--from-ip 10.244.1.2", true),
+        ("--from-ip 10.244.1.3", false),
+        ("--port 8080", true),
+        ("--port 40000", false),
+        ("--protocol TCP", true),
+        ("--protocol udp", false),
+        ("--verdict allow", true),
+        ("--verdict deny", false),
+        ("--policy web-in", true),
+        ("--policy shop/web-in", true),
+        ("--policy NetworkPolicy/shop/web-in", true),
+        ("--policy in", false),
+        ("--direction egress", true),
+        ("--direction ingress", false),
+        ("--cause server-reset", true),
+        ("--cause refused", false),
+        ("--type ended", true),
+        ("-t started -t denied", false),
+        ("--node node-a", true),
+        ("--node node-b", false),
+        ("--min-duration 1500ms", true),
+        ("--min-duration 2s", false),
+        ("--min-bytes 1K", true),
+        ("--min-bytes 1025", false),
+        ("--not --port 8080", false),
+        ("--not --port=80", true),
+        ("-n !bank", true),
+        ("-n shop --not -n front", false),
+        ("-n shop --port 8080 --verdict allow --from-namespace front", true),
+        ("-n shop --port 81", false),
+    ];
+    for (words, expected) in table {
+        assert_eq!(filters(words).matches(&ended()), expected, "{words}");
+    }
+}
+
+#[test]
+fn a_revoked_connection_is_denied_and_a_record_of_losses_is_no_connection() {
+    let mut revoked = ended();
+    revoked["sluice"]["end_cause"] = json!("policy-revoked");
+    assert!(filters("--verdict deny").matches(&revoked));
+    let lost = json!({"event": {"action": "records-lost"}, "observer": {"name": "node-a"}});
+    assert!(filters("").matches(&lost));
+    assert!(filters("--type lost").matches(&lost));
+    assert!(!filters("-n shop").matches(&lost));
+}
+
+#[test]
+fn a_block_has_exactly_the_addresses_that_share_its_bits() {
+    for length in 0..=32_u8 {
+        let block: Block = format!("10.1.2.3/{length}").parse().unwrap();
+        for flipped in 0..32_u32 {
+            let ip = IpAddr::from((u32::from_be_bytes([10, 1, 2, 3]) ^ (1 << flipped)).to_be_bytes());
+            assert_eq!(block.contains(ip), flipped < 32 - u32::from(length), "{block:?} {ip}");
+        }
+    }
+    let everything: Block = "::/0".parse().unwrap();
+    assert!(
+        everything.contains("fd00::1".parse().unwrap()) && !everything.contains("10.0.0.1".parse().unwrap())
+    );
+}
+
+#[test]
+fn what_is_no_value_is_refused() {
+    for words in [
+        "--ip 10.0.0.0/33",
+        "--ip ten",
+        "--port 70000",
+        "--port !",
+        "--verdict maybe",
+        "--type begun",
+        "--min-duration fast",
+        "--min-duration 99999999999999999999s",
+        "--min-bytes 1X",
+        "-n !",
+        "--not",
+    ] {
+        let words = std::iter::once("observe").chain(words.split(' ')).map(Into::into);
+        let parsed = Cli::try_parse_from(with_not(words.clone()));
+        let is_refused = parsed.is_err() || parsed.is_ok_and(|cli| cli.filters.check().is_err());
+        assert!(is_refused, "{:?}", words.collect::<Vec<_>>());
+    }
+}
