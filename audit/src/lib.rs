@@ -29,7 +29,7 @@ pub use line::{ECS_VERSION, SCHEMA};
 pub use metrics::{Age, ByteDirection, DeniedSide, GateDrop, Label, Metrics, PerLabel};
 pub use output::{Sink, SinkError};
 pub use record::{Action, ConnectionId, Record, Timing, Traffic};
-pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig};
+pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};
 pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
 pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_store};

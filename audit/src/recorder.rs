@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -32,6 +33,17 @@ pub enum Overflow {
     BlockNew,
 }
 
+/// Who may read records over the admin API, which asks nobody for a password.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServedTo {
+    /// Processes of this node.
+    #[default]
+    Node,
+    /// Whoever reaches the admin address.
+    Anyone,
+}
+
 /// How records are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -50,6 +62,8 @@ pub struct RecorderConfig {
     pub gather_ms: u64,
     /// When the file of `--records` is put aside.
     pub rotate: Rotation,
+    /// Who may read them with `sluice observe`: `node` or `anyone`. Default `node`.
+    pub served_to: ServedTo,
     /// Records kept for questions.
     pub store: StoreConfig,
     /// More places for records. Default: none.
@@ -65,6 +79,7 @@ impl Default for RecorderConfig {
             update_every_s: 60,
             gather_ms: 5,
             rotate: Rotation::default(),
+            served_to: ServedTo::Node,
             store: StoreConfig::default(),
             sinks: Vec::new(),
         }
@@ -153,6 +168,7 @@ pub struct Recorder {
     update_every: Option<Duration>,
     tap: Tap,
     store: Option<Arc<Path>>,
+    served_to: ServedTo,
 }
 
 /// What the recorder and its writer share.
@@ -205,7 +221,9 @@ impl Recorder {
         let writer = Writer::spawn(Arc::clone(&shared), lanes, node, config.gather_ms, (done, finished))?;
         let update_every = (config.update_every_s > 0).then(|| Duration::from_secs(config.update_every_s));
         let store = config.store.folder.as_deref().map(Arc::from);
-        Ok((Self { shared, started: config.started, update_every, tap, store }, writer))
+        let started = config.started;
+        let served_to = config.served_to;
+        Ok((Self { shared, started, update_every, tap, store, served_to }, writer))
     }
 
     /// False while records would go missing if more connections were admitted, and the configuration wants
@@ -218,6 +236,11 @@ impl Recorder {
     /// says whether it wants more.
     pub fn listen(&self, listener: Listener) {
         self.tap.listen(listener);
+    }
+
+    /// Whether a client at this address may read records.
+    pub fn serves(&self, client: IpAddr) -> bool {
+        self.served_to == ServedTo::Anyone || client.to_canonical().is_loopback()
     }
 
     /// The folder of the store, when there is one.

@@ -387,6 +387,20 @@ fn of_sink(metrics: &Metrics, name: &str) -> (u64, u64) {
 }
 
 #[test]
+fn records_are_served_to_the_own_node_unless_told_otherwise() {
+    let serves = |config: RecorderConfig| {
+        let (recorder, ..) = start(config, Sink::Discard);
+        ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "fd00::1"]
+            .map(|ip| recorder.serves(ip.parse().unwrap()))
+    };
+    assert_eq!(serves(RecorderConfig::default()), [true, true, true, false, false]);
+    assert_eq!(
+        serves(RecorderConfig { served_to: ServedTo::Anyone, ..RecorderConfig::default() }),
+        [true; 5]
+    );
+}
+
+#[test]
 fn a_sink_that_hangs_costs_its_own_records_and_no_other_sink_any() {
     let folder = tempfile::tempdir().unwrap();
     let (path, other) = (folder.path().join("records"), folder.path().join("other"));

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -257,14 +257,14 @@ async fn accept(listener: &TcpListener, api: Arc<Api>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, client)) => {
                 open.retain(|connection| !connection.is_finished());
                 if open.len() >= api.limits.connections
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.abort();
                 }
-                open.push_back(tokio::spawn(serve(stream, Arc::clone(&api))).abort_handle());
+                open.push_back(tokio::spawn(serve(stream, client.ip(), Arc::clone(&api))).abort_handle());
             }
             Err(error) => {
                 // Out of descriptors, as a rule: trying again at once would spin (accept(2)).
@@ -275,12 +275,12 @@ async fn accept(listener: &TcpListener, api: Arc<Api>) {
     }
 }
 
-async fn serve(stream: TcpStream, api: Arc<Api>) {
+async fn serve(stream: TcpStream, client: IpAddr, api: Arc<Api>) {
     let limits = api.limits;
     let streams = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         let response = if request.uri().path() == "/records" && *request.method() == Method::GET {
-            let response = api.records(&request);
+            let response = api.records(&request, client);
             streams.store(response.status() == StatusCode::OK, Ordering::Relaxed);
             response
         } else {
@@ -344,7 +344,7 @@ impl Api {
         }
     }
 
-    fn records(&self, request: &Request<Incoming>) -> Response<Either<Full<Bytes>, Lines>> {
+    fn records(&self, request: &Request<Incoming>, client: IpAddr) -> Response<Either<Full<Bytes>, Lines>> {
         let refuse = |status, text: String| plain(status, text).map(Either::Left);
         let asked = match Asked::parse(request.uri().query().unwrap_or_default()) {
             Ok(asked) => asked,
@@ -353,6 +353,10 @@ impl Api {
         let Some(recorder) = self.board.recorder() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "this agent has not started yet\n".to_owned());
         };
+        if !recorder.serves(client) {
+            let text = "records are served to this node only: records.served_to\n".to_owned();
+            return refuse(StatusCode::FORBIDDEN, text);
+        }
         match Lines::start(&recorder, &asked) {
             Ok(lines) => response(StatusCode::OK, LINES, Bytes::new()).map(|_| Either::Right(lines)),
             Err(problem) => refuse(StatusCode::NOT_FOUND, problem.to_owned()),

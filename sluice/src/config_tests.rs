@@ -95,7 +95,7 @@ fn what_does_not_belong_there_is_refused_with_its_place() {
         (
             "records:\n  queue: 3\n",
             "sluice.yaml:2:3: unknown field `queue`, expected one of queue_records, overflow, started, \
-             update_every_s, gather_ms, rotate, store, sinks, in \
+             update_every_s, gather_ms, rotate, served_to, store, sinks, in \
              `queue: 3`",
         ),
         (
