@@ -39,6 +39,10 @@ enum Command {
     Status(cmd::status::Args),
     /// Connection records: filtered, followed, printed
     Observe(Box<cmd::observe::Args>),
+    /// Who talks most, who is denied, and who is new
+    Top(Box<cmd::top::Args>),
+    /// Who talks to whom, as a graph: DOT, Mermaid, JSON
+    Graph(Box<cmd::graph::Args>),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -54,6 +58,8 @@ fn main() -> ExitCode {
         Command::Lint(args) => cmd::lint::execute(args),
         Command::Status(args) => cmd::status::execute(args),
         Command::Observe(args) => cmd::observe::execute(*args),
+        Command::Top(args) => cmd::top::execute(&args),
+        Command::Graph(args) => cmd::graph::execute(&args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

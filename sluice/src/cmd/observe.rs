@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde_json::Value;
 
+pub(crate) mod edges;
 pub(crate) mod filter;
-mod print;
+pub(crate) mod print;
 mod source;
 mod time;
 

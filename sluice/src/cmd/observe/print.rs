@@ -108,8 +108,8 @@ fn clock(record: &Value) -> String {
 pub(crate) fn end(end: &Value) -> String {
     let k8s = &end["k8s"];
     match (k8s["namespace"].as_str(), k8s["pod"].as_str(), k8s["node"].as_str()) {
-        (Some(namespace), Some(pod), _) => format!("{namespace}/{pod}"),
-        (_, _, Some(node)) => format!("node {node}"),
+        (Some(namespace), Some(pod), _) => printable(&format!("{namespace}/{pod}")),
+        (_, _, Some(node)) => printable(&format!("node {node}")),
         _ => word(&end["ip"]),
     }
 }
@@ -145,7 +145,7 @@ fn word(value: &Value) -> String {
 }
 
 /// Text of others must not steer a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

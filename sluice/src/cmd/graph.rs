@@ -1,0 +1,165 @@
+//! `sluice graph`: who talks to whom, from records, as a graph for other tools.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::observe::Selection;
+use super::observe::edges::{Counts, Edges, Pair};
+use super::observe::print::scaled;
+
+/// Arguments of `sluice graph`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection,
+    /// What to print
+    #[arg(long, short, value_enum, default_value_t = Form::Dot)]
+    output: Form,
+}
+
+/// The form of the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Form {
+    /// For Graphviz: `| dot -Tsvg`
+    Dot,
+    /// For Markdown
+    Mermaid,
+    /// Nodes and edges with their counts
+    Json,
+}
+
+/// Runs the command.
+pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut edges = Edges::default();
+    args.selection.read(false, |record, _| {
+        edges.add(record);
+        Ok(true)
+    })?;
+    let text = match args.output {
+        Form::Dot => dot(&edges),
+        Form::Mermaid => mermaid(&edges),
+        Form::Json => json(&edges) + "\n",
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Every name and its number.
+fn nodes(edges: &Edges) -> BTreeMap<&str, usize> {
+    let mut nodes: BTreeMap<&str, usize> =
+        edges.all().flat_map(|(pair, _)| [&*pair.from, &*pair.to]).map(|name| (name, 0)).collect();
+    nodes.values_mut().enumerate().for_each(|(number, node)| *node = number);
+    nodes
+}
+
+/// What stands at an edge.
+fn label(pair: &Pair, counts: &Counts) -> String {
+    let mut label = format!("{}/{}", pair.port, pair.protocol);
+    if counts.carried > 0 {
+        let _ = write!(label, ", {} carried, {}B", counts.carried, scaled(counts.bytes));
+    }
+    if counts.denied > 0 {
+        let _ = write!(label, ", {} denied", counts.denied);
+    }
+    if counts.failed > 0 {
+        let _ = write!(label, ", {} failed", counts.failed);
+    }
+    label
+}
+
+fn is_only_denied(counts: &Counts) -> bool {
+    counts.carried == 0 && counts.denied > 0
+}
+
+fn dot(edges: &Edges) -> String {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    let mut text = "digraph sluice {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
+    for name in nodes(edges).keys() {
+        let _ = writeln!(text, "  \"{}\";", quoted(name));
+    }
+    for (pair, counts) in edges.all() {
+        let style = if is_only_denied(counts) { ", color=red, style=dashed" } else { "" };
+        let (from, to) = (quoted(&pair.from), quoted(&pair.to));
+        let _ =
+            writeln!(text, "  \"{from}\" -> \"{to}\" [label=\"{}\"{style}];", quoted(&label(pair, counts)));
+    }
+    text + "}\n"
+}
+
+fn mermaid(edges: &Edges) -> String {
+    let quoted = |text: &str| text.replace('"', "#quot;");
+    let nodes = nodes(edges);
+    let mut text = "graph LR\n".to_owned();
+    for (name, number) in &nodes {
+        let _ = writeln!(text, "  n{number}[\"{}\"]", quoted(name));
+    }
+    for (pair, counts) in edges.all() {
+        let arrow = if is_only_denied(counts) { "-.->" } else { "-->" };
+        let (from, to) = (nodes[&*pair.from], nodes[&*pair.to]);
+        let _ = writeln!(text, "  n{from} {arrow}|\"{}\"| n{to}", quoted(&label(pair, counts)));
+    }
+    text
+}
+
+fn json(edges: &Edges) -> String {
+    let nodes: Vec<&str> = nodes(edges).into_keys().collect();
+    let edges: Vec<_> = edges
+        .all()
+        .map(|(pair, counts)| {
+            json!({
+                "from": pair.from, "to": pair.to, "port": pair.port, "protocol": pair.protocol,
+                "carried": counts.carried, "denied": counts.denied, "failed": counts.failed, "bytes": counts.bytes,
+            })
+        })
+        .collect();
+    format!("{:#}", json!({"nodes": nodes, "edges": edges}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::observe::edges::tests::record;
+    use super::*;
+
+    fn edges() -> Edges {
+        let mut edges = Edges::default();
+        let mut denied = record("connection-denied", "2", 0);
+        denied["source"] = json!({"ip": "192.0.2.1", "port": 1});
+        denied["destination"]["k8s"]["pod"] = json!("d\"b");
+        for record in [record("connection-ended", "1", 2048), denied] {
+            edges.add(&record);
+        }
+        edges
+    }
+
+    #[test]
+    fn a_graph_for_graphviz_and_one_for_markdown_name_every_node_and_edge() {
+        assert_eq!(
+            dot(&edges()),
+            "digraph sluice {\n  rankdir=LR;\n  node [shape=box];\n  \"external\";\n  \"shop/d\\\"b\";\n  \
+             \"shop/db\";\n  \"shop/web\";\n  \"external\" -> \"shop/d\\\"b\" [label=\"5432/TCP, 1 denied\", \
+             color=red, style=dashed];\n  \"shop/web\" -> \"shop/db\" [label=\"5432/TCP, 1 carried, 2.0KB\"];\n}\n"
+        );
+        assert_eq!(
+            mermaid(&edges()),
+            "graph LR\n  n0[\"external\"]\n  n1[\"shop/d#quot;b\"]\n  n2[\"shop/db\"]\n  n3[\"shop/web\"]\n  \
+             n0 -.->|\"5432/TCP, 1 denied\"| n1\n  n3 -->|\"5432/TCP, 1 carried, 2.0KB\"| n2\n"
+        );
+    }
+
+    #[test]
+    fn a_graph_as_json_has_the_counts() {
+        let graph: serde_json::Value = serde_json::from_str(&json(&edges())).unwrap();
+        assert_eq!(graph["nodes"].as_array().unwrap().len(), 4);
+        assert_eq!(
+            graph["edges"][1],
+            json!({"from": "shop/web", "to": "shop/db", "port": 5432, "protocol": "TCP", "carried": 1, "denied": 0,
+                   "failed": 0, "bytes": 2048})
+        );
+    }
+}
