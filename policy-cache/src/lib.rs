@@ -25,7 +25,7 @@ pub use cluster::Cluster;
 pub use compile::compile;
 pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};
 pub use lint::{LintReport, lint, lint_texts};
-pub use manifest::{LoadError, Problem, load, parse};
+pub use manifest::{LoadError, Problem, Reading, load, parse, read_object};
 pub use objects::{Counts, Event, Kind, Object, ObjectKey, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};
 pub use probe::{Answer, Prober, answer_stream};

@@ -8,7 +8,9 @@ mod fields;
 pub(crate) mod files;
 mod policy;
 mod problem;
+pub(crate) mod prune;
 mod reader;
+pub(crate) mod single;
 mod syntax;
 mod tiers;
 pub(crate) mod tree;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 
 pub(crate) use files::Fingerprint;
 pub use problem::{LoadError, Problem};
+pub use single::{Reading, read_object};
 
 use crate::objects::{Entity, Object, Objects};
 use fields::Scope;
@@ -208,7 +211,7 @@ type Found = (Read, String, Option<usize>);
 fn read_document(root: &Node, findings: &mut Findings) -> Vec<Found> {
     let mut found = Vec::new();
     if root.value != tree::Value::Null {
-        read_object(&Cursor::root(root), None, MAX_LIST_DEPTH, findings, &mut found);
+        read_item(&Cursor::root(root), None, MAX_LIST_DEPTH, findings, &mut found);
     }
     found
 }
@@ -220,7 +223,7 @@ struct TypeMeta {
     kind: String,
 }
 
-fn read_object(
+fn read_item(
     object: &Cursor<'_, '_>,
     implied: Option<&TypeMeta>,
     depth: usize,
@@ -242,6 +245,16 @@ fn read_object(
     found.extend(read_known(object, &meta, findings));
 }
 
+/// Reads an object that is no list.
+fn read_single(object: &Cursor<'_, '_>, findings: &mut Findings) -> Option<Found> {
+    if !object.is_map() {
+        findings.report(object, "must be a Kubernetes object");
+        return None;
+    }
+    let meta = type_meta(object, None, findings)?;
+    read_known(object, &meta, findings)
+}
+
 fn read_list(
     list: &Cursor<'_, '_>,
     meta: &TypeMeta,
@@ -258,7 +271,7 @@ fn read_list(
         .then(|| TypeMeta { api_version: meta.api_version.clone(), kind: item_kind.to_owned() });
     if let Some(items) = list.get("items") {
         for item in items.items(findings) {
-            read_object(&item, implied.as_ref(), depth - 1, findings, found);
+            read_item(&item, implied.as_ref(), depth - 1, findings, found);
         }
     }
 }

@@ -9,7 +9,9 @@ use super::reader::{Cursor, Findings};
 use super::tree::Value;
 use crate::objects::{NetworkPolicy, Numbers, Operator, Peer, Port, Requirement, Rule, Selector};
 
-/// Reads the policy; with any problem in the findings the result must not be used.
+/// Reads the policy. With a problem in the findings what it returns never allows more than what was meant:
+/// an unreadable selector selects every pod of the namespace and then no rule allows anything, unreadable
+/// `policyTypes` isolate in both directions, and a rule with a problem anywhere in it allows nothing.
 pub(crate) fn network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> NetworkPolicy {
     let mut policy = NetworkPolicy {
         namespace: name.namespace,
@@ -19,23 +21,42 @@ pub(crate) fn network_policy(object: &Cursor, name: Name, findings: &mut Finding
         egress: None,
     };
     let Some(spec) = object.get("spec") else { return policy };
+    let before = findings.count();
     if !spec.only(&["podSelector", "ingress", "egress", "policyTypes"], findings) {
+        policy.egress = Some(Vec::new());
         return policy;
     }
+    // It may be the misspelt name of any of the known ones.
+    let unknown_field = findings.count() > before;
+    let mut selected = !unknown_field;
     if let Some(field) = spec.get("podSelector") {
-        policy.pod_selector = selector(&field, findings);
+        let before = findings.count();
+        let selector = selector(&field, findings);
+        selected = findings.count() == before;
+        if selected {
+            policy.pod_selector = selector;
+        }
     }
     let ingress = rules(&spec, "ingress", "from", findings);
     let egress = rules(&spec, "egress", "to", findings);
-    let (in_ingress, in_egress) = policy_types(&spec, !egress.is_empty(), findings);
-    policy.ingress = in_ingress.then_some(ingress);
-    policy.egress = in_egress.then_some(egress);
+    let has_egress = spec.get("egress").is_some_and(|list| !list.is_list() || !egress.is_empty());
+    let (in_ingress, in_egress) = policy_types(&spec, has_egress, unknown_field, findings);
+    let kept = |rules: Vec<Rule>| if selected { rules } else { Vec::new() };
+    policy.ingress = in_ingress.then_some(kept(ingress));
+    policy.egress = in_egress.then_some(kept(egress));
     policy
 }
 
 /// Absent or empty means Ingress, and Egress when there are egress rules.
-fn policy_types(spec: &Cursor, has_egress_rules: bool, findings: &mut Findings) -> (bool, bool) {
-    let Some(list) = spec.get("policyTypes") else { return (true, has_egress_rules) };
+fn policy_types(
+    spec: &Cursor,
+    has_egress_rules: bool,
+    unknown_field: bool,
+    findings: &mut Findings,
+) -> (bool, bool) {
+    let by_rules = (true, has_egress_rules || unknown_field);
+    let Some(list) = spec.get("policyTypes") else { return by_rules };
+    let before = findings.count();
     let (mut ingress, mut egress, mut count) = (false, false, 0);
     for item in list.items(findings) {
         count += 1;
@@ -46,27 +67,32 @@ fn policy_types(spec: &Cursor, has_egress_rules: bool, findings: &mut Findings) 
             None => {}
         }
     }
+    if count > 2 {
+        findings.report(&list, "may not list more than two policy types");
+    }
     match count {
-        0 => (true, has_egress_rules),
-        1 | 2 => (ingress, egress),
-        _ => {
-            findings.report(&list, "may not list more than two policy types");
-            (true, true)
-        }
+        _ if findings.count() > before => (true, true),
+        0 => by_rules,
+        _ => (ingress, egress),
     }
 }
 
+/// A rule with a problem keeps its place, so that the others keep their numbers, and matches nothing.
 fn rules(spec: &Cursor, direction: &str, peers_key: &str, findings: &mut Findings) -> Vec<Rule> {
     let Some(list) = spec.get(direction) else { return Vec::new() };
     let mut rules = Vec::new();
     for item in list.items(findings) {
+        let before = findings.count();
         // A null item is the empty rule, as it is in the API server.
-        if !matches!(item.node().value, Value::Null) && !item.only(&["ports", peers_key], findings) {
-            continue;
+        let mut rule = Rule { peers: None, ports: None };
+        if matches!(item.node().value, Value::Null) || item.only(&["ports", peers_key], findings) {
+            rule.peers = non_empty(&item, peers_key, peer, findings);
+            rule.ports = non_empty(&item, "ports", port, findings);
         }
-        let peers = non_empty(&item, peers_key, peer, findings);
-        let ports = non_empty(&item, "ports", port, findings);
-        rules.push(Rule { peers, ports });
+        if findings.count() > before {
+            rule = Rule { peers: Some(Vec::new()), ports: Some(Vec::new()) };
+        }
+        rules.push(rule);
     }
     rules
 }
@@ -83,7 +109,6 @@ fn non_empty<T>(
     if cursors.is_empty() {
         return None;
     }
-    // An item with a problem is left out: the list may become empty, and then matches nothing.
     Some(cursors.iter().filter_map(|item| read(item, findings)).collect())
 }
 

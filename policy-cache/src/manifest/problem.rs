@@ -23,18 +23,19 @@ pub struct Problem {
 }
 
 impl fmt::Display for Problem {
-    /// One line: `file:line: document 2: NetworkPolicy/shop/web: spec.podSelector: message (got "value")`.
+    /// One line: `file:line: document 2: NetworkPolicy/shop/web: spec.podSelector: message (got "value")`,
+    /// what comes from no file without the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        let mut place = self.file.display().to_string();
         if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+            place = format!("{place}:{line}");
         }
-        if self.document > 0 {
-            write!(f, ": document {}", self.document)?;
-        }
-        for part in [&self.object, &self.field, &self.message] {
+        let document = if self.document > 0 { format!("document {}", self.document) } else { String::new() };
+        let mut separator = "";
+        for part in [&place, &document, &self.object, &self.field, &self.message] {
             if !part.is_empty() {
-                write!(f, ": {}", one_line(part))?;
+                write!(f, "{separator}{}", one_line(part))?;
+                separator = ": ";
             }
         }
         if self.value.is_empty() { Ok(()) } else { write!(f, " (got {})", one_line(&self.value)) }

@@ -23,6 +23,11 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
+    /// How many problems there are so far: more after a part was read than before means that it has some.
+    pub(crate) fn count(&self) -> usize {
+        self.problems.len()
+    }
+
     /// Notes that the value at `at` is wrong.
     pub(crate) fn report(&mut self, at: &Cursor<'_, '_>, message: impl Into<String>) {
         let value = quoted(at.node);

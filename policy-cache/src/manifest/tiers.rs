@@ -36,7 +36,7 @@ pub(crate) fn version(kind: &str) -> Option<&'static str> {
     }
 }
 
-/// Reads the policy; with any problem in the findings the result must not be used.
+/// Reads the policy; with problems in the findings it never allows more than what was meant.
 pub(crate) fn cluster_network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> TierPolicy {
     let dialect = Dialect {
         kind: PolicyKind::ClusterNetworkPolicy,
@@ -50,7 +50,7 @@ pub(crate) fn cluster_network_policy(object: &Cursor, name: Name, findings: &mut
     dialect.read(object, name, Tier::Admin, &["tier", "priority"], findings)
 }
 
-/// Reads the policy; with any problem in the findings the result must not be used.
+/// Reads the policy; with problems in the findings it never allows more than what was meant.
 pub(crate) fn admin_network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> TierPolicy {
     let dialect = Dialect {
         kind: PolicyKind::AdminNetworkPolicy,
@@ -64,14 +64,14 @@ pub(crate) fn admin_network_policy(object: &Cursor, name: Name, findings: &mut F
     dialect.read(object, name, Tier::Admin, &["priority"], findings)
 }
 
-/// Reads the policy; with any problem in the findings the result must not be used.
+/// Reads the policy; with problems in the findings it never allows more than what was meant.
 pub(crate) fn baseline_admin_network_policy(
     object: &Cursor,
     name: Name,
     findings: &mut Findings,
 ) -> TierPolicy {
-    if !name.name.is_empty()
-        && name.name != SINGLETON
+    let misnamed = !name.name.is_empty() && name.name != SINGLETON;
+    if misnamed
         && let Some(metadata) = object.get("metadata")
         && let Some(field) = metadata.get("name")
     {
@@ -86,7 +86,11 @@ pub(crate) fn baseline_admin_network_policy(
         egress_peers: &["namespaces", "pods", "nodes", "networks"],
         pods_required: &["namespaceSelector", "podSelector"],
     };
-    dialect.read(object, name, Tier::Baseline, &[], findings)
+    let mut policy = dialect.read(object, name, Tier::Baseline, &[], findings);
+    if misnamed {
+        distrust(&mut policy);
+    }
+    policy
 }
 
 /// In what the kinds differ.
@@ -105,7 +109,8 @@ struct Dialect {
 const INGRESS_PEERS: &[&str] = &["namespaces", "pods"];
 
 impl Dialect {
-    /// `own` are the fields of the spec that not every kind has.
+    /// `own` are the fields of the spec that not every kind has. What cannot be read comes first in its tier,
+    /// speaks about every pod, and denies.
     fn read(
         &self,
         object: &Cursor,
@@ -118,35 +123,45 @@ impl Dialect {
             kind: self.kind,
             name: name.name,
             tier,
-            priority: None,
+            priority: own.contains(&"priority").then_some(0),
             subject: PodsIn { namespaces: Selector::default(), pods: Selector::default() },
-            ingress: Vec::new(),
-            egress: Vec::new(),
+            ingress: vec![closed()],
+            egress: vec![closed()],
         };
         let Some(spec) = object.get("spec") else {
             findings.missing(object, "spec");
             return policy;
         };
+        let before = findings.count();
         let known = [&["subject", "ingress", "egress"], own].concat();
         if !spec.only(&known, findings) {
             return policy;
         }
+        let unknown_field = findings.count() > before;
+        let before = findings.count();
         if own.contains(&"tier") {
             policy.tier = self::tier(&spec, findings).unwrap_or(tier);
         }
         if own.contains(&"priority") {
-            policy.priority = priority(&spec, findings);
+            policy.priority = priority(&spec, findings).or(policy.priority);
         }
         match spec.get("subject") {
             None => findings.missing(&spec, "subject"),
             Some(field) => {
-                if let Some(subject) = self.subject(&field, findings) {
+                let before = findings.count();
+                let subject = self.subject(&field, findings);
+                if let Some(subject) = subject.filter(|_| findings.count() == before) {
                     policy.subject = subject;
                 }
             }
         }
-        policy.ingress = self.rules(&spec, "ingress", "from", INGRESS_PEERS, findings);
-        policy.egress = self.rules(&spec, "egress", "to", self.egress_peers, findings);
+        // Whom it speaks about or when it is asked is not known: nothing it accepts can be believed.
+        let adrift = findings.count() > before;
+        policy.ingress = self.rules(&spec, "ingress", "from", INGRESS_PEERS, unknown_field, findings);
+        policy.egress = self.rules(&spec, "egress", "to", self.egress_peers, unknown_field, findings);
+        if adrift {
+            distrust(&mut policy);
+        }
         policy
     }
 
@@ -171,15 +186,22 @@ impl Dialect {
         direction: &str,
         peers_key: &str,
         known_peers: &[&str],
+        unknown_field: bool,
         findings: &mut Findings,
     ) -> Vec<TierRule> {
-        let Some(list) = spec.get(direction) else { return Vec::new() };
+        let Some(list) = spec.get(direction) else {
+            // The unknown field may be the misspelt name of this list, and what it denied would be gone.
+            return if unknown_field { vec![closed()] } else { Vec::new() };
+        };
         let items: Vec<_> = list.items(findings).collect();
         if items.len() > self.max_items {
             let message = format!("may not have more than {} rules", self.max_items);
             findings.report(&list, message);
         }
-        items.iter().filter_map(|item| self.rule(item, peers_key, known_peers, findings)).collect()
+        if !list.is_list() {
+            return vec![closed()];
+        }
+        items.iter().map(|item| self.rule(item, peers_key, known_peers, findings)).collect()
     }
 
     fn rule(
@@ -188,10 +210,12 @@ impl Dialect {
         peers_key: &str,
         known_peers: &[&str],
         findings: &mut Findings,
-    ) -> Option<TierRule> {
+    ) -> TierRule {
+        let before = findings.count();
         if !item.only(&["name", "action", peers_key, self.ports_key], findings) {
-            return None;
+            return closed();
         }
+        let unknown_field = findings.count() > before;
         let name = item.get("name").and_then(|field| {
             let name = field.string(findings)?;
             if name.chars().count() > MAX_NAME {
@@ -200,6 +224,7 @@ impl Dialect {
             Some(name.to_owned())
         });
         let action = self.action(item, findings);
+        let before = findings.count();
         let peers = match item.get(peers_key) {
             Some(list) => self.some(&list, |peer, findings| self.peer(peer, known_peers, findings), findings),
             None => {
@@ -207,6 +232,8 @@ impl Dialect {
                 Vec::new()
             }
         };
+        let peers_read = !unknown_field && findings.count() == before;
+        let before = findings.count();
         let ports = item.get(self.ports_key).map(|list| {
             let ports = self.some(&list, self.port, findings);
             let named = ports.iter().any(|port| matches!(port, TierPort::Named(_)));
@@ -218,7 +245,16 @@ impl Dialect {
             }
             ports
         });
-        Some(TierRule { name, action: action?, peers, ports })
+        let ports_read = findings.count() == before;
+        match action {
+            Some(action) if peers_read && ports_read => TierRule { name, action, peers, ports },
+            // An Accept whose peer is unknown matches nothing.
+            Some(Action::Accept) => {
+                TierRule { name, action: Action::Accept, peers: vec![TierPeer::Unknown], ports: None }
+            }
+            _ if peers_read => TierRule { name, action: Action::Deny, peers, ports: None },
+            _ => TierRule { name, ..closed() },
+        }
     }
 
     fn action(&self, item: &Cursor, findings: &mut Findings) -> Option<Action> {
@@ -281,6 +317,22 @@ impl Dialect {
         let mut read = |key: &str| field.get(key).map(|field| policy::selector(&field, findings));
         let (namespaces, pods) = (read("namespaceSelector"), read("podSelector"));
         Some(PodsIn { namespaces: namespaces.unwrap_or_default(), pods: pods.unwrap_or_default() })
+    }
+}
+
+/// A rule that denies everything: whatever a Deny or Pass that cannot be read was meant to match.
+fn closed() -> TierRule {
+    TierRule { name: None, action: Action::Deny, peers: vec![TierPeer::Unknown], ports: None }
+}
+
+/// Lets no rule of the policy open anything: an Accept matches nothing, a Pass denies.
+fn distrust(policy: &mut TierPolicy) {
+    for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+        match rule.action {
+            Action::Accept => rule.peers = vec![TierPeer::Unknown],
+            Action::Pass => rule.action = Action::Deny,
+            Action::Deny => {}
+        }
     }
 }
 

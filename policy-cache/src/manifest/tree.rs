@@ -34,6 +34,31 @@ pub(crate) enum Value {
     Map(Vec<(String, Node)>),
 }
 
+impl std::hash::Hash for Value {
+    /// Equal trees hash alike. Lines are not part of it.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        match self {
+            Self::Null => {}
+            Self::Bool(value) => value.hash(state),
+            Self::Integer(value) => value.hash(state),
+            Self::Float(value) => value.to_bits().hash(state),
+            Self::String(value) => value.hash(state),
+            Self::List(items) => {
+                items.len().hash(state);
+                items.iter().for_each(|item| item.value.hash(state));
+            }
+            Self::Map(entries) => {
+                entries.len().hash(state);
+                for (key, item) in entries {
+                    key.hash(state);
+                    item.value.hash(state);
+                }
+            }
+        }
+    }
+}
+
 /// One document of a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Document<'t> {
