@@ -19,6 +19,7 @@ mod shared;
 mod snapshot;
 mod source;
 mod store;
+mod watch;
 
 pub use affected::Affected;
 pub use cluster::Cluster;
@@ -32,3 +33,4 @@ pub use probe::{Answer, Prober, answer_stream};
 pub use snapshot::{IdentifiedFlow, LocalPods, Snapshot};
 pub use source::{ManifestSource, SourceStatus, WatchHandle};
 pub use store::SnapshotStore;
+pub use watch::{Access, ApiConfig, ApiConfigProblem, ApiError, ApiHandle, ApiSource, ApiStatus, KindStatus};

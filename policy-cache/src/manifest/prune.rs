@@ -177,6 +177,16 @@ impl<'de> Visitor<'de> for FrameVisitor {
     }
 }
 
+/// Forgets a field of `metadata`.
+pub(crate) fn drop_metadata(object: &mut Node, field: &str) {
+    let Value::Map(entries) = &mut object.value else { return };
+    if let Some((_, metadata)) = entries.iter_mut().find(|(key, _)| key == "metadata")
+        && let Value::Map(entries) = &mut metadata.value
+    {
+        entries.retain(|(key, _)| key != field);
+    }
+}
+
 /// Finds `metadata.namespace` and `metadata.name` in JSON that may break off or break anywhere after them.
 /// `wrapped`: in a watch frame.
 pub(crate) fn identity(json: &[u8], wrapped: bool) -> Option<(String, String)> {

@@ -1,0 +1,395 @@
+//! Follows one collection: lists it, watches it, and tells the owner of the cluster what it sees. What to ask
+//! next and when is the [`Course`]'s to say.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::sync::mpsc;
+
+use super::chance;
+use super::course::{Ask, Course, From, Outcome};
+use super::discover::Presence;
+use super::items::Items;
+use super::ledger::{Note, Origin, Sighting};
+use super::lines::{Lines, Piece};
+use super::request::{self, Door, Failure, query};
+use super::resource::Resource;
+use super::status::Board;
+use crate::manifest::prune;
+use crate::manifest::single::{child, metadata, metadata_value, read_node, unreadable};
+use crate::manifest::tree::{Node, Value};
+
+/// An object larger than this is not read. The API server takes requests of at most 3 MiB.
+const MAX_OBJECT: usize = 8 << 20;
+/// How long a streamed list may pause before it counts as one that does not come: an API server without them
+/// takes the question for an ordinary watch, which has no end of a list.
+const STREAM_PAUSE: Duration = Duration::from_secs(10);
+/// How long the server is asked to keep a watch open, at least; every watch adds a part of it by chance.
+const WATCH_SECONDS: f64 = 290.0;
+
+/// What every follower has.
+#[derive(Clone, Debug)]
+pub(crate) struct Ground {
+    pub(crate) door: Arc<Door>,
+    pub(crate) notes: mpsc::Sender<Note>,
+    pub(crate) board: Board,
+    pub(crate) hasher: RandomState,
+    pub(crate) page_size: u32,
+    pub(crate) silence: Duration,
+    pub(crate) streaming: bool,
+}
+
+/// Follows a collection for as long as somebody listens.
+pub(crate) async fn follow(number: usize, resource: Resource, ground: Ground, presence: Option<Presence>) {
+    let course = Course::new(ground.streaming);
+    let mut follower = Follower { number, resource, ground, course, notes: Vec::new() };
+    // It ends when the owner of the cluster is gone.
+    let _ = follower.run(presence).await;
+}
+
+/// Nobody listens any more.
+struct Deaf;
+
+struct Follower {
+    number: usize,
+    resource: Resource,
+    ground: Ground,
+    course: Course,
+    /// Read, and not told yet.
+    notes: Vec<Note>,
+}
+
+impl Follower {
+    async fn run(&mut self, mut presence: Option<Presence>) -> Result<(), Deaf> {
+        while !self.ground.notes.is_closed() {
+            if let Some(presence) = &mut presence
+                && !presence.is_here(self.resource)
+            {
+                self.absent(presence).await?;
+                continue;
+            }
+            let ask = self.course.ask();
+            let started = Instant::now();
+            let ended = self.attempt(&ask).await;
+            self.tell().await?;
+            let outcome = match ended {
+                Ok(outcome) => {
+                    self.ground.board.row(self.number, |row| row.error = None);
+                    outcome
+                }
+                Err(failure) => self.failed(failure),
+            };
+            if outcome == Outcome::NotServed
+                && let Some(presence) = &mut presence
+            {
+                presence.doubt();
+            }
+            let wait = self.course.after(outcome, started.elapsed(), chance());
+            tokio::time::sleep(wait).await;
+        }
+        Err(Deaf)
+    }
+
+    /// Says that there is no such kind, and waits until there is.
+    async fn absent(&mut self, presence: &mut Presence) -> Result<(), Deaf> {
+        if presence.is_surely_absent(self.resource) {
+            self.ground.board.row(self.number, |row| {
+                row.absent = true;
+                row.error = None;
+            });
+            self.notes.push(Note::Absent(self.resource.kind));
+            self.tell().await?;
+            self.course.restart();
+        }
+        presence.changed().await.map_err(|_| Deaf)
+    }
+
+    async fn attempt(&mut self, ask: &Ask) -> Result<Outcome, Failure> {
+        match ask {
+            Ask::Stream => {
+                let pairs = [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")];
+                self.watch(&pairs, true).await
+            }
+            Ask::Watch { version } => self.watch(&[("resourceVersion", version)], false).await,
+            Ask::List { from, token, whole } => self.list(from, token.as_deref(), *whole).await,
+        }
+    }
+
+    /// Tells of a failure, each once, and says what it means.
+    fn failed(&mut self, failure: Failure) -> Outcome {
+        let (kind, message) = (self.resource.kind.as_str(), failure.message);
+        // A server that cannot do what was tried has not failed.
+        let expected = matches!(failure.outcome, Outcome::Invalid | Outcome::Expired)
+            || (failure.outcome == Outcome::NotServed && self.resource.is_optional());
+        self.ground.board.row(self.number, |row| {
+            if row.error.as_ref() != Some(&message) && !expected {
+                tracing::warn!(kind, error = message, "the API server does not answer as it should");
+            }
+            row.error = Some(message);
+        });
+        if failure.status == Some(StatusCode::FORBIDDEN) {
+            tracing::debug!(kind, "the role of this process lacks get, list or watch");
+        }
+        failure.outcome
+    }
+
+    async fn watch(&mut self, pairs: &[(&str, &str)], streamed: bool) -> Result<Outcome, Failure> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred seconds")]
+        let seconds = (WATCH_SECONDS * (1.0 + chance())) as u64;
+        let seconds = seconds.to_string();
+        let mut all = vec![("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", &seconds)];
+        all.extend_from_slice(pairs);
+        let path = format!("{}{}", self.resource.path(), query(&all));
+        let mut body = self.ground.door.get(&path).await?;
+        self.ground.board.row(self.number, |row| row.watches += 1);
+        let mut initial = streamed;
+        if streamed {
+            self.begin();
+        }
+        let mut lines = Lines::new(MAX_OBJECT);
+        let mut ended = None;
+        while ended.is_none() {
+            let silence = if initial { STREAM_PAUSE.min(self.ground.silence) } else { self.ground.silence };
+            let more = request::next(&mut body, silence, |bytes| {
+                lines.feed(bytes, |piece| {
+                    if ended.is_none() {
+                        ended = self.frame(piece, &mut initial);
+                    }
+                });
+            });
+            let more = more.await?;
+            if self.tell().await.is_err() || !more {
+                break;
+            }
+        }
+        ended.unwrap_or(Ok(Outcome::Ended))
+    }
+
+    /// Takes a frame in. `Some` when it is the last that can be used.
+    fn frame(&mut self, piece: Piece<'_>, initial: &mut bool) -> Option<Result<Outcome, Failure>> {
+        let kind = self.resource.kind;
+        let (json, problem) = match piece {
+            Piece::TooLarge(head) => (head, format!("larger than {MAX_OBJECT} bytes")),
+            Piece::Whole(json) => match prune::frame(json, kind) {
+                Ok(frame) => return self.event(frame, initial),
+                Err(error) => (json, error.to_string()),
+            },
+        };
+        // Until the list that follows has said what there really is, the object counts as unreadable.
+        let reading = unreadable(Some(kind), prune::identity(json, true), &problem);
+        if reading.key.is_some() {
+            let content = self.ground.hasher.hash_one(&problem);
+            self.notes.push(Note::Object(Box::new(Sighting {
+                kind,
+                reading,
+                content,
+                origin: Origin::default(),
+            })));
+        }
+        let message = format!("a watch event cannot be read: {problem}");
+        Some(Err(Failure { outcome: Outcome::Garbled, message, status: None }))
+    }
+
+    fn event(&mut self, frame: prune::Frame, initial: &mut bool) -> Option<Result<Outcome, Failure>> {
+        let prune::Frame { event, object } = frame;
+        let version = metadata(&object, "resourceVersion").to_owned();
+        match event.as_str() {
+            "ADDED" | "MODIFIED" => self.object(object),
+            "DELETED" => {
+                if let Some(key) = read_node(&object, Some(self.resource.kind)).key {
+                    self.notes.push(Note::Deleted(key));
+                }
+            }
+            "BOOKMARK" if *initial => {
+                if ends_list(&object) {
+                    *initial = false;
+                    self.end(version);
+                    return None;
+                }
+                // An API server that does not know streamed lists, and has taken this for a watch.
+                return Some(Err(Failure {
+                    outcome: Outcome::Invalid,
+                    message: "the API server has no streamed lists".to_owned(),
+                    status: None,
+                }));
+            }
+            "BOOKMARK" => {}
+            "ERROR" => return Some(Err(error(&object))),
+            _ => {
+                let message = format!("a watch event of the unknown type {:?}", short(&event));
+                return Some(Err(Failure { outcome: Outcome::Garbled, message, status: None }));
+            }
+        }
+        if !*initial {
+            self.course.heard(&version);
+        }
+        self.heard();
+        None
+    }
+
+    async fn list(&mut self, from: &From, token: Option<&str>, whole: bool) -> Result<Outcome, Failure> {
+        let limit = self.ground.page_size.to_string();
+        let mut pairs = Vec::new();
+        if !whole {
+            pairs.push(("limit", limit.as_str()));
+        }
+        match (token, from) {
+            (Some(token), _) => pairs.push(("continue", token)),
+            (None, From::Memory) => pairs.push(("resourceVersion", "0")),
+            (None, From::NotOlder(version)) => {
+                pairs.extend([
+                    ("resourceVersion", version.as_str()),
+                    ("resourceVersionMatch", "NotOlderThan"),
+                ]);
+            }
+            (None, From::Newest) => {}
+        }
+        let path = format!("{}{}", self.resource.path(), query(&pairs));
+        let mut body = self.ground.door.get(&path).await?;
+        if token.is_none() {
+            self.begin();
+        }
+        let silence = self.ground.door.answer_timeout();
+        let mut items = Items::new(MAX_OBJECT);
+        let mut broken = None;
+        loop {
+            let more = request::next(&mut body, silence, |bytes| {
+                let fed = items.feed(bytes, |piece| self.item(piece));
+                broken = fed.err();
+            });
+            let more = more.await?;
+            if let Some(error) = broken {
+                return Err(Failure::broken(error.to_string()));
+            }
+            if self.tell().await.is_err() {
+                return Ok(Outcome::Ended);
+            }
+            self.heard();
+            if !more {
+                break;
+            }
+        }
+        let (version, token) = end_of_page(items)?;
+        if token.is_none() {
+            self.end(version.clone());
+        }
+        Ok(Outcome::Page { token, version })
+    }
+
+    fn item(&mut self, piece: Piece<'_>) {
+        let kind = self.resource.kind;
+        let (json, problem) = match piece {
+            Piece::TooLarge(head) => (head, format!("larger than {MAX_OBJECT} bytes")),
+            Piece::Whole(json) => match prune::object(json, Some(kind)) {
+                Ok(node) => return self.object(node),
+                Err(error) => (json, error.to_string()),
+            },
+        };
+        let reading = unreadable(Some(kind), prune::identity(json, false), &problem);
+        let content = self.ground.hasher.hash_one(&problem);
+        self.notes.push(Note::Object(Box::new(Sighting {
+            kind,
+            reading,
+            content,
+            origin: Origin::default(),
+        })));
+    }
+
+    fn object(&mut self, mut node: Node) {
+        let origin = Origin {
+            uid: metadata(&node, "uid").to_owned(),
+            generation: match metadata_value(&node, "generation") {
+                Some(Value::Integer(generation)) => *generation,
+                _ => 0,
+            },
+        };
+        // It changes with every write, whatever was written.
+        prune::drop_metadata(&mut node, "resourceVersion");
+        let content = self.ground.hasher.hash_one(&node.value);
+        let reading = read_node(&node, Some(self.resource.kind));
+        let sighting = Sighting { kind: self.resource.kind, reading, content, origin };
+        self.notes.push(Note::Object(Box::new(sighting)));
+    }
+
+    fn begin(&mut self) {
+        self.ground.board.row(self.number, |row| {
+            row.lists += 1;
+            row.absent = false;
+        });
+        self.notes.push(Note::Begin(self.resource.kind));
+    }
+
+    fn end(&mut self, version: String) {
+        self.course.listed(version);
+        self.notes.push(Note::End(self.resource.kind));
+        self.heard();
+    }
+
+    fn heard(&self) {
+        self.ground.board.row(self.number, |row| {
+            row.heard = Some(Instant::now());
+            row.error = None;
+        });
+    }
+
+    /// Tells what was read. Waits while the owner of the cluster is busy, and the server with it.
+    async fn tell(&mut self) -> Result<(), Deaf> {
+        for note in self.notes.drain(..) {
+            self.ground.notes.send(note).await.map_err(|_| Deaf)?;
+        }
+        Ok(())
+    }
+}
+
+fn ends_list(bookmark: &Node) -> bool {
+    metadata_value(bookmark, "annotations")
+        .and_then(|annotations| child(annotations, prune::INITIAL_EVENTS_END))
+        .is_some_and(|value| matches!(value, Value::String(text) if text == "true"))
+}
+
+/// The Status that ends a watch.
+fn error(status: &Node) -> Failure {
+    let text = |field| match child(&status.value, field) {
+        Some(Value::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let code = match child(&status.value, "code") {
+        Some(Value::Integer(code)) => {
+            u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok())
+        }
+        _ => None,
+    };
+    let message = format!("the watch ended: {} {}", text("reason"), short(text("message")));
+    let outcome = match code {
+        Some(code) => request::outcome(code, None),
+        None if matches!(text("reason"), "Expired" | "Gone") => Outcome::Expired,
+        None => Outcome::Refused { retry_after: None },
+    };
+    Failure { outcome, message, status: code }
+}
+
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+/// The list's version, and where the next page begins when there is one.
+fn end_of_page(items: Items) -> Result<(String, Option<String>), Failure> {
+    #[derive(serde::Deserialize)]
+    struct Page {
+        metadata: Metadata,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        resource_version: String,
+        #[serde(default)]
+        r#continue: String,
+    }
+    let around = items.finish().map_err(|error| Failure::broken(error.to_string()))?;
+    let page: Page = serde_json::from_slice(&around)
+        .map_err(|error| Failure::broken(format!("the list cannot be read: {error}")))?;
+    let token = page.metadata.r#continue;
+    Ok((page.metadata.resource_version, (!token.is_empty()).then_some(token)))
+}

@@ -1,0 +1,145 @@
+//! The one thread that owns the cluster: takes notes, applies what follows from them, and publishes.
+//!
+//! Whatever waits is taken together, and published once. Nothing is published until every kind was listed to
+//! its end, for a part of a cluster would decide wrongly.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::ledger::{Ledger, Note, Verdict};
+use super::resource::RESOURCES;
+use super::status::Board;
+use crate::cluster::Cluster;
+use crate::manifest::Problem;
+use crate::objects::ObjectKey;
+use crate::options::Options;
+use crate::store::SnapshotStore;
+
+/// Notes that are taken together at most.
+const MAX_BATCH: usize = 4096;
+/// Notes that may wait.
+pub(crate) const QUEUE: usize = 4096;
+
+/// What reaches the owner besides notes.
+#[derive(Debug)]
+pub(crate) enum Order {
+    OwnAddresses(Vec<IpAddr>),
+}
+
+/// Where the owner listens.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    pub(crate) notes: mpsc::Receiver<Note>,
+    pub(crate) orders: mpsc::UnboundedReceiver<Order>,
+}
+
+/// The cluster and all that goes with it.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    cluster: Cluster,
+    options: Options,
+    ledger: Ledger,
+    store: SnapshotStore,
+    board: Board,
+    verdicts: Option<mpsc::Sender<Verdict>>,
+    /// The cluster is other than what is published.
+    changed: bool,
+}
+
+impl Owner {
+    pub(crate) fn new(
+        options: Options,
+        store: SnapshotStore,
+        board: Board,
+        verdicts: Option<mpsc::Sender<Verdict>>,
+    ) -> Self {
+        let ledger = Ledger::new(RESOURCES.iter().map(|resource| resource.kind));
+        let cluster = Cluster::new(options.clone());
+        Self { cluster, options, ledger, store, board, verdicts, changed: true }
+    }
+
+    /// Works until nobody can tell it anything any more.
+    pub(crate) async fn run(mut self, mut inbox: Inbox) {
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                order = inbox.orders.recv() => match order {
+                    Some(Order::OwnAddresses(addresses)) => self.own_addresses(addresses),
+                    None => return,
+                },
+                taken = inbox.notes.recv_many(&mut batch, MAX_BATCH) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    for note in batch.drain(..) {
+                        self.note(note);
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn own_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.options.own_addresses = addresses;
+        self.changed |= self.cluster.set_options(self.options.clone());
+    }
+
+    fn note(&mut self, note: Note) {
+        let listed = match &note {
+            Note::End(kind) | Note::Absent(kind) => Some(*kind),
+            _ => None,
+        };
+        let effects = self.ledger.take(note);
+        for event in effects.events {
+            self.changed |= self.cluster.apply(event);
+        }
+        if !effects.verdicts.is_empty() {
+            self.report(effects.verdicts);
+        }
+        if let Some(kind) = listed {
+            for (number, resource) in RESOURCES.iter().enumerate() {
+                if resource.kind == kind {
+                    self.board.row(number, |row| row.listed = true);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        for (number, resource) in RESOURCES.iter().enumerate() {
+            let objects = self.ledger.count(resource.kind);
+            self.board.row(number, |row| row.objects = objects);
+        }
+        if self.changed && self.ledger.is_complete() {
+            self.changed = false;
+            self.store.publish(self.cluster.snapshot());
+            self.board.set_complete();
+        }
+    }
+
+    /// Tells of what changed among the rejected objects.
+    fn report(&mut self, verdicts: Vec<Verdict>) {
+        let lines =
+            |problems: &Arc<[Problem]>| problems.iter().map(ToString::to_string).collect::<Vec<String>>();
+        let rejected: Vec<(ObjectKey, Vec<String>)> =
+            self.ledger.rejected().iter().map(|(key, problems)| (key.clone(), lines(problems))).collect();
+        self.board.set_rejected(rejected);
+        for verdict in verdicts {
+            for problem in verdict.problems.iter() {
+                tracing::warn!(
+                    object = %verdict.key,
+                    %problem,
+                    "object rejected: a policy allows no more than can be read, anything else stays as it was"
+                );
+            }
+            if let Some(verdicts) = &self.verdicts {
+                // Reports are a courtesy: the cluster does not wait for them.
+                let _ = verdicts.try_send(verdict);
+            }
+        }
+    }
+}

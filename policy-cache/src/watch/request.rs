@@ -1,0 +1,233 @@
+//! One request to the API server → its answer, or how it ended. The only place that speaks HTTP.
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+
+use super::connect::Access;
+use super::course::Outcome;
+
+/// How much of an error's body is read.
+const MAX_ERROR: usize = 64 << 10;
+/// A client is not made anew more often than this.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The way to the API server, shared by all who ask it.
+#[derive(Debug)]
+pub(crate) struct Door {
+    access: Access,
+    client: Mutex<Current>,
+    answer_timeout: Duration,
+}
+
+struct Current {
+    client: Client,
+    made: tokio::time::Instant,
+}
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Current").field("made", &self.made).finish_non_exhaustive()
+    }
+}
+
+/// A request that failed, with what a person should know of it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) outcome: Outcome,
+    pub(crate) message: String,
+    /// The HTTP status, where there was an answer.
+    pub(crate) status: Option<StatusCode>,
+}
+
+impl Failure {
+    pub(crate) fn broken(message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Broken, message: message.into(), status: None }
+    }
+
+    pub(crate) fn silent(limit: Duration) -> Self {
+        Self { outcome: Outcome::Silent, message: format!("nothing came for {limit:?}"), status: None }
+    }
+}
+
+impl Door {
+    pub(crate) fn new(access: Access, client: Client, answer_timeout: Duration) -> Self {
+        let current = Current { client, made: tokio::time::Instant::now() };
+        Self { access, client: Mutex::new(current), answer_timeout }
+    }
+
+    /// How long the server may be silent where it has no reason to be.
+    pub(crate) fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
+    /// Asks for a path; the answer's body is still to come.
+    pub(crate) async fn get(&self, path: &str) -> Result<Body, Failure> {
+        let request = Request::get(path).body(Body::empty());
+        self.send(request.map_err(|error| Failure::broken(error.to_string()))?).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Body, Failure> {
+        let client = self.lock().client.clone();
+        let response = match tokio::time::timeout(self.answer_timeout, client.send(request)).await {
+            Err(_) => {
+                self.renew().await;
+                return Err(Failure::silent(self.answer_timeout));
+            }
+            Ok(Err(error)) => {
+                self.renew().await;
+                return Err(Failure::broken(chain(&error)));
+            }
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.into_body());
+        }
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok().map(Duration::from_secs));
+        let body = tokio::time::timeout(self.answer_timeout, bounded(response.into_body(), MAX_ERROR)).await;
+        let body = body.ok().and_then(Result::ok).unwrap_or_default();
+        if status == StatusCode::UNAUTHORIZED {
+            self.renew().await;
+        }
+        let outcome = outcome(status, retry_after);
+        Err(Failure { outcome, message: format!("{status}{}", reason(&body)), status: Some(status) })
+    }
+
+    /// Reads the credentials again: they may have been rotated.
+    async fn renew(&self) {
+        if self.lock().made.elapsed() < RENEWAL_PAUSE {
+            return;
+        }
+        match self.access.client().await {
+            Ok(client) => *self.lock() = Current { client, made: tokio::time::Instant::now() },
+            Err(error) => {
+                tracing::warn!(%error, "the credentials cannot be read again; the old ones are used")
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What a status that is no success means.
+pub(crate) fn outcome(status: StatusCode, retry_after: Option<Duration>) -> Outcome {
+    match status {
+        StatusCode::GONE => Outcome::Expired,
+        StatusCode::NOT_FOUND => Outcome::NotServed,
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Outcome::Invalid,
+        _ => Outcome::Refused { retry_after },
+    }
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn bounded(mut body: Body, limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::broken(chain(&error)))?;
+        if let Some(data) = frame.data_ref() {
+            if bytes.len() + data.len() > limit {
+                return Err(Failure::broken("the answer is too large"));
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Gives the next bytes of a body to `take`. False at its end.
+pub(crate) async fn next(
+    body: &mut Body,
+    silence: Duration,
+    take: impl FnOnce(&[u8]),
+) -> Result<bool, Failure> {
+    loop {
+        match tokio::time::timeout(silence, body.frame()).await {
+            Err(_) => return Err(Failure::silent(silence)),
+            Ok(None) => return Ok(false),
+            Ok(Some(Err(error))) => return Err(Failure::broken(chain(&error))),
+            Ok(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    take(data);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+}
+
+/// The message of the Status that an error's body is.
+fn reason(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        message: String,
+    }
+    let Ok(status) = serde_json::from_slice::<Status>(body) else { return String::new() };
+    let message: String = status.message.chars().filter(|c| !c.is_control()).take(300).collect();
+    format!(": {message}")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A query string of these pairs, percent-encoded.
+pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    for (key, value) in pairs {
+        text.push(if text.is_empty() { '?' } else { '&' });
+        text.push_str(key);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                text.push(char::from(byte));
+            } else {
+                // Writing to a String does not fail.
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_encoded() {
+        assert_eq!(query(&[("a", "x y&="), ("b", "1-2")]), "?a=x%20y%26%3D&b=1-2");
+        assert_eq!(query(&[]), "");
+    }
+
+    #[test]
+    fn a_status_says_how_to_go_on() {
+        let of = |code: u16| outcome(StatusCode::from_u16(code).unwrap(), None);
+        assert_eq!(
+            [of(410), of(404), of(400), of(422)],
+            [Outcome::Expired, Outcome::NotServed, Outcome::Invalid, Outcome::Invalid]
+        );
+        for code in [401, 403, 409, 429, 500, 503, 504] {
+            assert_eq!(of(code), Outcome::Refused { retry_after: None }, "{code}");
+        }
+    }
+}
