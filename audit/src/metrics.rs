@@ -469,6 +469,12 @@ impl Age {
         self.reset_at.store(nanos, Ordering::Relaxed);
     }
 
+    /// It happened this long ago.
+    pub fn set(&self, ago: std::time::Duration) {
+        let nanos = u64::try_from(EPOCH.elapsed().saturating_sub(ago).as_nanos()).unwrap_or(u64::MAX);
+        self.reset_at.store(nanos, Ordering::Relaxed);
+    }
+
     /// Seconds since the last reset, or since the start when there was none.
     pub fn seconds(&self) -> f64 {
         let reset_at = std::time::Duration::from_nanos(self.reset_at.load(Ordering::Relaxed));

@@ -5,7 +5,8 @@
 //! full house gives up its oldest guest.
 //!
 //! `GET /healthz`  200 while every thread that must run does, else 503 and a line for each that ended.
-//! `GET /readyz`   200 when also every condition holds, else 503 and a line for each that does not.
+//! `GET /readyz`   200 when also every condition holds, with a line for each remark; else 503 and a line for each that
+//!                 does not.
 //! `GET /metrics`  OpenMetrics text.
 //! `GET /records`  records of this node as lines of JSON, from its store and live (`records.rs`).
 //! `GET /status`   what `sluice status` shows, as JSON; the fields are those of [`Status`](crate::status::Status).
@@ -82,13 +83,16 @@ struct State {
     conditions: BTreeMap<&'static str, Result<(), String>>,
     /// Threads that must run: true while they do.
     threads: BTreeMap<&'static str, bool>,
+    /// What a person should know although the condition holds.
+    remarks: BTreeMap<&'static str, String>,
 }
 
 impl Conditions {
     /// Conditions that all have yet to be established.
     pub(crate) fn new(names: &[&'static str]) -> Self {
         let unknown = |name: &&'static str| (*name, Err("not established yet".to_owned()));
-        let state = State { conditions: names.iter().map(unknown).collect(), threads: BTreeMap::new() };
+        let conditions = names.iter().map(unknown).collect();
+        let state = State { conditions, threads: BTreeMap::new(), remarks: BTreeMap::new() };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -106,6 +110,20 @@ impl Conditions {
     /// A line for each thread that ended.
     pub(crate) fn unhealthy(&self) -> Vec<String> {
         self.lock().ended_threads().collect()
+    }
+
+    /// Says what a person should know of the condition `name` although it holds; nothing takes it back.
+    pub(crate) fn remark(&self, name: &'static str, remark: Option<String>) {
+        let mut state = self.lock();
+        match remark {
+            Some(remark) => state.remarks.insert(name, remark),
+            None => state.remarks.remove(name),
+        };
+    }
+
+    /// A line for each remark.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        self.lock().remarks.iter().map(|(name, remark)| format!("{name}: {}", one_line(remark))).collect()
     }
 
     /// A line for each condition that does not hold and each thread that ended.
@@ -333,7 +351,9 @@ impl Api {
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
-        answer("ready", &self.conditions.unready())
+        let failing = self.conditions.unready();
+        let ready = [vec!["ready".to_owned()], self.conditions.remarks()].concat().join("\n");
+        answer(&ready, &failing)
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {

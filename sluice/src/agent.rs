@@ -5,34 +5,35 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use audit::{Metrics, Recorder, Sink, Writer};
-use policy_cache::{ManifestSource, Options, Snapshot, SnapshotStore, SourceStatus, WatchHandle};
+use policy_cache::{Options, Snapshot, SnapshotStore};
 use prometheus_client::registry::Registry;
 use proxy::{DatapathOptions, Running};
 use redirect::{Redirect, RedirectHandle, RedirectSpec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin::{self, AdminHandle, Alive, Conditions};
+use crate::api_metrics::ApiMetrics;
 use crate::config::Config;
 use crate::interfaces::own_addresses;
 use crate::node;
-use crate::status::{Board, Enforcement, Source};
+use crate::source::{Origin, Policies};
+use crate::status::{Board, Enforcement};
 use crate::uncovered::Uncovered;
 
-/// How often interface addresses and the manifests' state are looked at.
+/// How often interface addresses and the state of the policies' source are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What `sluice run` was told.
 #[derive(Debug)]
 pub(crate) struct AgentOptions {
     pub(crate) node: String,
-    pub(crate) manifests: Vec<PathBuf>,
+    pub(crate) origin: Origin,
     pub(crate) config: Config,
     pub(crate) sink: Sink,
     pub(crate) admin: Option<SocketAddr>,
@@ -47,7 +48,7 @@ pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
         .context("start the runtime")?;
     runtime.block_on(async {
         let drain = options.config.shutdown.clone();
-        let mut agent = Agent::start(options).await?;
+        let Some(mut agent) = Agent::start(options).await? else { return Ok(ExitCode::SUCCESS) };
         let code = agent.serve().await?;
         agent
             .stop(
@@ -60,7 +61,7 @@ pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
 }
 
 struct Agent {
-    manifests: WatchHandle,
+    policies: Policies,
     policy: SnapshotStore,
     own_addresses: BTreeSet<IpAddr>,
     datapath: Running,
@@ -69,12 +70,11 @@ struct Agent {
     records: Writer,
     conditions: Conditions,
     board: Board,
-    /// What the source is called in the status.
-    places: Vec<String>,
     metrics: Metrics,
     alive: Option<Alive>,
     node_is_fit: bool,
-    manifests_read: SystemTime,
+    api_metrics: ApiMetrics,
+    confirmed: Option<SystemTime>,
     _admin: Option<AdminHandle>,
     signals: Signals,
 }
@@ -96,13 +96,17 @@ impl Signals {
 }
 
 impl Agent {
-    async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let AgentOptions { node, manifests, config, sink, admin } = options;
-        let signals = Signals::new().context("listen for signals")?;
+    /// `None`: a signal asked to stop before there was anything to enforce.
+    async fn start(options: AgentOptions) -> anyhow::Result<Option<Self>> {
+        let AgentOptions { node, origin, config, sink, admin } = options;
+        let mut signals = Signals::new().context("listen for signals")?;
         let conditions = Conditions::new(&["snapshot", "rules", "gate", "node"]);
         let metrics = Metrics::default();
         let board = Board::new(&node, conditions.clone(), metrics.clone());
-        let admin = admin.map(|address| start_admin(address, &conditions, &board, &metrics)).transpose()?;
+        let api_metrics = ApiMetrics::default();
+        let admin = admin
+            .map(|address| start_admin(address, &conditions, &board, &metrics, &api_metrics))
+            .transpose()?;
 
         let own_addresses = own_addresses().context("read the addresses of this node's interfaces")?;
         let policy_options = Options {
@@ -110,15 +114,18 @@ impl Agent {
             own_addresses: own_addresses.iter().copied().collect(),
             own_node_egress: config.policy.own_node_egress,
         };
-        let (source, policy) = ManifestSource::open(&manifests, policy_options)?;
-        let snapshot = policy.current().context("the manifests gave no snapshot")?;
-        report_snapshot(&node, &snapshot);
+        let opening = config.api.clone();
+        // It makes threads and runtimes of its own, which must not be done on this one's threads.
+        let (policies, policy) =
+            tokio::task::spawn_blocking(move || Policies::open(origin, &opening, policy_options))
+                .await
+                .context("open the source of policies")??;
         board.set_policy(policy.clone());
-        conditions.set("snapshot", Ok(()));
 
         let gate = redirect::probe().await;
         let backend = gate.choose(config.redirect.backend)?;
-        let spec = RedirectSpec::new(&config.redirect, backend, gate.ipv6, local_pods(&snapshot))?;
+        let mut spec =
+            RedirectSpec::new(&config.redirect, backend, gate.ipv6, redirect::LocalPods::default())?;
         board.set_enforcement(
             Enforcement::chosen(backend, gate.ipv6, config.redirect.fail_mode),
             gate.nft_version.as_deref(),
@@ -142,17 +149,22 @@ impl Agent {
         })?;
         conditions.set("gate", Ok(()));
         let alive = conditions.alive("datapath");
+        // The gate stands and refuses. Rules that an earlier process left stay as they are until it is known
+        // which pods they must be for; without pods they would open what those close.
+        let told = Told { conditions: &conditions, board: &board, api_metrics: &api_metrics };
+        let Some(snapshot) = first_snapshot(&policies, &policy, &mut signals, told).await else {
+            return Ok(None);
+        };
+        report_snapshot(&node, &snapshot);
+        spec.pods = local_pods(&snapshot);
         let uncovered = Uncovered::new(spec.pods.clone());
         let rules = Redirect::start(spec).await?;
         datapath.judge_strays();
         conditions.set("rules", Ok(()));
         board.set_rules(&rules.health().borrow());
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
-        let places = manifests.iter().map(|path| path.display().to_string()).collect();
-        let manifests = source.watch();
-        Ok(Self {
-            manifests,
-            places,
+        Ok(Some(Self {
+            policies,
             board,
             policy,
             own_addresses,
@@ -164,10 +176,11 @@ impl Agent {
             metrics,
             alive: Some(alive),
             node_is_fit: true,
-            manifests_read: SystemTime::now(),
+            api_metrics,
+            confirmed: None,
             _admin: admin,
             signals,
-        })
+        }))
     }
 
     /// Follows changes until a signal asks to stop (0) or a part has failed (1).
@@ -235,27 +248,27 @@ impl Agent {
         self.conditions.set("rules", state);
     }
 
-    fn look_at_manifests(&mut self) {
-        let status = self.manifests.status();
-        if status.last_success != self.manifests_read {
-            self.manifests_read = status.last_success;
-            self.metrics.snapshot_age.reset();
+    fn look_at_policies(&mut self) {
+        let told = Told { conditions: &self.conditions, board: &self.board, api_metrics: &self.api_metrics };
+        let confirmed = told.look_at(&self.policies);
+        if confirmed != self.confirmed {
+            self.confirmed = confirmed;
+            let age = confirmed.and_then(|at| SystemTime::now().duration_since(at).ok());
+            self.metrics.snapshot_age.set(age.unwrap_or_default());
         }
-        self.conditions.set("snapshot", snapshot_state(&status));
-        self.board.set_source(Source::manifests(self.places.clone(), &status));
     }
 
     fn look(&mut self) {
         match own_addresses() {
             Ok(now) if now != self.own_addresses => {
                 tracing::info!(addresses = ?now, "this node's addresses have changed");
-                self.manifests.set_own_addresses(now.iter().copied().collect());
+                self.policies.set_own_addresses(now.iter().copied().collect());
                 self.own_addresses = now;
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot read the addresses of this node's interfaces"),
         }
-        self.look_at_manifests();
+        self.look_at_policies();
         let gate =
             if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
         self.conditions.set("gate", gate);
@@ -270,13 +283,49 @@ impl Agent {
     }
 }
 
-/// What the state of the manifests' watch says of the snapshot. Rejected manifests leave the last good one in
-/// force and are reported where they are rejected; a watch that looks no more is another matter.
-fn snapshot_state(status: &SourceStatus) -> Result<(), String> {
-    if status.alive {
-        Ok(())
-    } else {
-        Err("nobody looks at the manifests any more: their watch hangs".into())
+/// Where the state of the source is told.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    conditions: &'a Conditions,
+    board: &'a Board,
+    api_metrics: &'a ApiMetrics,
+}
+
+impl Told<'_> {
+    /// Tells how the source does; returns when what is in force was last known to be right.
+    fn look_at(self, policies: &Policies) -> Option<SystemTime> {
+        let report = policies.report();
+        self.conditions.set("snapshot", report.condition);
+        self.conditions.remark("snapshot", report.remark);
+        self.board.set_source(report.source);
+        if let Some(status) = policies.api() {
+            self.api_metrics.set(status);
+        }
+        report.confirmed
+    }
+}
+
+/// Waits for the first snapshot. `None`: a signal asks to stop instead.
+async fn first_snapshot(
+    policies: &Policies,
+    policy: &SnapshotStore,
+    signals: &mut Signals,
+    told: Told<'_>,
+) -> Option<Arc<Snapshot>> {
+    let mut published = policy.subscribe();
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        told.look_at(policies);
+        if let Some(snapshot) = policy.current() {
+            told.conditions.set("snapshot", Ok(()));
+            return Some(snapshot);
+        }
+        tokio::select! {
+            Ok(()) = published.changed() => {}
+            _ = look.tick() => {}
+            Some(()) = signals.terminate.recv() => return None,
+            Some(()) = signals.interrupt.recv() => return None,
+        }
     }
 }
 
@@ -285,9 +334,11 @@ fn start_admin(
     conditions: &Conditions,
     board: &Board,
     metrics: &Metrics,
+    api_metrics: &ApiMetrics,
 ) -> anyhow::Result<AdminHandle> {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
+    registry.register_collector(Box::new(api_metrics.clone()));
     let admin = admin::start(address, conditions.clone(), board.clone(), Arc::new(registry))?;
     tracing::info!(address = %admin.address(), "admin API");
     Ok(admin)
@@ -300,35 +351,14 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
         objects = ?snapshot.counts(),
         isolated_addresses = local.isolated.len(),
         observed_addresses = local.observed.len(),
-        "manifests read"
+        "the cluster is known"
     );
     if local.isolated.is_empty() && local.observed.is_empty() {
-        tracing::warn!(
-            node,
-            "no pod of the manifests has spec.nodeName of this node and an address: nothing to enforce yet"
-        );
+        tracing::warn!(node, "no pod has spec.nodeName of this node and an address: nothing to enforce yet");
     }
 }
 
 fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {
     let policy_cache::LocalPods { isolated, observed } = snapshot.local_pods();
     redirect::LocalPods { isolated, observed, ranges: snapshot.own_pod_ranges().into_iter().collect() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_watch_that_hangs_ends_readiness_and_rejected_manifests_do_not() {
-        let failing = SourceStatus {
-            last_success: SystemTime::now(),
-            alive: true,
-            failing_since: Some(SystemTime::now()),
-            problems: Vec::new(),
-        };
-        assert_eq!(snapshot_state(&failing), Ok(()));
-        let hanging = SourceStatus { alive: false, ..failing };
-        assert!(snapshot_state(&hanging).unwrap_err().contains("hangs"));
-    }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) records: audit::RecorderConfig,
     /// How policies are read where the API leaves a choice.
     pub(crate) policy: policy_cache::PolicyConfig,
+    /// How the Kubernetes API is followed.
+    pub(crate) api: policy_cache::ApiConfig,
     /// How the process ends.
     pub(crate) shutdown: ShutdownConfig,
     /// What the process says on standard error.
@@ -162,10 +164,13 @@ impl Config {
         let redirect = self.redirect.validate().into_iter();
         let proxy = self.proxy.validate().into_iter();
         let records = self.records.validate().into_iter();
+        let api = self.api.validate().into_iter();
         redirect
             .map(|found| problem("redirect", found.field, found.value, found.problem))
             .chain(proxy.map(|found| problem("proxy", found.field, found.value, found.problem)))
             .chain(records.map(|found| problem("records", &found.field, found.value, found.problem)))
+            .chain(records.map(|found| problem("records", found.field, found.value, found.problem)))
+            .chain(api.map(|found| problem("api", found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
             .collect()
@@ -180,6 +185,7 @@ struct Sections {
     proxy: Option<proxy::ProxyConfig>,
     records: Option<audit::RecorderConfig>,
     policy: Option<policy_cache::PolicyConfig>,
+    api: Option<policy_cache::ApiConfig>,
     shutdown: Option<ShutdownConfig>,
     log: Option<LogConfig>,
 }
@@ -191,6 +197,7 @@ impl From<Sections> for Config {
             proxy: sections.proxy.unwrap_or_default(),
             records: sections.records.unwrap_or_default(),
             policy: sections.policy.unwrap_or_default(),
+            api: sections.api.unwrap_or_default(),
             shutdown: sections.shutdown.unwrap_or_default(),
             log: sections.log.unwrap_or_default(),
         }

@@ -3,11 +3,13 @@
 
 mod admin;
 mod agent;
+mod api_metrics;
 mod cmd;
 mod config;
 mod interfaces;
 mod logging;
 mod node;
+mod source;
 mod status;
 mod uncovered;
 

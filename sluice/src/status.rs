@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use audit::{DeniedSide, Label, Metrics, PerLabel, Recorder};
 use flow::EndCause;
-use policy_cache::{Counts, Problem, Snapshot, SnapshotStore, SourceStatus};
+use policy_cache::{ApiStatus, Counts, Problem, Snapshot, SnapshotStore, SourceStatus};
 use redirect::{FailMode, GateBackend, Health};
 use serde::{Deserialize, Serialize};
 
@@ -306,6 +306,24 @@ impl Source {
             alive: status.alive,
             failing_for_s: failing_for,
             rejected: status.problems.iter().map(Rejected::from).collect(),
+        }
+    }
+}
+
+impl Source {
+    /// The API server that `place` leads to, and how it is followed.
+    pub(crate) fn api(place: String, status: &ApiStatus) -> Self {
+        let failing = status.kinds.iter().filter(|kind| kind.error.is_some());
+        let failing_for = failing.filter_map(|kind| kind.age).max();
+        let rejected = status.rejected.iter().flat_map(|(key, problems)| {
+            problems.iter().map(move |problem| Rejected { object: key.to_string(), problem: problem.clone() })
+        });
+        Self {
+            kind: "api".to_owned(),
+            places: vec![place],
+            alive: status.alive,
+            failing_for_s: failing_for.map(|age| age.as_secs_f64()),
+            rejected: rejected.collect(),
         }
     }
 }

@@ -21,9 +21,6 @@ pub struct ApiConfig {
     pub discovery_ms: u64,
     /// Ask for lists as streams where the server has them (Kubernetes 1.32). Default true.
     pub streaming_lists: bool,
-    /// Tell of rejected policies with Kubernetes Events and of ClusterNetworkPolicies in their status conditions.
-    /// Default true.
-    pub report: bool,
 }
 
 impl Default for ApiConfig {
@@ -35,7 +32,6 @@ impl Default for ApiConfig {
             page_size: 500,
             discovery_ms: 60_000,
             streaming_lists: true,
-            report: true,
         }
     }
 }

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use audit::Sink;
+use policy_cache::Access;
 
 use crate::agent::{self, AgentOptions};
 use crate::config::Config;
 use crate::logging;
+use crate::source::Origin;
 
 /// Arguments of `sluice run`.
 #[derive(Debug, clap::Args)]
@@ -18,8 +20,12 @@ pub(crate) struct Args {
     node: Option<String>,
     /// Manifest files and folders: NetworkPolicies, Pods, Namespaces, Nodes, Services, EndpointSlices; reloaded when
     /// they change
-    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "check_config")]
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "kubeconfig")]
     manifests: Vec<PathBuf>,
+    /// Follow the Kubernetes API that this kubeconfig leads to. Without this and without --manifests: the API of
+    /// the cluster whose pod this is
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Configuration file (YAML); every key has a default
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -54,5 +60,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let sink = if args.records.as_os_str() == "-" { Sink::Stdout } else { Sink::File(args.records) };
     // Clap has seen to it that there is a node.
     let node = args.node.unwrap_or_default();
-    agent::run(AgentOptions { node, manifests: args.manifests, config, sink, admin: args.admin })
+    let origin = match args.kubeconfig {
+        Some(file) => Origin::Api(Access::Kubeconfig(file)),
+        None if args.manifests.is_empty() => Origin::Api(Access::InCluster),
+        None => Origin::Manifests(args.manifests),
+    };
+    agent::run(AgentOptions { node, origin, config, sink, admin: args.admin })
 }

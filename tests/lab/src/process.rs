@@ -28,6 +28,8 @@ const HTTP_LIMIT: Duration = Duration::from_secs(2);
 pub struct SluiceOptions {
     /// Folders and files for `--manifests`; empty means the cluster's own folder.
     pub manifests: Vec<PathBuf>,
+    /// The file for `--kubeconfig`, in the place of manifests.
+    pub kubeconfig: Option<PathBuf>,
     /// The text of the configuration file; empty means no `--config`.
     pub config: String,
     /// The file for `--records`; by default `NODE.records` in the cluster's folder.
@@ -71,8 +73,12 @@ impl Sluice {
         command.args(["run", "--node", node.name()]);
         let own_folder = [node.folder().join("manifests")];
         let manifests = if options.manifests.is_empty() { own_folder.as_slice() } else { &options.manifests };
-        for path in manifests {
-            command.arg("--manifests").arg(path);
+        if let Some(kubeconfig) = &options.kubeconfig {
+            command.arg("--kubeconfig").arg(kubeconfig);
+        } else {
+            for path in manifests {
+                command.arg("--manifests").arg(path);
+            }
         }
         if !options.config.is_empty() {
             let path = file("config.yaml");

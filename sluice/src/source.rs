@@ -1,0 +1,155 @@
+//! Where the policy comes from: manifests or the Kubernetes API, told apart here and nowhere else.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use policy_cache::{
+    Access, ApiConfig, ApiHandle, ApiSource, ApiStatus, ManifestSource, Options, SnapshotStore, SourceStatus,
+    WatchHandle,
+};
+
+use crate::status::Source;
+
+/// Where the policy is to come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    /// Files and folders.
+    Manifests(Vec<PathBuf>),
+    /// The API server.
+    Api(Access),
+}
+
+/// Where the policy comes from.
+#[derive(Debug)]
+pub(crate) enum Policies {
+    /// Manifests that are watched, and what they are called.
+    Manifests { watch: WatchHandle, places: Vec<String> },
+    /// The API that is followed, and what it is called.
+    Api { api: ApiHandle, place: String },
+}
+
+/// How the source does.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// Whether the snapshot can be relied on, and if not, why.
+    pub(crate) condition: Result<(), String>,
+    /// When what is in force was last known to be right.
+    pub(crate) confirmed: Option<SystemTime>,
+    /// For the status.
+    pub(crate) source: Source,
+    /// What a person should know although everything holds.
+    pub(crate) remark: Option<String>,
+}
+
+impl Policies {
+    /// Opens the source. Of manifests the store then has a snapshot; of the API it will.
+    pub(crate) fn open(
+        origin: Origin,
+        config: &ApiConfig,
+        options: Options,
+    ) -> anyhow::Result<(Self, SnapshotStore)> {
+        match origin {
+            Origin::Manifests(paths) => {
+                let places = paths.iter().map(|path| path.display().to_string()).collect();
+                let (source, store) = ManifestSource::open(&paths, options)?;
+                Ok((Self::Manifests { watch: source.watch(), places }, store))
+            }
+            Origin::Api(access) => {
+                let place = match &access {
+                    Access::Kubeconfig(path) => path.display().to_string(),
+                    Access::InCluster => "the pod's service account".to_owned(),
+                };
+                let (api, store) = ApiSource::start(access, config, options)?;
+                Ok((Self::Api { api, place }, store))
+            }
+        }
+    }
+
+    /// Tells of the own node's interface addresses.
+    pub(crate) fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
+        match self {
+            Self::Manifests { watch, .. } => watch.set_own_addresses(addresses),
+            Self::Api { api, .. } => api.set_own_addresses(addresses),
+        }
+    }
+
+    /// How the API is followed; nothing when it is not.
+    pub(crate) fn api(&self) -> Option<ApiStatus> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Api { api, .. } => Some(api.status()),
+        }
+    }
+
+    /// How the source does.
+    pub(crate) fn report(&self) -> Report {
+        match self {
+            Self::Manifests { watch, places } => {
+                let status = watch.status();
+                Report {
+                    condition: manifests_condition(&status),
+                    confirmed: Some(status.last_success),
+                    source: Source::manifests(places.clone(), &status),
+                    remark: None,
+                }
+            }
+            Self::Api { api, place } => {
+                let status = api.status();
+                Report {
+                    condition: api_condition(&status),
+                    confirmed: status.age().and_then(|age| SystemTime::now().checked_sub(age)),
+                    source: Source::api(place.clone(), &status),
+                    remark: api_remark(&status),
+                }
+            }
+        }
+    }
+}
+
+/// Rejected manifests leave the last good ones in force and are reported where they are rejected; a watch that looks
+/// no more is another matter.
+fn manifests_condition(status: &SourceStatus) -> Result<(), String> {
+    if status.alive {
+        Ok(())
+    } else {
+        Err("nobody looks at the manifests any more: their watch hangs".into())
+    }
+}
+
+/// An API server that is gone does not end readiness: decisions go on from what it said last.
+fn api_condition(status: &ApiStatus) -> Result<(), String> {
+    if !status.alive {
+        return Err("nobody follows the API any more: a thread of it has ended".to_owned());
+    }
+    if status.complete {
+        return Ok(());
+    }
+    let missing: Vec<String> = status
+        .kinds
+        .iter()
+        .filter(|kind| !kind.listed)
+        .map(|kind| match &kind.error {
+            Some(error) => format!("{} ({error})", kind.kind),
+            None => kind.kind.to_owned(),
+        })
+        .collect();
+    Err(format!("not listed by the API server yet: {}", missing.join(", ")))
+}
+
+/// Which kinds have not been heard of, and for how long.
+fn api_remark(status: &ApiStatus) -> Option<String> {
+    let failing: Vec<String> = status
+        .kinds
+        .iter()
+        .filter_map(|kind| {
+            let (age, error) = (kind.age?, kind.error.as_ref()?);
+            Some(format!("{} last heard of {} s ago ({error})", kind.kind, age.as_secs()))
+        })
+        .collect();
+    (!failing.is_empty()).then(|| format!("the last state stays in force: {}", failing.join(", ")))
+}
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

@@ -1,0 +1,55 @@
+use std::time::Duration;
+
+use policy_cache::KindStatus;
+
+use super::*;
+
+fn kind(kind: &'static str, listed: bool, error: Option<&str>) -> KindStatus {
+    KindStatus {
+        kind,
+        served: true,
+        listed,
+        objects: 3,
+        rejected: 0,
+        age: listed.then_some(Duration::from_secs(3600)),
+        reconnects: 0,
+        relists: 0,
+        error: error.map(str::to_owned),
+    }
+}
+
+fn status(kinds: Vec<KindStatus>) -> ApiStatus {
+    let complete = kinds.iter().all(|kind| kind.listed);
+    ApiStatus { complete, alive: true, kinds, rejected: Vec::new() }
+}
+
+#[test]
+fn a_watch_that_hangs_ends_readiness_and_rejected_manifests_do_not() {
+    let failing = SourceStatus {
+        last_success: SystemTime::now(),
+        alive: true,
+        failing_since: Some(SystemTime::now()),
+        problems: Vec::new(),
+    };
+    assert_eq!(manifests_condition(&failing), Ok(()));
+    let hanging = SourceStatus { alive: false, ..failing };
+    assert!(manifests_condition(&hanging).unwrap_err().contains("hangs"));
+}
+
+#[test]
+fn an_api_server_that_is_gone_is_remarked_and_does_not_end_readiness() {
+    let gone = status(vec![kind("Pod", true, Some("connection refused")), kind("Node", true, None)]);
+    assert_eq!(api_condition(&gone), Ok(()));
+    let remark = api_remark(&gone).unwrap();
+    assert!(remark.contains("Pod last heard of 3600 s ago (connection refused)"), "{remark}");
+    assert_eq!(api_remark(&status(vec![kind("Pod", true, None)])), None);
+}
+
+#[test]
+fn before_everything_was_listed_the_snapshot_is_not_ready() {
+    let begun = status(vec![kind("Pod", true, None), kind("Node", false, Some("403 Forbidden"))]);
+    let reason = api_condition(&begun).unwrap_err();
+    assert_eq!(reason, "not listed by the API server yet: Node (403 Forbidden)");
+    let ended = ApiStatus { alive: false, ..status(vec![kind("Pod", true, None)]) };
+    assert!(api_condition(&ended).unwrap_err().contains("ended"));
+}

@@ -1,0 +1,8 @@
+//! The API watch against a server that does everything a server may do.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
+
+mod failures;
+mod hostile;
+mod plain;
+mod scene;
