@@ -169,7 +169,6 @@ impl Config {
             .map(|found| problem("redirect", found.field, found.value, found.problem))
             .chain(proxy.map(|found| problem("proxy", found.field, found.value, found.problem)))
             .chain(records.map(|found| problem("records", &found.field, found.value, found.problem)))
-            .chain(records.map(|found| problem("records", found.field, found.value, found.problem)))
             .chain(api.map(|found| problem("api", found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
