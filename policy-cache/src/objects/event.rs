@@ -102,6 +102,19 @@ impl Object {
 }
 
 impl Objects {
+    /// Each of them, to be put somewhere else.
+    pub fn into_objects(self) -> impl Iterator<Item = Object> {
+        let own = |policy: Arc<NetworkPolicy>| Arc::unwrap_or_clone(policy);
+        let tiers = self.tiers.into_iter().map(|policy| Entity::TierPolicy(Arc::unwrap_or_clone(policy)));
+        let policies = self.policies.into_iter().map(own).map(Entity::NetworkPolicy).chain(tiers);
+        let namespaces = self.namespaces.into_iter().map(Entity::Namespace);
+        let nodes = self.nodes.into_iter().map(Entity::Node);
+        let services = self.services.into_iter().map(Entity::Service);
+        let slices = self.slices.into_iter().map(Entity::EndpointSlice);
+        let pods = self.pods.into_iter().map(|pod| Entity::Pod(Box::new(pod)));
+        policies.chain(namespaces).chain(nodes).chain(services).chain(slices).chain(pods).map(Object)
+    }
+
     /// Applies one event. False when it changed nothing.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a failed test")]
 
 mod clusters;
+mod events;
 mod naive;
 mod naive_tiers;
 mod tiers;
