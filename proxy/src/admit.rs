@@ -4,6 +4,7 @@ use flow::EndCause;
 
 use crate::datapath::Datapath;
 use crate::held::HeldSyn;
+use crate::listener;
 use crate::registry::{Phase, Registered, Stop};
 use crate::relay::LegSocket;
 use crate::sys::tcp;
@@ -24,6 +25,7 @@ pub(crate) async fn admit(
     };
     live.enter(Phase::Handshake);
     let _handshake = syn.release();
+    listener::accept_arrived(path, live.tuple.client.0.ip());
     let outcome = tokio::select! {
         biased;
         stop = live.stopped() => Err(match stop {

@@ -149,6 +149,10 @@ impl Connector {
         upstream: OrigDst,
     ) -> Result<LegSocket, ConnectError> {
         let socket = watch_stream(socket).map_err(|cause| ConnectError::Exhausted { cause })?;
+        // A server on this node has answered within connect(2): nothing to wait for.
+        if tcp::is_connected(socket.get_ref()) {
+            return Ok(socket);
+        }
         let writable = tokio::time::timeout(self.limit, socket.writable());
         let outcome = match writable.await {
             Err(_) => return Err(ConnectError::TimedOut { upstream, limit: self.limit }),

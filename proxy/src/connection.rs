@@ -9,9 +9,10 @@ use std::time::Instant;
 use flow::{EndCause, OrigDst};
 
 use crate::admit::admit;
-use crate::authorize::Leg;
+use crate::authorize::{Leg, Permit};
 use crate::connect::ConnectError;
 use crate::datapath::Datapath;
+use crate::descriptors::Reservation;
 use crate::held::HeldSyn;
 use crate::registry::{Phase, Registered, Stop};
 use crate::relay::LegSocket;
@@ -19,15 +20,48 @@ use crate::revoke;
 use crate::sys::tcp;
 use crate::unknown::{self, Decided};
 
+/// A connection of which both legs are up.
+struct Legs {
+    connection: Registered,
+    client: LegSocket,
+    server: LegSocket,
+    _reservation: Reservation,
+}
+
 /// Carries one connection. It was registered before this reads the snapshot, so that no policy change can
 /// fall between the decision and the registration.
-pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) {
+pub(crate) fn carry(
+    path: Arc<Datapath>,
+    connection: Registered,
+    syn: HeldSyn,
+) -> impl Future<Output = ()> + Send {
+    // On its own piece of memory, which is given back when the legs are up: a connection may then rest for days.
+    let opening = Box::pin(open(Arc::clone(&path), connection, syn));
+    async move {
+        let Some(Legs { connection, client, server, _reservation }) = opening.await else { return };
+        let live = Arc::clone(connection.live());
+        let cause = path.carrier.relay(&client, &server, &live).await;
+        live.enter(Phase::Closing);
+        if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
+            tcp::reset_on_close(client.get_ref());
+            tcp::reset_on_close(server.get_ref());
+        }
+        connection.end(cause, None);
+        drop((client, server));
+    }
+}
+
+/// Decides, connects and admits. `None` when the connection ended before both legs were up.
+async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Option<Legs> {
     let live = Arc::clone(connection.live());
 
     let decided = unknown::decide(&path.policy, &path.waiting, &live, syn.behind()).await;
     let Decided { snapshot, judged, permit } = match decided {
         Ok(decided) => decided,
-        Err(stop) => return stopped_while_held(&path, &connection, syn, stop),
+        Err(stop) => {
+            stopped_while_held(&path, &connection, syn, stop);
+            return None;
+        }
     };
     let dialed = syn.dialed();
     let service = dialed.and_then(|dialed| snapshot.as_deref()?.service_at(dialed.0, live.tuple.protocol));
@@ -36,57 +70,68 @@ pub(crate) async fn carry(path: Arc<Datapath>, connection: Registered, syn: Held
     revoke::check(&path, &live);
     let Some(permit) = permit else {
         connection.end(EndCause::PolicyDenied, None);
-        return path.refuse(syn);
+        path.refuse(syn);
+        return None;
     };
     drop(snapshot);
 
     if !path.registry.accepts() {
         connection.end(EndCause::RecordsFull, Some("records cannot be kept".into()));
-        return syn.reset();
+        syn.reset();
+        return None;
     }
-    let Some(_reservation) = path.descriptors.reserve() else {
+    let Some(reservation) = path.descriptors.reserve() else {
         connection.end(EndCause::Overload, Some("no descriptors left".into()));
-        return syn.reset();
+        syn.reset();
+        return None;
     };
-    connection.report(|report| report.hairpin = permit.leg() == Leg::Hairpin);
-    let started = Instant::now();
-    let upstream = tokio::select! {
-        biased;
-        stop = live.stopped() => return stopped_while_held(&path, &connection, syn, stop),
-        upstream = path.connector.connect(&permit) => upstream,
-    };
-    connection.report(|report| report.connect = Some(started.elapsed()));
-    let upstream = match upstream {
-        Ok(upstream) => upstream,
-        Err(error) => return cannot_connect(&connection, syn, &error, permit.tuple().destination),
-    };
-    path.metrics.connect_latency.observe(started.elapsed().as_secs_f64());
-    if upstream.port_fallback {
-        path.metrics.upstream_port_fallbacks.inc();
-    }
-    connection.report(|report| report.upstream_source = upstream.source);
-
-    let server = upstream.socket;
+    let (server, syn) = dial(&path, &connection, &permit, syn).await?;
     let client = match admit(&path, &connection, syn).await {
         Ok(client) => client,
         Err(cause) => {
             tcp::reset_on_close(server.get_ref());
-            return connection.end(cause, None);
+            connection.end(cause, None);
+            return None;
         }
     };
     if dialed.is_none() {
         report_dialed_service(&path, &connection, &client);
     }
     connection.established();
+    Some(Legs { connection, client, server, _reservation: reservation })
+}
 
-    let cause = path.carrier.relay(&client, &server, &live).await;
-    live.enter(Phase::Closing);
-    if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
-        tcp::reset_on_close(client.get_ref());
-        tcp::reset_on_close(server.get_ref());
+/// Connects to the server while the client's SYN is held. `None` when the attempt has ended, the SYN answered.
+async fn dial(
+    path: &Datapath,
+    connection: &Registered,
+    permit: &Permit,
+    syn: HeldSyn,
+) -> Option<(LegSocket, HeldSyn)> {
+    connection.report(|report| report.hairpin = permit.leg() == Leg::Hairpin);
+    let started = Instant::now();
+    let upstream = tokio::select! {
+        biased;
+        stop = connection.live().stopped() => {
+            stopped_while_held(path, connection, syn, stop);
+            return None;
+        }
+        upstream = path.connector.connect(permit) => upstream,
+    };
+    connection.report(|report| report.connect = Some(started.elapsed()));
+    let upstream = match upstream {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            cannot_connect(connection, syn, &error, permit.tuple().destination);
+            return None;
+        }
+    };
+    path.metrics.connect_latency.observe(started.elapsed().as_secs_f64());
+    if upstream.port_fallback {
+        path.metrics.upstream_port_fallbacks.inc();
     }
-    connection.end(cause, None);
-    drop((client, server));
+    connection.report(|report| report.upstream_source = upstream.source);
+    Some((upstream.socket, syn))
 }
 
 /// Where the kernel tells the dialled address of accepted sockets only.

@@ -14,7 +14,7 @@ use crate::connect::Connector;
 use crate::descriptors::Descriptors;
 use crate::gate::{self, GateError};
 use crate::held::{Gatekeeper, HeldSyn};
-use crate::listener::{self, ListenError};
+use crate::listener::{self, ListenError, Listeners};
 use crate::pairing::Pairing;
 use crate::pending::Pending;
 use crate::pipes::PipePool;
@@ -116,9 +116,10 @@ pub(crate) struct Datapath {
     pub(crate) revoked_mark: u32,
     pub(crate) gates: Vec<Arc<Gatekeeper>>,
     pub(crate) pairing: Pairing<LegSocket>,
+    pub(crate) listeners: Listeners,
     pub(crate) connector: Connector,
     pub(crate) carrier: Carrier,
-    pub(crate) descriptors: Descriptors,
+    pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) metrics: Metrics,
     pub(crate) handshake_limit: Duration,
     deny_action: DenyAction,
@@ -158,7 +159,8 @@ impl Running {
         // On small hosts pipes must not eat the budget: two descriptors each.
         let max_pipes = config.max_pipes.min(usize::try_from(limit / 16).unwrap_or(usize::MAX));
         let kept_back = config.reserved_descriptors + 2 * max_pipes as u64;
-        let listeners = listener::open(listener_port, config.keepalive_s)?;
+        let listeners: Vec<_> =
+            listener::open(listener_port, config.keepalive_s)?.into_iter().map(Arc::new).collect();
         let pending = Pending::new(config.max_pending, config.max_pending_per_client);
         let pending = Arc::new(Mutex::new(pending));
         let gates = open_gates(queue..queue.saturating_add(queues.max(1)), &pending, marks, &metrics)?;
@@ -172,6 +174,7 @@ impl Running {
             revoked_mark: marks.reset,
             gates,
             pairing: Pairing::new(),
+            listeners: Listeners::new(&listeners),
             connector: Connector::new(
                 marks,
                 config.upstream_ports,
@@ -183,7 +186,7 @@ impl Running {
                 splice_threshold: config.splice_threshold_bytes,
                 idle_limit: config.idle_timeout(),
             },
-            descriptors: Descriptors::new(limit, kept_back),
+            descriptors: Arc::new(Descriptors::new(limit, kept_back)),
             handshake_limit: config.handshake_timeout(),
             deny_action: config.deny_action,
             draining: AtomicBool::new(false),
@@ -288,7 +291,7 @@ fn open_icmp() -> Option<Arc<IcmpSocket>> {
 
 fn start_listeners(
     path: &Arc<Datapath>,
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<Arc<std::net::TcpListener>>,
     parts: &mut JoinSet<Failure>,
 ) -> Vec<AbortHandle> {
     let start = |listener| {

@@ -1,6 +1,7 @@
 //! Counts descriptors before they are opened, so that the limit is met by refusing a new connection and
 //! never by breaking one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Descriptors of one carried connection: a leg to either side.
@@ -15,7 +16,7 @@ pub(crate) struct Descriptors {
 
 /// Room for one connection; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Reservation<'a>(&'a Descriptors);
+pub(crate) struct Reservation(Arc<Descriptors>);
 
 impl Descriptors {
     /// `limit` is what the process may open, `kept_back` what is not for connections.
@@ -24,14 +25,14 @@ impl Descriptors {
     }
 
     /// Room for one more connection, unless the budget is used up.
-    pub(crate) fn reserve(&self) -> Option<Reservation<'_>> {
+    pub(crate) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
         let used = self.used.fetch_add(PER_CONNECTION, Ordering::Relaxed) + PER_CONNECTION;
-        let reservation = Reservation(self);
+        let reservation = Reservation(Arc::clone(self));
         (used <= self.for_connections).then_some(reservation)
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.0.used.fetch_sub(PER_CONNECTION, Ordering::Relaxed);
     }
@@ -43,7 +44,7 @@ mod tests {
 
     #[test]
     fn connections_stop_short_of_the_limit_and_room_comes_back() {
-        let descriptors = Descriptors::new(14, 10);
+        let descriptors = Arc::new(Descriptors::new(14, 10));
         let (one, two) = (descriptors.reserve(), descriptors.reserve());
         assert!(one.is_some() && two.is_some() && descriptors.reserve().is_none());
         drop(one);

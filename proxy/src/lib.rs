@@ -18,6 +18,7 @@ mod packet;
 mod pairing;
 mod pending;
 mod pipes;
+mod pump;
 mod registry;
 mod relay;
 mod revoke;

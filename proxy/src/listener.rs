@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use flow::Tuple;
@@ -58,8 +58,45 @@ fn no_ipv6(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 
+/// The listeners, for those who expect a connection right now. They are closed when the tasks that own them end.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    v4: Weak<TcpListener>,
+    v6: Weak<TcpListener>,
+}
+
+impl Listeners {
+    pub(crate) fn new(listeners: &[Arc<TcpListener>]) -> Self {
+        let mut all = Self::default();
+        for listener in listeners {
+            match listener.local_addr() {
+                Ok(address) if address.is_ipv6() => all.v6 = Arc::downgrade(listener),
+                _ => all.v4 = Arc::downgrade(listener),
+            }
+        }
+        all
+    }
+
+    fn of(&self, address: IpAddr) -> Option<Arc<TcpListener>> {
+        if address.is_ipv6() { self.v6.upgrade() } else { self.v4.upgrade() }
+    }
+}
+
+/// Accepts what has arrived for one address family, without waiting. A client on this node has finished its
+/// handshake within the verdict that released its SYN: its connection needs nobody else to wake up.
+pub(crate) fn accept_arrived(path: &Datapath, family_of: IpAddr) {
+    let Some(listener) = path.listeners.of(family_of) else { return };
+    for _ in 0..BURST {
+        match tcp::accept(&*listener) {
+            Ok((stream, peer)) => deliver(path, stream, peer),
+            // The task of the listener sees whatever it is.
+            Err(_) => return,
+        }
+    }
+}
+
 /// Accepts until the task is aborted.
-pub(crate) async fn accept(path: Arc<Datapath>, listener: TcpListener) -> io::Error {
+pub(crate) async fn accept(path: Arc<Datapath>, listener: Arc<TcpListener>) -> io::Error {
     let listener = match watch_listener(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
@@ -70,7 +107,7 @@ pub(crate) async fn accept(path: Arc<Datapath>, listener: TcpListener) -> io::Er
             Err(error) => return error,
         };
         for _ in 0..BURST {
-            match listener.get_ref().accept() {
+            match tcp::accept(&**listener.get_ref()) {
                 Ok((stream, peer)) => deliver(&path, stream, peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
@@ -94,12 +131,9 @@ fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-fn deliver(path: &Datapath, stream: std::net::TcpStream, peer: std::net::SocketAddr) {
-    let prepared = stream.local_addr().and_then(|local| {
-        stream.set_nonblocking(true)?;
-        Ok(Tuple::tcp(peer, local))
-    });
-    let tuple = match prepared {
+fn deliver(path: &Datapath, stream: std::net::TcpStream, peer: Option<std::net::SocketAddr>) {
+    let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+    let tuple = match peer.and_then(|peer| Ok(Tuple::tcp(peer, stream.local_addr()?))) {
         Ok(tuple) => tuple,
         Err(error) => return tracing::debug!(%error, "an accepted connection broke at once"),
     };

@@ -3,17 +3,22 @@
 //! Invariants: a connection is registered before the snapshot is read; a stop is sticky, the first one wins;
 //! one connection writes one final record, whatever ends it, a panic of its task included.
 
-use std::collections::HashSet;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use flow::{Decision, EndCause, Endpoint, Generation, Outcome, Reason, Service, Tuple, UpstreamSource};
+use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 /// Why a connection has to end though neither end asked for it.
@@ -65,26 +70,49 @@ pub(crate) struct Live {
     /// How many updates it has been due for.
     updates: AtomicU32,
     stop: OnceLock<Stop>,
-    stopped: Notify,
+    stopped: AtomicWaker,
     removed: Notify,
 }
 
 impl Live {
+    fn new(tuple: Tuple) -> Self {
+        Self {
+            id: ConnectionId::next(),
+            tuple,
+            client_bytes: AtomicU64::new(0),
+            server_bytes: AtomicU64::new(0),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            phase: AtomicU8::new(Phase::Held as u8),
+            judged: OnceLock::new(),
+            report: Mutex::default(),
+            updates: AtomicU32::new(0),
+            stop: OnceLock::new(),
+            stopped: AtomicWaker::new(),
+            removed: Notify::new(),
+        }
+    }
+
     /// Orders the connection to end. The first order stays.
     pub(crate) fn stop(&self, stop: Stop) {
         if self.stop.set(stop).is_ok() {
-            self.stopped.notify_one();
+            self.stopped.wake();
         }
     }
 
     /// Waits for an order to end. One task waits, the connection's own. Cancel safe.
     pub(crate) async fn stopped(&self) -> &Stop {
-        loop {
-            if let Some(stop) = self.stop.get() {
-                return stop;
-            }
-            self.stopped.notified().await;
+        poll_fn(|cx| self.poll_stopped(cx)).await
+    }
+
+    /// The same, for a task that waits for other things as well.
+    pub(crate) fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<&Stop> {
+        if let Some(stop) = self.stop.get() {
+            return Poll::Ready(stop);
         }
+        self.stopped.register(cx.waker());
+        // It may have been ordered between the look and the registration.
+        self.stop.get().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// The order to end, when there is one.
@@ -166,12 +194,55 @@ impl Live {
 /// All registered connections, found by tuple and by either address.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    by_tuple: DashMap<Tuple, Arc<Live>>,
-    by_address: DashMap<IpAddr, HashSet<Tuple>>,
+    by_tuple: DashMap<ByTuple, ()>,
+    by_address: DashMap<IpAddr, HashSet<ByPlace>>,
     empty: Notify,
     recorder: Recorder,
     metrics: Metrics,
 }
+
+/// A connection that is found by its tuple. The tables hold no tuples of their own, so that an idle connection
+/// costs them two words.
+#[derive(Debug)]
+struct ByTuple(Arc<Live>);
+
+/// A connection as itself, whatever its tuple.
+#[derive(Debug)]
+struct ByPlace(Arc<Live>);
+
+impl Borrow<Tuple> for ByTuple {
+    fn borrow(&self) -> &Tuple {
+        &self.0.tuple
+    }
+}
+
+impl Hash for ByTuple {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.tuple.hash(state);
+    }
+}
+
+impl PartialEq for ByTuple {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.tuple == other.0.tuple
+    }
+}
+
+impl Eq for ByTuple {}
+
+impl Hash for ByPlace {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+impl PartialEq for ByPlace {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ByPlace {}
 
 impl Registry {
     pub(crate) fn new(recorder: Recorder, metrics: Metrics) -> Self {
@@ -180,53 +251,36 @@ impl Registry {
 
     /// Registers a connection. The one that has the tuple already is given back instead when there is one.
     pub(crate) fn register(self: &Arc<Self>, tuple: Tuple) -> Result<Registered, Arc<Live>> {
-        let live = match self.by_tuple.entry(tuple) {
-            Entry::Occupied(taken) => return Err(Arc::clone(taken.get())),
-            Entry::Vacant(vacant) => {
-                let live = Arc::new(Live {
-                    id: ConnectionId::next(),
-                    tuple,
-                    client_bytes: AtomicU64::new(0),
-                    server_bytes: AtomicU64::new(0),
-                    started: Instant::now(),
-                    started_at: SystemTime::now(),
-                    phase: AtomicU8::new(Phase::Held as u8),
-                    judged: OnceLock::new(),
-                    report: Mutex::default(),
-                    updates: AtomicU32::new(0),
-                    stop: OnceLock::new(),
-                    stopped: Notify::new(),
-                    removed: Notify::new(),
-                });
-                vacant.insert(Arc::clone(&live));
-                live
-            }
-        };
+        let live = Arc::new(Live::new(tuple));
+        match self.by_tuple.entry(ByTuple(Arc::clone(&live))) {
+            Entry::Occupied(taken) => return Err(Arc::clone(&taken.key().0)),
+            Entry::Vacant(vacant) => drop(vacant.insert(())),
+        }
         for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
-            self.by_address.entry(address).or_default().insert(tuple);
+            self.by_address.entry(address).or_default().insert(ByPlace(Arc::clone(&live)));
         }
         Ok(Registered { registry: Arc::clone(self), live })
     }
 
     /// The connection with this tuple.
     pub(crate) fn get(&self, tuple: &Tuple) -> Option<Arc<Live>> {
-        self.by_tuple.get(tuple).map(|live| Arc::clone(&live))
+        self.by_tuple.get(tuple).map(|live| Arc::clone(&live.key().0))
     }
 
     /// The connections that have one of these addresses at either end.
     pub(crate) fn of_addresses<'a>(&self, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Vec<Arc<Live>> {
-        let mut tuples = HashSet::new();
+        let mut found = HashMap::new();
         for address in addresses {
             if let Some(of_address) = self.by_address.get(address) {
-                tuples.extend(of_address.iter().copied());
+                found.extend(of_address.iter().map(|live| (Arc::as_ptr(&live.0), Arc::clone(&live.0))));
             }
         }
-        tuples.iter().filter_map(|tuple| self.get(tuple)).collect()
+        found.into_values().collect()
     }
 
     /// Every connection.
     pub(crate) fn all(&self) -> Vec<Arc<Live>> {
-        self.by_tuple.iter().map(|live| Arc::clone(&live)).collect()
+        self.by_tuple.iter().map(|live| Arc::clone(&live.key().0)).collect()
     }
 
     /// Connections registered now.
@@ -241,7 +295,7 @@ impl Registry {
             return;
         }
         for live in &self.by_tuple {
-            live.update(every, &self.recorder);
+            live.key().0.update(every, &self.recorder);
         }
     }
 
@@ -281,16 +335,17 @@ impl Registry {
         }
     }
 
-    fn remove(&self, tuple: &Tuple) {
+    fn remove(&self, live: &Arc<Live>) {
+        let tuple = &live.tuple;
         for address in [tuple.client.0.ip(), tuple.destination.0.ip()] {
             if let Entry::Occupied(mut of_address) = self.by_address.entry(address) {
-                of_address.get_mut().remove(tuple);
+                of_address.get_mut().remove(&ByPlace(Arc::clone(live)));
                 if of_address.get().is_empty() {
                     of_address.remove();
                 }
             }
         }
-        if let Some((_, live)) = self.by_tuple.remove(tuple) {
+        if self.by_tuple.remove(tuple).is_some() {
             live.removed.notify_waiters();
         }
         if self.by_tuple.is_empty() {
@@ -379,7 +434,7 @@ impl Drop for Registered {
         // In this order: an empty registry means that every record is on its way, and a connection that uses
         // the tuple again is recorded after this one.
         self.registry.recorder.submit(record);
-        self.registry.remove(&self.live.tuple);
+        self.registry.remove(&self.live);
     }
 }
 

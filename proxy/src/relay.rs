@@ -1,13 +1,12 @@
 //! Carries bytes between two established legs until both directions are closed, or either breaks.
 //!
-//! Small messages are copied through a buffer of the thread; a stream that fills it is spliced through a
-//! pooled pipe. A FIN is passed on when everything before it was delivered; a reset ends both legs.
+//! A FIN is passed on when everything before it was delivered; a reset ends both legs.
 
-use std::cell::RefCell;
-use std::io::{self, Read, Write};
+use std::future::poll_fn;
+use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use flow::EndCause;
@@ -17,20 +16,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use crate::pipes::{BorrowedPipe, PipePool};
+use crate::pipes::PipePool;
+use crate::pump::{Broken, Pump};
 use crate::registry::{Live, Stop};
+use crate::sys::tcp;
 
 /// One leg of a carried connection.
 pub(crate) type LegSocket = AsyncFd<TcpStream>;
-
-/// A spliced stream lets others run after this many bytes.
-const YIELD_AFTER: usize = 256 << 10;
-/// The largest splice threshold, and so the size of the copy buffer.
-const MAX_COPY: usize = 64 << 10;
-
-thread_local! {
-    static COPY_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_COPY].into_boxed_slice());
-}
 
 /// How bytes are moved.
 #[derive(Debug)]
@@ -41,229 +33,176 @@ pub(crate) struct Carrier {
     pub(crate) idle_limit: Option<Duration>,
 }
 
-/// A direction that cannot go on.
-#[derive(Debug)]
-enum Broken {
-    /// The leg that bytes come from.
-    From(io::Error),
-    /// The leg that bytes go to.
-    To(io::Error),
-}
-
 impl Carrier {
-    /// Carries both directions and says why it ended. The legs are left open: a cause other than
-    /// `ClientClosed` and `ServerClosed` asks for a reset of both.
+    /// Carries both directions and says why it ended. The legs are left open: closing them is the last FIN, and
+    /// a cause other than `ClientClosed` and `ServerClosed` asks for a reset of both.
     pub(crate) async fn relay(&self, client: &LegSocket, server: &LegSocket, live: &Live) -> EndCause {
-        let mut up = pin!(self.pump(client, server, &live.client_bytes));
-        let mut down = pin!(self.pump(server, client, &live.server_bytes));
-        let (mut up_open, mut down_open) = (true, true);
-        let mut first_to_close = EndCause::ClientClosed;
-        loop {
-            // The pumps come first: they deliver what arrived before a reset, then meet the reset themselves.
-            tokio::select! {
-                biased;
-                outcome = &mut up, if up_open => match outcome {
-                    Ok(()) if !down_open => return first_to_close,
-                    Ok(()) => up_open = false,
-                    Err(broken) => return broken.cause(EndCause::ClientReset, EndCause::ServerReset),
-                },
-                outcome = &mut down, if down_open => match outcome {
-                    Ok(()) if !up_open => return first_to_close,
-                    Ok(()) => {
-                        down_open = false;
-                        first_to_close = EndCause::ServerClosed;
-                    }
-                    Err(broken) => return broken.cause(EndCause::ServerReset, EndCause::ClientReset),
-                },
-                stop = live.stopped() => return match stop {
-                    Stop::Revoked(_) => EndCause::PolicyRevoked,
-                    Stop::Shutdown => EndCause::Shutdown,
-                    Stop::ClientGone => EndCause::ClientGone,
-                },
-                cause = failed(client) => return leg_cause(&cause, EndCause::ClientReset),
-                cause = failed(server) => return leg_cause(&cause, EndCause::ServerReset),
-                () = self.idle(live) => return EndCause::IdleTimeout,
-            }
+        let mut directions = Directions::new(self, client, server, live);
+        let begun = directions.begin();
+        if let Some(cause) = begun {
+            return cause;
         }
-    }
-
-    /// Moves one direction until the FIN, and passes the FIN on.
-    async fn pump(&self, from: &LegSocket, to: &LegSocket, moved: &AtomicU64) -> Result<(), Broken> {
-        let mut is_stream = false;
-        loop {
-            let pipe = if is_stream { self.pipes.borrow() } else { None };
-            let step = match pipe {
-                Some(pipe) => splice_burst(pipe, from, to, moved).await?,
-                None => self.copy(from, to, moved).await?,
-            };
-            match step {
-                Step::Eof => break,
-                Step::Moved(bytes) => is_stream = bytes >= self.splice_threshold,
+        // What a connection does not use takes no room in it, and what it waits for is a waker, not a future.
+        let mut idle = self.idle_limit.map(|limit| Box::pin(until_idle(live, limit)));
+        poll_fn(|cx| {
+            // The directions come first: they deliver what arrived before a reset, then meet it themselves.
+            if let Poll::Ready(cause) = directions.poll(cx) {
+                return Poll::Ready(cause);
             }
-        }
-        match to.get_ref().shutdown(Shutdown::Write) {
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Err(Broken::To(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Moves one buffer full.
-    async fn copy(&self, from: &LegSocket, to: &LegSocket, moved: &AtomicU64) -> Result<Step, Broken> {
-        loop {
-            let mut ready = from.readable().await.map_err(Broken::From)?;
-            let wanted = self.splice_threshold.min(MAX_COPY);
-            let copied = COPY_BUFFER.with_borrow_mut(|buffer| copy_once(from, to, &mut buffer[..wanted]))?;
-            let Some(copied) = copied else {
-                ready.clear_ready();
-                continue;
-            };
-            if copied.read == 0 {
-                return Ok(Step::Eof);
+            if let Poll::Ready(stop) = live.poll_stopped(cx) {
+                return Poll::Ready(of_stop(stop));
             }
-            if copied.read < wanted && !has_urgent_data(from) {
-                // A short read has drained the socket. What arrives later raises readiness anew, and a FIN
-                // that has arrived already is kept: the runtime never clears the closed state.
-                ready.clear_ready();
-            }
-            drop(ready);
-            moved.fetch_add(copied.written as u64, Ordering::Relaxed);
-            if let Some(rest) = copied.rest {
-                write_rest(to, &rest, moved).await?;
-            }
-            return Ok(Step::Moved(copied.read));
-        }
-    }
-
-    /// Resolves when no byte has moved for the configured limit; never without one.
-    async fn idle(&self, live: &Live) {
-        let Some(limit) = self.idle_limit else { return std::future::pending().await };
-        let bytes = || live.client_bytes.load(Ordering::Relaxed) + live.server_bytes.load(Ordering::Relaxed);
-        let (mut seen, mut since) = (bytes(), Instant::now());
-        loop {
-            tokio::time::sleep_until(since + limit).await;
-            let now = bytes();
-            if now == seen {
-                return;
-            }
-            (seen, since) = (now, Instant::now());
-        }
-    }
-}
-
-enum Step {
-    Moved(usize),
-    Eof,
-}
-
-/// What one read and the write of it did. `rest` holds what the write did not take.
-struct Copied {
-    read: usize,
-    written: usize,
-    rest: Option<Box<[u8]>>,
-}
-
-/// Reads once and writes what was read. `None` when there is nothing to read now.
-fn copy_once(from: &LegSocket, to: &LegSocket, buffer: &mut [u8]) -> Result<Option<Copied>, Broken> {
-    let read = match again(|| from.get_ref().read(buffer)) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        other => other.map_err(Broken::From)?,
-    };
-    if read == 0 {
-        return Ok(Some(Copied { read, written: 0, rest: None }));
-    }
-    let written = match again(|| to.get_ref().write(&buffer[..read])) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        other => other.map_err(Broken::To)?,
-    };
-    let rest = (written < read).then(|| buffer[written..read].into());
-    Ok(Some(Copied { read, written, rest }))
-}
-
-async fn write_rest(to: &LegSocket, mut rest: &[u8], moved: &AtomicU64) -> Result<(), Broken> {
-    while !rest.is_empty() {
-        let mut ready = to.writable().await.map_err(Broken::To)?;
-        match again(|| to.get_ref().write(rest)) {
-            Ok(written) => {
-                moved.fetch_add(written as u64, Ordering::Relaxed);
-                rest = &rest[written..];
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-            Err(error) => return Err(Broken::To(error)),
-        }
-    }
-    Ok(())
-}
-
-/// Splices until the source is drained, then gives the pipe back. `Moved` says how much the last fill held,
-/// so that a stream turned into small messages is copied again.
-async fn splice_burst(
-    mut pipe: BorrowedPipe<'_>,
-    from: &LegSocket,
-    to: &LegSocket,
-    moved: &AtomicU64,
-) -> Result<Step, Broken> {
-    let (mut since_yield, mut largest) = (0, None);
-    loop {
-        // The pipe is held only while bytes are there: the first wait is for data that was just seen.
-        let filled = match from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
-            // The FIN, or the mark of urgent data: a read tells them apart.
-            Ok(0) => return Ok(Step::Moved(0)),
-            Ok(filled) => filled,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                drop(pipe);
-                if largest.is_none() {
-                    // Nothing was there at all: wait without a pipe, and stay a stream.
-                    drop(from.readable().await.map_err(Broken::From)?);
+            for (leg, reset) in [(client, EndCause::ClientReset), (server, EndCause::ServerReset)] {
+                if let Poll::Ready(error) = poll_failed(leg, cx) {
+                    return Poll::Ready(leg_cause(&error, reset));
                 }
-                return Ok(Step::Moved(largest.unwrap_or(MAX_COPY)));
             }
-            Err(error) => return Err(Broken::From(error)),
+            match &mut idle {
+                Some(idle) => idle.as_mut().poll(cx).map(|()| EndCause::IdleTimeout),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+fn of_stop(stop: &Stop) -> EndCause {
+    match stop {
+        Stop::Revoked(_) => EndCause::PolicyRevoked,
+        Stop::Shutdown => EndCause::Shutdown,
+        Stop::ClientGone => EndCause::ClientGone,
+    }
+}
+
+/// Both directions of one connection.
+struct Directions<'a> {
+    up: Pump<'a>,
+    down: Pump<'a>,
+    up_open: bool,
+    down_open: bool,
+    first_to_close: EndCause,
+}
+
+impl<'a> Directions<'a> {
+    fn new(carrier: &'a Carrier, client: &'a LegSocket, server: &'a LegSocket, live: &'a Live) -> Self {
+        Self {
+            up: Pump::new(carrier, client, server, &live.client_bytes),
+            down: Pump::new(carrier, server, client, &live.server_bytes),
+            up_open: true,
+            down_open: true,
+            first_to_close: EndCause::ClientClosed,
+        }
+    }
+
+    /// Takes what the client has sent by now along with the end of the server's handshake. A client that waits
+    /// for the server has sent nothing: the handshake ends without. The cause, when it breaks at once.
+    fn begin(&mut self) -> Option<EndCause> {
+        match self.up.take_first() {
+            Ok(true) => None,
+            Ok(false) => {
+                tcp::acknowledge(self.up.to().get_ref());
+                None
+            }
+            Err(broken) => Some(of_up(broken)),
+        }
+    }
+
+    /// Moves what can be moved. Ready when both directions have ended, or one has broken.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndCause> {
+        if self.up_open
+            && let Poll::Ready(outcome) = self.up.poll(cx)
+        {
+            self.up_open = false;
+            // Of the direction that ends last, the caller passes the FIN on by closing.
+            let passed = outcome.and_then(|()| if self.down_open { pass_fin(self.up.to()) } else { Ok(()) });
+            if let Err(broken) = passed {
+                return Poll::Ready(of_up(broken));
+            }
+        }
+        if self.down_open
+            && let Poll::Ready(outcome) = self.down.poll(cx)
+        {
+            self.down_open = false;
+            if self.up_open {
+                self.first_to_close = EndCause::ServerClosed;
+            }
+            let passed = outcome.and_then(|()| if self.up_open { pass_fin(self.down.to()) } else { Ok(()) });
+            if let Err(broken) = passed {
+                return Poll::Ready(of_down(broken));
+            }
+        }
+        if self.up_open || self.down_open { Poll::Pending } else { Poll::Ready(self.first_to_close) }
+    }
+}
+
+fn of_up(broken: Broken) -> EndCause {
+    broken.cause(EndCause::ClientReset, EndCause::ServerReset)
+}
+
+fn of_down(broken: Broken) -> EndCause {
+    broken.cause(EndCause::ServerReset, EndCause::ClientReset)
+}
+
+/// Resolves when no byte has moved for `limit`.
+async fn until_idle(live: &Live, limit: Duration) {
+    let bytes = || live.client_bytes.load(Ordering::Relaxed) + live.server_bytes.load(Ordering::Relaxed);
+    let (mut seen, mut since) = (bytes(), Instant::now());
+    loop {
+        tokio::time::sleep_until(since + limit).await;
+        let now = bytes();
+        if now == seen {
+            return;
+        }
+        (seen, since) = (now, Instant::now());
+    }
+}
+
+/// Ready when a leg has failed, with the reason. A reset is noticed here when no pump reads the leg, or when
+/// the pump that does is waiting for the other side to take bytes.
+///
+/// Waits as for room to write, which is there nearly always and so tells nothing but the end: pumps write first
+/// and ask for room only when there was none.
+fn poll_failed(leg: &LegSocket, cx: &mut Context<'_>) -> Poll<io::Error> {
+    loop {
+        let mut room = match ready!(leg.poll_write_ready(cx)) {
+            Ok(room) => room,
+            Err(error) => return Poll::Ready(error),
         };
-        largest = largest.max(Some(filled));
-        while pipe.len() > 0 {
-            match to.try_io(Interest::WRITABLE, |socket| pipe.drain(socket)) {
-                Ok(drained) => {
-                    moved.fetch_add(drained as u64, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    drop(to.writable().await.map_err(Broken::To)?);
-                }
-                Err(error) => return Err(Broken::To(error)),
-            }
+        if room.ready().is_write_closed() {
+            // Closed without an error: FINs have passed both ways, and nothing can fail any more.
+            return if has_error(leg) { Poll::Ready(reason_of(leg)) } else { Poll::Pending };
         }
-        since_yield += filled;
-        if since_yield >= YIELD_AFTER {
-            since_yield = 0;
-            tokio::task::yield_now().await;
-        }
+        room.clear_ready();
     }
 }
 
-/// Resolves when a leg has failed, with the reason. A reset is noticed here when no pump reads the leg, or
-/// when the pump that does is waiting for the other side to take bytes.
-async fn failed(leg: &LegSocket) -> io::Error {
-    match leg.ready(Interest::ERROR).await {
-        Ok(_) => match leg.get_ref().take_error() {
-            Ok(Some(error)) | Err(error) => error,
-            // Someone has taken the error already: it was reported as the end of a pump.
-            Ok(None) => io::Error::from_raw_os_error(libc::ECONNRESET),
-        },
-        Err(error) => error,
+fn has_error(leg: &LegSocket) -> bool {
+    leg.ready(Interest::ERROR).now_or_never().is_some()
+}
+
+fn reason_of(leg: &LegSocket) -> io::Error {
+    match leg.get_ref().take_error() {
+        Ok(Some(error)) | Err(error) => error,
+        // Someone has taken the error already: it was reported as the end of a pump.
+        Ok(None) => io::Error::from_raw_os_error(libc::ECONNRESET),
     }
 }
 
-/// Whether urgent data has arrived. A read then stops at its mark, with more behind it (tcp(7)).
-fn has_urgent_data(leg: &LegSocket) -> bool {
-    leg.ready(Interest::PRIORITY).now_or_never().is_some()
+/// Passes a FIN on.
+fn pass_fin(to: &LegSocket) -> Result<(), Broken> {
+    match to.get_ref().shutdown(Shutdown::Write) {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Err(Broken::To(error)),
+        _ => Ok(()),
+    }
 }
 
-fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
+/// Whether a leg whose reading side is closed was closed by a reset: then its writing side is closed as well,
+/// or failed. It also is when both FINs have passed; a read tells the two apart.
+pub(crate) fn was_reset(leg: &LegSocket) -> bool {
+    let ready = leg.ready(Interest::WRITABLE | Interest::ERROR).now_or_never();
+    ready.is_some_and(|ready| {
+        ready.map_or(true, |ready| ready.ready().is_write_closed() || ready.ready().is_error())
+    })
 }
 
 impl Broken {

@@ -1,3 +1,4 @@
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant as Clock;

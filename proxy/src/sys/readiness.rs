@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,7 +22,7 @@ pub(crate) fn watch_stream(stream: TcpStream) -> io::Result<AsyncFd<TcpStream>> 
 
 /// Watches a listener.
 #[expect(deprecated, reason = "as above; TcpListener owns its descriptor")]
-pub(crate) fn watch_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+pub(crate) fn watch_listener(listener: Arc<TcpListener>) -> io::Result<AsyncFd<Arc<TcpListener>>> {
     AsyncFd::new(listener)
 }
 

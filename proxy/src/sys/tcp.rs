@@ -29,6 +29,13 @@ pub(crate) fn listen_transparent(
     Ok(socket.into())
 }
 
+/// Accepts one connection, non-blocking. Source: accept4(2).
+pub(crate) fn accept(listener: impl AsFd) -> io::Result<(std::net::TcpStream, Option<SocketAddr>)> {
+    let flags = nix::libc::SOCK_NONBLOCK | nix::libc::SOCK_CLOEXEC;
+    let (socket, peer) = SockRef::from(&listener).accept4(flags)?;
+    Ok((socket.into(), peer.as_socket()))
+}
+
 /// A non-blocking socket for the server's side, marked so that the rules know it, not yet bound.
 /// Source: socket(7), `SO_MARK` (needs CAP_NET_ADMIN).
 pub(crate) fn upstream(destination: SocketAddr, mark: u32, keepalive_s: u32) -> io::Result<Socket> {
@@ -36,6 +43,7 @@ pub(crate) fn upstream(destination: SocketAddr, mark: u32, keepalive_s: u32) -> 
         Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_mark(mark)?;
     set_carrier_options(&socket, keepalive_s)?;
+    delay_acknowledgement(&socket)?;
     Ok(socket)
 }
 
@@ -53,6 +61,30 @@ pub(crate) fn start_connect(socket: &Socket, destination: SocketAddr) -> io::Res
         Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => Ok(()),
         other => other,
     }
+}
+
+/// True once the handshake is done. Source: getpeername(2), ENOTCONN before.
+pub(crate) fn is_connected(stream: &std::net::TcpStream) -> bool {
+    stream.peer_addr().is_ok()
+}
+
+/// Lets the last step of the handshake wait for the first bytes, at most for the kernel's delay of
+/// acknowledgements (0.2 s). Source: tcp(7), `TCP_QUICKACK`; `tcp_rcv_synsent_state_process` in tcp_input.c.
+pub(crate) fn delay_acknowledgement(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_quickack(false)
+}
+
+/// Sends an acknowledgement that waits. Source: tcp(7), `TCP_QUICKACK`.
+pub(crate) fn acknowledge(socket: impl AsFd) {
+    // A socket that is gone already has nothing to acknowledge.
+    let _ = SockRef::from(&socket).set_tcp_quickack(true);
+}
+
+/// Writes to a socket, as a part of more to come when `more` is true: what follows at once, a FIN too, shares
+/// its last segment. Source: send(2), `MSG_MORE`.
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = if more { nix::libc::MSG_NOSIGNAL | nix::libc::MSG_MORE } else { nix::libc::MSG_NOSIGNAL };
+    SockRef::from(&socket).send_with_flags(bytes, flags)
 }
 
 /// Makes the coming close(2) send a reset instead of a FIN. Source: socket(7), `SO_LINGER` of zero.

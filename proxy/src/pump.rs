@@ -1,0 +1,280 @@
+//! One direction of a carried connection: takes bytes from one leg to the other until the FIN.
+//!
+//! A state machine that is polled, so that an idle direction is a few words of memory. Small messages are
+//! copied through a buffer of the thread; a stream that fills it is spliced through a pooled pipe. A pipe is
+//! held only while bytes are in it.
+
+use std::cell::RefCell;
+use std::io::{self, Read};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use futures_util::FutureExt;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFdReadyGuard;
+
+use crate::pipes::BorrowedPipe;
+use crate::relay::{Carrier, LegSocket, was_reset};
+use crate::sys::tcp;
+
+/// A direction lets others run after this many bytes.
+const YIELD_AFTER: usize = 256 << 10;
+/// The largest splice threshold, and so the size of the copy buffer.
+const MAX_COPY: usize = 64 << 10;
+
+thread_local! {
+    static COPY_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_COPY].into_boxed_slice());
+}
+
+/// A direction that cannot go on.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The leg that bytes come from.
+    From(io::Error),
+    /// The leg that bytes go to.
+    To(io::Error),
+}
+
+/// One direction.
+#[derive(Debug)]
+pub(crate) struct Pump<'a> {
+    carrier: &'a Carrier,
+    from: &'a LegSocket,
+    to: &'a LegSocket,
+    moved: &'a AtomicU64,
+    held: Held<'a>,
+    is_stream: bool,
+    /// The most that one fill of a pipe took since the source was last drained.
+    largest_fill: usize,
+    /// Nothing comes after what is held.
+    at_end: bool,
+}
+
+/// Bytes that were taken and not yet delivered.
+#[derive(Debug)]
+enum Held<'a> {
+    Nothing,
+    Rest(Box<Rest>),
+    Piped(BorrowedPipe<'a>),
+}
+
+#[derive(Debug)]
+struct Rest {
+    bytes: Box<[u8]>,
+    delivered: usize,
+}
+
+/// What one read, and the write of it, came to.
+enum Copied {
+    /// There is nothing to read now.
+    Nothing,
+    /// So many bytes, all of them or some delivered.
+    Bytes(usize),
+    /// The FIN, perhaps after bytes.
+    Fin,
+}
+
+impl<'a> Pump<'a> {
+    pub(crate) fn new(
+        carrier: &'a Carrier,
+        from: &'a LegSocket,
+        to: &'a LegSocket,
+        moved: &'a AtomicU64,
+    ) -> Self {
+        Self {
+            carrier,
+            from,
+            to,
+            moved,
+            held: Held::Nothing,
+            is_stream: false,
+            largest_fill: 0,
+            at_end: false,
+        }
+    }
+
+    /// The leg that bytes go to.
+    pub(crate) fn to(&self) -> &'a LegSocket {
+        self.to
+    }
+
+    /// Takes what is there already, without waiting for the runtime to say so. False when nothing was.
+    pub(crate) fn take_first(&mut self) -> Result<bool, Broken> {
+        let copied = self.copy_once(false)?;
+        Ok(matches!(copied, Copied::Bytes(_)))
+    }
+
+    /// Moves what can be moved. Ready when the FIN was reached and everything before it is delivered.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let mut since_yield = 0;
+        loop {
+            ready!(self.poll_deliver(cx))?;
+            if self.at_end {
+                return Poll::Ready(Ok(()));
+            }
+            if since_yield >= YIELD_AFTER {
+                return yield_to_others(cx);
+            }
+            since_yield += ready!(self.poll_take(cx))?;
+        }
+    }
+
+    /// Waits for bytes and takes them; how many.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+        if self.is_stream
+            && let Some(pipe) = self.carrier.pipes.borrow()
+        {
+            self.poll_fill(cx, pipe)
+        } else {
+            self.poll_copy(cx)
+        }
+    }
+
+    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+        loop {
+            let mut ready = ready!(self.from.poll_read_ready(cx)).map_err(Broken::From)?;
+            let fin_arrived = ready.ready().is_read_closed() && !was_reset(self.from);
+            let wanted = self.carrier.copy_size();
+            match self.copy_once(fin_arrived)? {
+                Copied::Nothing => ready.clear_ready(),
+                Copied::Fin => {
+                    self.at_end = true;
+                    return Poll::Ready(Ok(0));
+                }
+                Copied::Bytes(read) => {
+                    self.is_stream = read >= self.carrier.splice_threshold;
+                    if read < wanted && !has_urgent_data(self.from) {
+                        // A short read has drained the socket. What arrives later raises readiness anew, and a
+                        // FIN that has arrived already is kept: the runtime never clears the closed state.
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(read));
+                }
+            }
+        }
+    }
+
+    /// Reads once and writes what was read. After the FIN has arrived a short read is the last one, and the FIN
+    /// that is passed on next shares its segment.
+    fn copy_once(&mut self, fin_arrived: bool) -> Result<Copied, Broken> {
+        let (from, to, wanted) = (self.from, self.to, self.carrier.copy_size());
+        COPY_BUFFER.with_borrow_mut(|buffer| {
+            let buffer = &mut buffer[..wanted];
+            let read = match again(|| from.get_ref().read(buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Copied::Nothing),
+                other => other.map_err(Broken::From)?,
+            };
+            if read == 0 {
+                return Ok(Copied::Fin);
+            }
+            let last = fin_arrived && read < wanted && !has_urgent_data(from);
+            let written = match again(|| tcp::send(to.get_ref(), &buffer[..read], last)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                other => other.map_err(Broken::To)?,
+            };
+            self.moved.fetch_add(written as u64, Ordering::Relaxed);
+            if written < read {
+                self.held = Held::Rest(Box::new(Rest { bytes: buffer[written..read].into(), delivered: 0 }));
+            }
+            self.at_end = last;
+            Ok(Copied::Bytes(read))
+        })
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, mut pipe: BorrowedPipe<'a>) -> Poll<Result<usize, Broken>> {
+        match self.from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
+            // The FIN, or the mark of urgent data: a read tells them apart.
+            Ok(0) => {
+                self.is_stream = false;
+                Poll::Ready(Ok(0))
+            }
+            Ok(filled) => {
+                self.largest_fill = self.largest_fill.max(filled);
+                self.held = Held::Piped(pipe);
+                Poll::Ready(Ok(filled))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Waits without a pipe. A stream turned into small messages is copied from then on.
+                drop(pipe);
+                let largest = std::mem::take(&mut self.largest_fill);
+                self.is_stream = largest == 0 || largest >= self.carrier.splice_threshold;
+                drop(ready!(self.from.poll_read_ready(cx)).map_err(Broken::From)?);
+                Poll::Ready(Ok(0))
+            }
+            Err(error) => Poll::Ready(Err(Broken::From(error))),
+        }
+    }
+
+    /// Delivers what is held. Writes first and asks for room when there was none: the runtime's idea of room is
+    /// not kept between writes.
+    fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let to = self.to;
+        let mut room = None;
+        loop {
+            let delivered = match &mut self.held {
+                Held::Nothing => return Poll::Ready(Ok(())),
+                Held::Rest(rest) => again(|| tcp::send(to.get_ref(), &rest.bytes[rest.delivered..], false)),
+                Held::Piped(pipe) => pipe.drain(to.get_ref()),
+            };
+            match delivered {
+                Ok(bytes) => {
+                    self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+                    self.held.delivered(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Of room that was announced before this attempt, nothing is left. Room announced since is
+                    // kept: then there is another attempt.
+                    if let Some(mut room) = room.take() {
+                        AsyncFdReadyGuard::clear_ready(&mut room);
+                    }
+                    room = Some(ready!(to.poll_write_ready(cx)).map_err(Broken::To)?);
+                }
+                Err(error) => return Poll::Ready(Err(Broken::To(error))),
+            }
+        }
+    }
+}
+
+impl Held<'_> {
+    fn delivered(&mut self, bytes: usize) {
+        let is_empty = match self {
+            Self::Nothing => true,
+            Self::Rest(rest) => {
+                rest.delivered += bytes;
+                rest.delivered == rest.bytes.len()
+            }
+            Self::Piped(pipe) => pipe.len() == 0,
+        };
+        if is_empty {
+            *self = Self::Nothing;
+        }
+    }
+}
+
+impl Carrier {
+    fn copy_size(&self) -> usize {
+        self.splice_threshold.min(MAX_COPY)
+    }
+}
+
+/// Pending until every other task that is ready had its turn, and the runtime has looked at its sockets.
+fn yield_to_others(cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    // Its first poll leaves the waker with the runtime.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
+    Poll::Pending
+}
+
+/// Whether urgent data has arrived. A read then stops at its mark, with more behind it (tcp(7)).
+fn has_urgent_data(leg: &LegSocket) -> bool {
+    leg.ready(Interest::PRIORITY).now_or_never().is_some()
+}
+
+fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
