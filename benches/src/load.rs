@@ -273,7 +273,7 @@ fn gather(results: Vec<io::Result<Vec<f64>>>) -> io::Result<Latencies> {
 }
 
 /// A listener whose queue holds every client at once: SYNs that find it full are sent again after a second.
-fn listen(ends: Ends<'_>) -> io::Result<TcpListener> {
+pub(crate) fn listen(ends: Ends<'_>) -> io::Result<TcpListener> {
     let listener = ends.server.listen(ends.to.port())?;
     // A second listen(2) changes the length of the queue.
     socket2::SockRef::from(&listener).listen(BACKLOG)?;
@@ -281,7 +281,7 @@ fn listen(ends: Ends<'_>) -> io::Result<TcpListener> {
 }
 
 /// Accepts until [`end_serving`], each connection on a thread of its own.
-fn serve<'scope>(
+pub(crate) fn serve<'scope>(
     scope: &'scope Scope<'scope, '_>,
     listener: &'scope TcpListener,
     handle: impl Fn(TcpStream) + Send + Copy + 'scope,
@@ -294,6 +294,6 @@ fn serve<'scope>(
 }
 
 /// Wakes whoever accepts: accept(2) then fails with EINVAL.
-fn end_serving(listener: &TcpListener) {
+pub(crate) fn end_serving(listener: &TcpListener) {
     let _ = socket2::SockRef::from(listener).shutdown(Shutdown::Both);
 }

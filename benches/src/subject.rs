@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
-use lab::{Cluster, PodSpec, Sluice, SluiceOptions};
+use anyhow::{Context, bail};
+use lab::{Cluster, Netns, PodSpec, Sluice, SluiceOptions};
 
 use crate::anchor::{Anchor, Kind};
 use crate::load::{self, Ends};
@@ -20,11 +20,13 @@ kind: NetworkPolicy
 metadata: {name: server, namespace: bench}
 spec:
   podSelector: {matchLabels: {app: server}}
-  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}, {port: 8081}]}]
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}, {port: 8081}, {port: 8082}]}]
 ";
 const PORT: u16 = 8080;
 /// A second server, for load beside load.
 const OTHER_PORT: u16 = 8081;
+/// A third.
+const THIRD_PORT: u16 = 8082;
 const GIB: f64 = 1_073_741_824.0;
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// Connections of the run whose system calls are counted.
@@ -42,7 +44,7 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 enum Proxy {
     None,
-    Sluice { _running: Box<Sluice> },
+    Sluice { running: Box<Sluice> },
     Anchor { _running: Anchor },
 }
 
@@ -60,7 +62,7 @@ impl Subject {
         let options = SluiceOptions { binary: Some(binary), ..SluiceOptions::default() };
         let mut sluice = cluster.node("node1")?.start_sluice(&options)?;
         sluice.wait_ready(READY_LIMIT)?;
-        Ok(Self { name: name.into(), cluster, proxy: Proxy::Sluice { _running: Box::new(sluice) } })
+        Ok(Self { name: name.into(), cluster, proxy: Proxy::Sluice { running: Box::new(sluice) } })
     }
 
     /// Another proxy behind TPROXY, with a log line per connection.
@@ -204,7 +206,31 @@ impl Subject {
         Ok((outcome, Some(usage::cpu_seconds(&pids)? - before)))
     }
 
-    fn ends(&self, port: u16) -> anyhow::Result<Ends<'_>> {
+    /// Where servers may listen.
+    pub(crate) fn ports(&self) -> (u16, u16, u16) {
+        (PORT, OTHER_PORT, THIRD_PORT)
+    }
+
+    /// The node, where the proxy is.
+    pub(crate) fn node(&self) -> anyhow::Result<&Netns> {
+        Ok(self.cluster.node("node1")?)
+    }
+
+    /// A pod that may not reach the server.
+    pub(crate) fn stranger(&self) -> anyhow::Result<&Netns> {
+        Ok(self.cluster.pod("bench/stranger")?)
+    }
+
+    /// A figure of Sluice's own.
+    pub(crate) fn metric(&self, series: &str) -> anyhow::Result<f64> {
+        match &self.proxy {
+            Proxy::Sluice { running } => Ok(running.metric(series)?),
+            _ => bail!("{} has no metrics", self.name),
+        }
+    }
+
+    /// A client pod, a server pod, and an address of the server.
+    pub(crate) fn ends(&self, port: u16) -> anyhow::Result<Ends<'_>> {
         let (client, server) = (self.cluster.pod("bench/client")?, self.cluster.pod("bench/server")?);
         Ok(Ends { client, server, to: server.at(port) })
     }
@@ -214,7 +240,7 @@ impl Subject {
     }
 
     /// The proxy's processes: nothing else lives in the node's namespace.
-    fn pids(&self) -> anyhow::Result<Option<Vec<i32>>> {
+    pub(crate) fn pids(&self) -> anyhow::Result<Option<Vec<i32>>> {
         match self.proxy {
             Proxy::None => Ok(None),
             _ => Ok(Some(self.cluster.node("node1")?.pids())),

@@ -1,0 +1,38 @@
+//! Single stages of a connection's way, for the micro benches. Not built without the feature `stages`.
+
+use flow::Tuple;
+use futures_util::FutureExt;
+
+use crate::packet::parse_syn;
+use crate::pairing::Pairing;
+use crate::sys::nfqueue;
+
+/// Reads one message of the kernel's queue as the gate does: the packet in it, and the attempt that it is.
+/// `None` when it is neither.
+pub fn read_held(message: &[u8]) -> Option<Tuple> {
+    let packet = nfqueue::parse(message)?;
+    parse_syn(packet.payload).ok().map(|syn| syn.tuple)
+}
+
+/// A message as the kernel's queue sends it, with this packet.
+pub fn message_with(packet: &[u8]) -> Vec<u8> {
+    nfqueue::message_with(packet)
+}
+
+/// Connections that are expected and delivered.
+#[derive(Debug)]
+pub struct Pairs(Pairing<u64>);
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self(Pairing::new())
+    }
+}
+
+impl Pairs {
+    /// Expects a connection, delivers it, and takes it. False when any of that failed.
+    pub fn pair(&self, tuple: Tuple) -> bool {
+        let Some(mut expected) = self.0.expect(tuple) else { return false };
+        self.0.deliver(&tuple, 1).is_ok() && expected.accepted().now_or_never() == Some(1)
+    }
+}
