@@ -90,7 +90,7 @@ fn what_does_not_belong_there_is_refused_with_its_place() {
         (
             "# sections\nredirct: {}\n",
             "sluice.yaml:2:1: unknown field `redirct`, expected one of redirect, proxy, records, policy, \
-             shutdown, log, in `redirct: {}`",
+             api, shutdown, log, in `redirct: {}`",
         ),
         (
             "records:\n  queue: 3\n",
