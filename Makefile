@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-policy build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,13 @@ bench-compare: setup-bench ## This tree beside a revision: make bench-compare BA
 	$(CARGO) build --release --locked -p sluice -p benches
 	$(SUDO) $(TARGET)/release/bench-datapath revisions --base $(TARGET)/base/release/sluice \
 		--sluice $(TARGET)/release/sluice --json $(TARGET)/bench-compare.json $(BENCH_ARGS)
+
+bench-stages: ## Micro benches of the stages of a connection's way
+	$(CARGO) bench --locked -p benches --bench stages
+
+soak: setup ## Two minutes of churn of every kind on one node; fails when anything grows (root)
+	$(CARGO) build --release --locked -p sluice -p benches
+	$(SUDO) $(TARGET)/release/bench-datapath soak --sluice $(TARGET)/release/sluice $(SOAK_ARGS)
 
 bench-policy: ## The policy cache in clusters of 1,000 to 150,000 pods: time, memory, targets met or missed
 	$(CARGO) build --release --locked -p policy-bench

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use audit::{Action, ConnectionId, Record, Timing, Traffic};
 use divan::Bencher;
 use flow::{
-    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, PolicyKind, PolicyRef, Protocol,
-    Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
+    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, PolicyKind, PolicyRef,
+    Protocol, Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
 };
 use policy_bench::{Cluster, Shape};
 use policy_cache::{Options, Snapshot, compile, parse};
@@ -37,14 +37,13 @@ fn gate_parse(bencher: Bencher<'_, '_>) {
 fn cluster() -> (Snapshot, Vec<Tuple>) {
     let cluster = Cluster::new(Shape::of(1_000), 1);
     let texts: Vec<_> = cluster.texts().collect();
-    let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str()))).unwrap_or_else(|problems| {
-        panic!("the generated manifests are broken: {problems:?}")
-    });
+    let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str())))
+        .unwrap_or_else(|problems| panic!("the generated manifests are broken: {problems:?}"));
     let snapshot = compile(&objects, &Options::default(), Generation(1));
     let tuple = |flow: policy_bench::Flow| Tuple {
         protocol: Protocol::Tcp,
         client: ClientAddr(SocketAddr::new(flow.source, 40_000)),
-        destination: OrigDst(SocketAddr::new(flow.destination, flow.port)),
+        destination: OrigDst(flow.destination),
     };
     (snapshot, cluster.flows_of_node(0, 256, 1).into_iter().map(tuple).collect())
 }
@@ -110,7 +109,10 @@ fn record() -> Record {
     Record {
         action: Action::Ended,
         id: ConnectionId::next(),
-        tuple: Tuple::tcp(SocketAddr::from(([10, 244, 1, 2], 40_000)), SocketAddr::from(([10, 244, 2, 3], 8080))),
+        tuple: Tuple::tcp(
+            SocketAddr::from(([10, 244, 1, 2], 40_000)),
+            SocketAddr::from(([10, 244, 2, 3], 8080)),
+        ),
         source: pod("client-5d9c7b6f4-x2x7k", true),
         destination: pod("web-7b9f6c6d5-9kq2m", false),
         service: None,

@@ -20,6 +20,8 @@ mod record;
 mod recorder;
 mod rotation;
 mod sinks;
+#[cfg(feature = "stages")]
+pub mod stages;
 mod store;
 mod syslog;
 mod tap;

@@ -180,7 +180,7 @@ fn spawn_inside<'scope>(
     attempt: impl Fn(usize) -> std::io::Result<()> + Send + 'scope,
 ) {
     scope.spawn(move || {
-        inside.run(|| {
+        inside.run(move || {
             for turn in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     return;

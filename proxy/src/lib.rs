@@ -22,6 +22,8 @@ mod pump;
 mod registry;
 mod relay;
 mod revoke;
+#[cfg(feature = "stages")]
+pub mod stages;
 mod strays;
 mod sys;
 mod unknown;

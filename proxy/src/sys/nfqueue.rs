@@ -264,8 +264,20 @@ pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> 
     bytes.get(at..at + N)?.try_into().ok()
 }
 
+/// A message with this packet, as the kernel sends it.
+#[cfg(feature = "stages")]
+pub(crate) fn message_with(packet: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    push_message(&mut message, MSG_PACKET, 0, 0, |body| {
+        push_attribute(body, ATTR_PACKET_HDR, &[0, 0, 0, 9, 8, 0, 1]);
+        push_attribute(body, ATTR_MARK, &2u32.to_be_bytes());
+        push_attribute(body, ATTR_PAYLOAD, packet);
+    });
+    message
+}
+
 /// One netlink message to the packet it carries; `None` for anything else.
-fn parse(message: &[u8]) -> Option<Packet<'_>> {
+pub(crate) fn parse(message: &[u8]) -> Option<Packet<'_>> {
     let length = usize::try_from(u32::from_ne_bytes(field(message, 0)?)).ok()?;
     let message = message.get(..length)?;
     if u16::from_ne_bytes(field(message, 4)?) != MSG_PACKET {
