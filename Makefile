@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
