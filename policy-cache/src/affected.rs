@@ -75,7 +75,7 @@ impl Snapshot {
                 addresses.insert(ip);
             }
         }
-        if !changed.is_empty() {
+        if changed.in_both {
             let shared = self.view.pods.shared(&older.view.pods);
             let touched = shared.filter(|(_, entry)| changed.contains(entry.identity));
             addresses.extend(touched.map(|(ip, _)| ip));
@@ -105,6 +105,7 @@ impl Snapshot {
         let mut look = |number: u32| {
             if !self.same_identity(number, older, number) {
                 changed.insert(number);
+                changed.in_both |= self.has_identity(number) && older.has_identity(number);
             }
         };
         self.view.identities.differing(&older.view.identities).for_each(&mut look);
@@ -120,6 +121,10 @@ impl Snapshot {
             kinds.filter(|(_, kind)| subjects.contains(kind.subject)).for_each(|(number, _)| look(number));
         }
         changed
+    }
+
+    fn has_identity(&self, number: u32) -> bool {
+        self.view.identities.get(number).is_some_and(|own| !own.who.namespace.name.is_empty())
     }
 
     fn same_identity(&self, new: u32, older: &Self, old: u32) -> bool {
@@ -179,6 +184,8 @@ fn same_rules(new: &Identity, old: &Identity) -> bool {
 #[derive(Debug, Default)]
 struct Changed {
     words: Vec<u64>,
+    /// One of them is an identity in both snapshots, so it may be that of pods which have not changed.
+    in_both: bool,
 }
 
 impl Changed {

@@ -23,6 +23,15 @@ impl Times {
         result
     }
 
+    /// Runs `operation`, which waits for nothing, and notes for how long this thread was running: others on the
+    /// same processor are not in it.
+    pub(crate) fn measure_running<R>(&mut self, operation: impl FnOnce() -> R) -> R {
+        let started = running();
+        let result = std::hint::black_box(operation());
+        self.nanos.push(running() - started);
+        result
+    }
+
     /// The time that a share of the operations did not exceed.
     #[expect(
         clippy::cast_possible_truncation,
@@ -35,6 +44,12 @@ impl Times {
         let last = sorted.len().saturating_sub(1);
         sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
     }
+}
+
+/// For how long this thread has been running, in nanoseconds. Source: clock_gettime(2).
+fn running() -> f64 {
+    let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    clock.map_or(f64::NAN, |time| time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
 }
 
 /// The median time between two readings of the clock.
@@ -65,5 +80,12 @@ mod tests {
         let mut times = Times::new();
         assert_eq!(times.measure(|| (std::thread::sleep(std::time::Duration::from_millis(2)), 7).1), 7);
         assert!(times.quantile(0.0) > 1e6);
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_does_not_run() {
+        let mut times = Times::new();
+        times.measure_running(|| std::thread::sleep(std::time::Duration::from_millis(50)));
+        assert!(times.quantile(0.0) < 25e6);
     }
 }

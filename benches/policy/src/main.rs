@@ -3,6 +3,7 @@
 //! Every size is measured in a process of its own, so that memory is that of one cluster and nothing before it.
 
 mod clock;
+mod events;
 mod measure;
 mod memory;
 

@@ -10,14 +10,13 @@ use std::time::Instant;
 
 use flow::{ClientAddr, Generation, OrigDst, Protocol, Tuple};
 use policy_bench::Cluster;
-use policy_cache::{Objects, Options, Prober, Snapshot, SnapshotStore, answer_stream, compile, parse};
+use policy_cache::{Event, Objects, Options, Prober, Snapshot, answer_stream, compile, parse};
 
 use crate::clock::Times;
-use crate::memory;
+use crate::{events, memory};
 
 const FLOWS: usize = 400_000;
 const PROBES: usize = 1_000_000;
-const EVENTS: usize = 10;
 
 /// A figure's name, unit and target.
 #[derive(Debug)]
@@ -63,8 +62,10 @@ const READ: &str = "manifests read";
 const BUILD: &str = "full build";
 const OBJECTS: &str = "objects, resident";
 const CACHE: &str = "cache, resident";
-const EVENT_P50: &str = "event to visible, p50";
-const EVENT_P99: &str = "event to visible, p99";
+const EVENT_P50: &str = "event to visible, p50 of the slowest kind";
+const EVENT_P99: &str = "event to visible, p99 of the slowest kind";
+const AFFECTED_P99: &str = "who is affected, p99 of the slowest kind";
+const LOCAL: &str = "a node's own pods, p50";
 const PROBE_RATE: &str = "verdict";
 const PROBE_RATE_ALONE: &str = "verdict, one thread";
 
@@ -82,6 +83,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(CACHE, "MiB", Some(Target::AtMost(64.0))),
     row(EVENT_P50, "ms", None),
     row(EVENT_P99, "ms", Some(Target::AtMost(5.0))),
+    row(AFFECTED_P99, "ms", None),
+    row(LOCAL, "µs", None),
     row(PROBE_RATE, "probes/s", Some(Target::AtLeast(500_000.0))),
     row(PROBE_RATE_ALONE, "probes/s", None),
     row(READ, "s", None),
@@ -105,21 +108,20 @@ pub(crate) fn all(cluster: &Cluster) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut note = |name, value| figures.push(Figure { name, value });
 
+    let mut followed = follow(cluster, &options, &mut note)?;
     let texts: Vec<(PathBuf, String)> = cluster.texts().collect();
     let before = memory::resident_mib()?;
     let started = Instant::now();
     let objects = parse(texts.iter().map(|(path, text)| (path.as_path(), text.as_str())))?;
     note(READ, started.elapsed().as_secs_f64());
-    let read = memory::resident_mib()?;
-    note(OBJECTS, read - before);
-    let started = Instant::now();
-    let snapshot = compile(&objects, &options, Generation(1));
-    note(BUILD, started.elapsed().as_secs_f64());
-    note(CACHE, memory::resident_mib()? - read);
+    note(OBJECTS, memory::resident_mib()? - before);
+    let mut build = Times::new();
+    let snapshot = build.measure_running(|| compile(&objects, &options, Generation(1)));
+    note(BUILD, build.quantile(0.5) / 1e9);
     drop(texts);
 
     decisions(cluster, &snapshot, &mut note);
-    events(&objects, &options, &mut note);
+    events(cluster, &mut followed, &mut note)?;
     verdicts(cluster, &objects, Arc::new(snapshot), &mut note)?;
     Ok(figures)
 }
@@ -154,19 +156,49 @@ fn timed(snapshot: &Snapshot, flows: &[policy_bench::Flow]) -> [Times; 2] {
     [decide, both]
 }
 
-/// From a changed set of objects to decisions that know of it.
-fn events(objects: &Objects, options: &Options, note: &mut impl FnMut(&'static str, f64)) {
-    let store = SnapshotStore::new();
-    let mut times = Times::new();
-    for generation in (2..).map(Generation).take(EVENTS) {
-        let visible = times.measure(|| {
-            store.publish(compile(objects, options, generation));
-            store.current().map(|snapshot| snapshot.generation())
-        });
-        assert_eq!(visible, Some(generation), "published, yet not current");
+/// A cluster that was told of its objects one after the other, as an agent is, and what it holds in memory: what
+/// it goes on with and a snapshot.
+fn follow(
+    cluster: &Cluster,
+    options: &Options,
+    note: &mut impl FnMut(&'static str, f64),
+) -> anyhow::Result<policy_cache::Cluster> {
+    let before = memory::resident_mib()?;
+    let mut followed = policy_cache::Cluster::new(options.clone());
+    for (path, text) in cluster.texts() {
+        for object in parse([(path.as_path(), text.as_str())])?.into_objects() {
+            followed.apply(Event::Put(object));
+        }
     }
-    note(EVENT_P50, times.quantile(0.5) / 1e6);
-    note(EVENT_P99, times.quantile(0.99) / 1e6);
+    let snapshot = followed.snapshot();
+    note(CACHE, memory::resident_mib()? - before);
+    let mut times = Times::new();
+    for _ in 0..1_000 {
+        times.measure(|| snapshot.local_pods());
+    }
+    note(LOCAL, times.quantile(0.5) / 1e3);
+    Ok(followed)
+}
+
+/// From an event to decisions that know of it, and to who is affected, for the kind that takes longest. Each
+/// kind's figures go to standard error.
+fn events(
+    cluster: &Cluster,
+    followed: &mut policy_cache::Cluster,
+    note: &mut impl FnMut(&'static str, f64),
+) -> anyhow::Result<()> {
+    let costs = events::all(cluster, followed)?;
+    let micros = |times: &Times, share| times.quantile(share) / 1e3;
+    for events::Cost { kind, visible, affected } in &costs {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| micros(visible, share));
+        let (who, who99) = (micros(affected, 0.5), micros(affected, 0.99));
+        eprintln!("| {kind} | {p50:.0} | {p99:.0} | {max:.0} | {who:.0} | {who99:.0} |");
+    }
+    let slowest = |times: &dyn Fn(&events::Cost) -> f64| costs.iter().map(times).fold(0.0, f64::max) / 1e6;
+    note(EVENT_P50, slowest(&|cost| cost.visible.quantile(0.5)));
+    note(EVENT_P99, slowest(&|cost| cost.visible.quantile(0.99)));
+    note(AFFECTED_P99, slowest(&|cost| cost.affected.quantile(0.99)));
+    Ok(())
 }
 
 /// What `sluice verdict` does with its input, on as many threads as it uses, and on one.
