@@ -144,7 +144,8 @@ fn load_four_thousand_idle_connections_answer_afterwards_and_leave_nothing() {
         "{COUNT} idle connections: {open} descriptors, {grown} KiB, {} bytes each",
         (grown << 10) / COUNT as u64
     );
-    assert!((2 * COUNT..2 * COUNT + 16).contains(&open), "{open}");
+    // A look at conntrack has a socket for a moment, at either count.
+    assert!(open.abs_diff(2 * COUNT) < 16, "{open}");
     // A debug build is not what is promised 2 KiB, but it is not far from it.
     assert!(grown < 6 * COUNT as u64, "{grown} KiB");
     assert_eq!(stage.sluice().metric("sluice_pipes_in_use").unwrap(), 0.0);
