@@ -107,7 +107,7 @@ impl Enforced {
 
     /// Waits for the last record of a client's one connection and checks that it is the only last one.
     pub fn last_record(&self, node: &str, client: SocketAddr) -> Value {
-        let is_last = |record: &Value| record["event"]["action"] != "connection-started";
+        let is_last = crate::stage::is_final;
         let matches = |record: &Value| is_from(record, client) && is_last(record);
         self.sluice(node).wait_record(matches, LIMIT).expect("a last record");
         let mut last = self.records_of(node, client);
