@@ -135,7 +135,7 @@ pub(crate) struct Frame {
 ///
 /// # Errors
 ///
-/// As [`object`], and a frame without its two fields.
+/// As [`object()`], and a frame without its two fields.
 pub(crate) fn frame(json: &[u8], kind: Kind) -> Result<Frame, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let frame = deserializer.deserialize_map(FrameVisitor { kind })?;
