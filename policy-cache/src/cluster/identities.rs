@@ -22,6 +22,8 @@ pub(super) struct Identities {
     /// Those that came or went since conclusions were last drawn.
     pending: Vec<u32>,
     port_sets: HashMap<Box<[NamedPort]>, Arc<PortSet>>,
+    /// How many of them there may be before those that nobody has any more are looked for.
+    port_sets_limit: usize,
     port_names: HashMap<Arc<str>, u32>,
     pub(super) workloads: Shared<Workload>,
     /// Those whose lists of rules must be made anew.
@@ -42,6 +44,9 @@ pub(super) struct IdentitySlot {
     pub(super) selected: [Box<[u32]>; 2],
 }
 
+/// Fewer sets of ports than these are not looked through.
+const FEW_PORT_SETS: usize = 1024;
+
 impl Identities {
     /// The number of a port's name, which stays.
     pub(super) fn port_name(&mut self, name: &Arc<str>) -> u32 {
@@ -55,8 +60,9 @@ impl Identities {
 
     pub(super) fn sweep(&mut self) {
         self.workloads.sweep();
-        if self.port_sets.len() > 1024 {
+        if self.port_sets.len() > self.port_sets_limit.max(FEW_PORT_SETS) {
             self.port_sets.retain(|_, ports| Arc::strong_count(ports) > 1);
+            self.port_sets_limit = 2 * self.port_sets.len();
         }
     }
 }
