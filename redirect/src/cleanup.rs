@@ -5,13 +5,14 @@ use std::fmt;
 
 use rtnetlink::IpVersion;
 
+use crate::accounting;
 use crate::config::RedirectConfig;
 use crate::gate::{GateListing, Iptables};
 use crate::listing::list_table;
 use crate::marks::{Marks, MarksError};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::{RouteError, RouteSpec, Routes};
-use crate::ruleset::{CreatedBases, GATE_CHAIN, RedirectSpec, TABLE};
+use crate::ruleset::{CreatedBases, GATE_CHAIN, GATE_HOOKS, RedirectSpec, TABLE};
 use crate::tool::{ToolError, nft};
 
 /// What was removed.
@@ -96,10 +97,13 @@ async fn remove(
             known
         }
     };
-    for (family, table, input) in
-        [(Family::V4, created.table4, created.input4), (Family::V6, created.table6, created.input6)]
-    {
-        if let Err(error) = remove_gate(family, table, input, &mut report).await {
+    if created.accounting && accounting::disable().is_ok() {
+        report.removed.push(format!("{}=1, now 0 again", accounting::NAME));
+    }
+    let v4 = (created.table4, [created.input4, created.forward4]);
+    let v6 = (created.table6, [created.input6, created.forward6]);
+    for (family, (table, chains)) in [(Family::V4, v4), (Family::V6, v6)] {
+        if let Err(error) = remove_gate(family, table, chains, &mut report).await {
             errors.push(error.into());
         }
     }
@@ -119,7 +123,7 @@ async fn remove_table(report: &mut CleanupReport) -> Result<CreatedBases, ToolEr
 async fn remove_gate(
     family: Family,
     table: bool,
-    input: bool,
+    chains: [bool; 2],
     report: &mut CleanupReport,
 ) -> Result<(), ToolError> {
     let iptables = match Iptables::find(family).await {
@@ -136,8 +140,10 @@ async fn remove_gate(
     }
     let Ok(netlink) = Nfnetlink::open() else { return Ok(()) };
     // Made for the gate, and taken away unless somebody uses them by now: the kernel refuses then.
-    if input && netlink.remove_empty_chain(family, "mangle", "INPUT").unwrap_or(false) {
-        report.removed.push(format!("{command} -t mangle base chain INPUT (empty)"));
+    for (chain, created) in GATE_HOOKS.into_iter().zip(chains) {
+        if created && netlink.remove_empty_chain(family, "mangle", chain).unwrap_or(false) {
+            report.removed.push(format!("{command} -t mangle base chain {chain} (empty)"));
+        }
     }
     if table && netlink.remove_empty_table(family, "mangle").unwrap_or(false) {
         report.removed.push(format!("{command} table mangle (empty)"));

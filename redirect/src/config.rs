@@ -13,7 +13,7 @@ const KUBE_PROXY_BITS: u32 = 0x4000 | 0x8000;
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedirectConfig {
-    /// Packet mark bits that are Sluice's; five single bits are taken from it, lowest first. Default 0x3e.
+    /// Packet mark bits that are Sluice's; six single bits are taken from it, lowest first. Default 0x7e.
     pub mark_mask: u32,
     /// Port of the proxy's listener on the loopback addresses. Default 15093.
     pub listener_port: u16,
@@ -32,6 +32,12 @@ pub struct RedirectConfig {
     /// New connections a second that one client address may bring to the gate; the kernel drops the SYNs of
     /// those beyond, so that a flood from one pod cannot delay the others. 0 is no limit. Default 10000.
     pub syn_rate_per_client: u32,
+    /// What becomes of new ICMP echo requests to and from pods that a policy isolates: NetworkPolicy does not
+    /// speak of ICMP. Neighbour discovery and errors always pass. Default `allow`.
+    pub icmp: Icmp,
+    /// Whether conntrack is made to count packets and bytes (`net.netfilter.nf_conntrack_acct`), for the
+    /// records of UDP and SCTP flows; cleanup puts it back. Default true.
+    pub conntrack_accounting: bool,
     /// Names of the interfaces that lead to pods, each with an optional `*` at its end: whatever comes from
     /// or goes to such an interface is a pod's, known or not. For nodes whose pods have addresses outside the
     /// Node's podCIDRs. Default none: a name that fits something else closes it.
@@ -41,7 +47,7 @@ pub struct RedirectConfig {
 impl Default for RedirectConfig {
     fn default() -> Self {
         Self {
-            mark_mask: 0x3e,
+            mark_mask: 0x7e,
             listener_port: 15093,
             queue: 1093,
             queues: 1,
@@ -50,6 +56,8 @@ impl Default for RedirectConfig {
             fail_mode: FailMode::default(),
             backend: BackendChoice::default(),
             syn_rate_per_client: 10_000,
+            icmp: Icmp::default(),
+            conntrack_accounting: true,
             pod_interfaces: Vec::new(),
         }
     }
@@ -66,6 +74,17 @@ pub enum FailMode {
     Closed,
     /// Every local pod is open.
     Open,
+}
+
+/// What becomes of new ICMP echo requests of isolated pods.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum Icmp {
+    /// They pass.
+    #[default]
+    Allow,
+    /// They are dropped, unless they are from or for the pod's own node.
+    Isolate,
 }
 
 /// Which part of the kernel the gate uses.
@@ -110,13 +129,13 @@ impl RedirectConfig {
                 report(
                     "mark_mask",
                     format!("{:#x}", self.mark_mask),
-                    format!("{} bits, five are needed", error.bits),
+                    format!("{} bits, six are needed", error.bits),
                 );
             }
             Ok(marks) if marks.used() & KUBE_PROXY_BITS != 0 => report(
                 "mark_mask",
                 format!("{:#x}", self.mark_mask),
-                "its five lowest bits include 0x4000 or 0x8000, which kube-proxy uses".into(),
+                "its six lowest bits include 0x4000 or 0x8000, which kube-proxy uses".into(),
             ),
             Ok(_) => {}
         }
@@ -203,7 +222,7 @@ mod tests {
     fn each_unusable_value_is_named() {
         let default = RedirectConfig::default();
         let cases = [
-            ("mark_mask", RedirectConfig { mark_mask: 0xf, ..default.clone() }),
+            ("mark_mask", RedirectConfig { mark_mask: 0x1f, ..default.clone() }),
             ("mark_mask", RedirectConfig { mark_mask: 0xf800, ..default.clone() }),
             ("listener_port", RedirectConfig { listener_port: 0, ..default.clone() }),
             ("queues", RedirectConfig { queues: 0, ..default.clone() }),

@@ -4,8 +4,12 @@
 //! Known pods are asked for first. A pod that nobody has told of yet is found by its address, inside the
 //! node's ranges, or by its interface; a policy may isolate it, so that it is closed while no proxy listens,
 //! unless everything is open. The node's own addresses are never taken for a pod's.
+//!
+//! A SYN goes to the listener. A datagram is only marked here: the gate stands where it is forwarded or
+//! delivered, and holds what carries the mark.
 
 use crate::config::FailMode;
+use crate::datagrams::DATAGRAM;
 use crate::ruleset::{RedirectSpec, SYN_RATE, Script, closed, families};
 
 /// The chains, in the order in which each is defined before it is used.
@@ -37,12 +41,49 @@ fn targets(script: &mut Script, spec: &RedirectSpec) {
             script.rule(&rule, "to the listener");
         }
         if name == "closed" {
+            datagram_closed(script, spec);
             script.rule("counter drop", "nobody listens: closed");
         } else {
+            datagram_open(script, spec);
             nobody_listens(script, spec);
         }
         script.end();
     }
+}
+
+/// What conntrack cannot make out belongs to no flow, and would be judged packet by packet.
+fn datagram_closed(script: &mut Script, spec: &RedirectSpec) {
+    let hold = spec.marks.flow;
+    script.rule(&format!("{DATAGRAM} ct state invalid counter drop"), "no flow that conntrack knows");
+    script.rule(&format!("{DATAGRAM} meta mark set meta mark or {hold:#x} accept"), "for the gate");
+}
+
+/// The second bit says that the packet may pass while nobody reads the gate's queue.
+fn datagram_open(script: &mut Script, spec: &RedirectSpec) {
+    let hold = spec.marks.flow;
+    if spec.fail_mode != FailMode::Open {
+        for (protocol, version) in families(spec) {
+            script.rule(
+                &format!(
+                    "{DATAGRAM} {protocol} daddr @pod_ranges{version} {protocol} daddr != @observed{version} \
+                     fib daddr type != local meta mark set meta mark or {hold:#x} accept"
+                ),
+                "for the gate, to an unknown pod",
+            );
+            if let Some(interfaces) = interfaces(spec) {
+                script.rule(
+                    &format!(
+                        "{DATAGRAM} {protocol} daddr != @observed{version} fib daddr oifname {interfaces} \
+                         meta mark set meta mark or {hold:#x} accept"
+                    ),
+                    "for the gate, to an unknown pod",
+                );
+            }
+        }
+    }
+    script.rule(&format!("{DATAGRAM} ct state invalid accept"), "no flow that conntrack knows");
+    let open = hold | spec.marks.unreachable;
+    script.rule(&format!("{DATAGRAM} meta mark set meta mark or {open:#x} accept"), "for the gate");
 }
 
 /// Open to the pods that are known to be open. Whoever comes here from one of them may be on its way to an

@@ -1,4 +1,4 @@
-//! The iptables gate: our own chain of table `mangle`, and the jump to it from `INPUT`.
+//! The iptables gate: our own chain of table `mangle`, and the jumps to it from `INPUT` and `FORWARD`.
 //!
 //! Only the nf_tables variant of iptables will do: it shares the ruleset's generation with nft, by which the
 //! guard learns of changes.
@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::nfnetlink::Family;
-use crate::ruleset::{GATE_CHAIN, RedirectSpec, gate_script};
+use crate::ruleset::{GATE_CHAIN, GATE_HOOKS, GATE_RULES, RedirectSpec, gate_script};
 use crate::tool::{self, ToolError};
 
 /// The restore and save commands of one family.
@@ -22,10 +22,24 @@ pub(crate) struct Iptables {
 pub(crate) struct GateListing {
     /// Whether the chain exists.
     pub(crate) declared: bool,
-    /// The rules of `INPUT` that jump to it, as iptables prints them.
+    /// The rules of other chains that jump to it, as iptables prints them.
     pub(crate) jumps: Vec<String>,
     /// The chain's rules, as iptables prints them.
     pub(crate) rules: Vec<String>,
+}
+
+impl GateListing {
+    /// One jump from each chain that has to have one, and no other.
+    fn has_its_jumps(&self) -> bool {
+        let from =
+            |hook: &str| self.jumps.iter().filter(|jump| jump.starts_with(&format!("-A {hook} "))).count();
+        self.jumps.len() == GATE_HOOKS.len() && GATE_HOOKS.iter().all(|hook| from(hook) == 1)
+    }
+
+    /// Nothing of the gate is missing and nothing was added, as far as counting tells.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.declared && self.has_its_jumps() && self.rules.len() == GATE_RULES
+    }
 }
 
 impl Iptables {
@@ -76,7 +90,7 @@ impl Iptables {
     pub(crate) async fn install(&self, spec: &RedirectSpec) -> Result<(), ToolError> {
         let listing = self.list().await?;
         // A jump that is there keeps its place: others may have put theirs before it on purpose.
-        let keep = listing.jumps.len() == 1;
+        let keep = listing.has_its_jumps();
         let stale = if keep { &[][..] } else { &listing.jumps[..] };
         self.restore(&gate_script(spec, stale, !keep)).await
     }

@@ -7,6 +7,7 @@ use std::io;
 
 use serde_json::Value;
 
+use crate::accounting;
 use crate::cleanup;
 use crate::gate::Iptables;
 use crate::listing::{Listing, list_table, mangle_exists};
@@ -19,6 +20,9 @@ use crate::tool::{ToolError, nft};
 
 /// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
 const QUIET_ATTEMPTS: u32 = 5;
+
+/// What it means when conntrack does not count.
+const NOT_COUNTED: &str = "records of UDP and SCTP flows have no packets and bytes";
 
 /// Why the interception could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +123,12 @@ impl Kernel {
     /// Puts everything in place anew.
     pub(crate) async fn replace(&mut self) -> Result<(), InstallError> {
         self.generation = None;
+        if self.installed.is_none()
+            && let Some(left) = list_table().await?
+        {
+            self.spec.created = left.created;
+        }
+        self.count_datagrams();
         let gates = self.replace_gates().await?;
         self.routes.ensure(RouteSpec::of(&self.spec)).await?;
         let (shape, generation) = self.replace_table().await?;
@@ -178,25 +188,45 @@ impl Kernel {
         Ok(repaired.into_iter().map(Difference::Route).collect())
     }
 
+    /// Records of flows lack packets and bytes where this fails; nothing else does.
+    fn count_datagrams(&mut self) {
+        if !self.spec.conntrack_accounting {
+            return;
+        }
+        match accounting::enable() {
+            Ok(false) => {}
+            Ok(true) => {
+                self.spec.created.accounting = true;
+                tracing::info!(setting = accounting::NAME, "conntrack counts packets and bytes from now on");
+            }
+            // As in most containers: the node's owner has to set it.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                tracing::info!(setting = accounting::NAME, "not ours to turn on: {NOT_COUNTED}");
+            }
+            Err(error) => {
+                tracing::warn!(%error, setting = accounting::NAME, "cannot be turned on: {NOT_COUNTED}");
+            }
+        }
+    }
+
     async fn replace_gates(&mut self) -> Result<Vec<Vec<String>>, InstallError> {
         if self.iptables.is_empty() {
             return Ok(Vec::new());
         }
-        if self.installed.is_none()
-            && let Some(left) = list_table().await?
-        {
-            self.spec.created = left.created;
-        }
         let mut gates = Vec::new();
         for iptables in &self.iptables {
-            let (table, input) = mangle_exists(iptables.family.word()).await?;
+            let [table, input, forward] = mangle_exists(iptables.family.word()).await?;
             let created = &mut self.spec.created;
             match iptables.family {
                 Family::V4 => {
-                    (created.table4, created.input4) = (created.table4 | !table, created.input4 | !input)
+                    created.table4 |= !table;
+                    created.input4 |= !input;
+                    created.forward4 |= !forward;
                 }
                 Family::V6 => {
-                    (created.table6, created.input6) = (created.table6 | !table, created.input6 | !input)
+                    created.table6 |= !table;
+                    created.input6 |= !input;
+                    created.forward6 |= !forward;
                 }
             }
             gates.push(self.replace_gate(iptables).await?);
@@ -210,7 +240,7 @@ impl Kernel {
             let before = self.netlink.generation()?;
             iptables.install(&self.spec).await?;
             let listing = iptables.list().await?;
-            let whole = listing.declared && listing.jumps.len() == 1 && listing.rules.len() == 1;
+            let whole = listing.is_whole();
             let lines = iptables.glance().await?;
             let quiet = self.netlink.generation()? == before.wrapping_add(1);
             if whole && (quiet || attempt >= QUIET_ATTEMPTS) {

@@ -6,8 +6,10 @@
 //! they say; [`cleanup()`] takes it away. Nothing outside the table `inet sluice`, the configured mark bits,
 //! routing table and rule, and the chain `SLUICE-GATE` is changed.
 
+mod accounting;
 mod cleanup;
 mod config;
+mod datagrams;
 mod first_packet;
 mod gate;
 mod guard;
@@ -22,7 +24,7 @@ mod ruleset;
 mod tool;
 
 pub use cleanup::{CleanupError, CleanupErrors, CleanupReport, cleanup};
-pub use config::{BackendChoice, ConfigProblem, FailMode, RedirectConfig};
+pub use config::{BackendChoice, ConfigProblem, FailMode, Icmp, RedirectConfig};
 pub use guard::{GuardEnded, Health, Redirect, RedirectHandle};
 pub use kernel::InstallError;
 pub use marks::{Marks, MarksError};

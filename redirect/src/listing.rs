@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::pods::{LocalPods, SetElements};
 use crate::ruleset::SYN_RATE;
-use crate::ruleset::{CreatedBases, TABLE};
+use crate::ruleset::{CreatedBases, GATE_HOOKS, TABLE};
 use crate::tool::{ToolError, nft};
 
 /// What the kernel holds of our table.
@@ -32,8 +32,8 @@ pub(crate) async fn list_table() -> Result<Option<Listing>, ToolError> {
     }
 }
 
-/// Which of iptables' bases exist: table `mangle` of `family`, and its chain `INPUT`.
-pub(crate) async fn mangle_exists(family: &str) -> Result<(bool, bool), ToolError> {
+/// Which of iptables' bases exist: table `mangle` of `family`, its chain `INPUT`, its chain `FORWARD`.
+pub(crate) async fn mangle_exists(family: &str) -> Result<[bool; 3], ToolError> {
     let text = nft(&["-j", "list", "chains", family], "").await?;
     let tables = nft(&["-j", "list", "tables", family], "").await?;
     let has = |text: &str, kind: &str, key: &str, wanted: &str| {
@@ -42,7 +42,8 @@ pub(crate) async fn mangle_exists(family: &str) -> Result<(bool, bool), ToolErro
             object[key] == wanted && (kind == "table" || object["table"] == "mangle")
         })
     };
-    Ok((has(&tables, "table", "name", "mangle"), has(&text, "chain", "name", "INPUT")))
+    let [input, forward] = GATE_HOOKS.map(|hook| has(&text, "chain", "name", hook));
+    Ok([has(&tables, "table", "name", "mangle"), input, forward])
 }
 
 /// An element of a set of ranges; one of a single address is written as that address.
@@ -99,8 +100,11 @@ fn parse(text: &str) -> Option<Listing> {
         match object["chain"]["name"].as_str() {
             Some("created_ip_mangle") => created.table4 = true,
             Some("created_ip_mangle_input") => created.input4 = true,
+            Some("created_ip_mangle_forward") => created.forward4 = true,
             Some("created_ip6_mangle") => created.table6 = true,
             Some("created_ip6_mangle_input") => created.input6 = true,
+            Some("created_ip6_mangle_forward") => created.forward6 = true,
+            Some("enabled_accounting") => created.accounting = true,
             _ => {}
         }
         forget_the_passing(&mut object);

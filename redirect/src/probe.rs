@@ -192,7 +192,8 @@ pub async fn probe() -> Capabilities {
     found.nft_queue = builds("queue num 1").await;
     found.nft_reject = (!found.ipv6
         || hooked_builds("filter", "input", "reject with icmpv6 type addr-unreachable").await)
-        && hooked_builds("filter", "input", "meta l4proto tcp reject with tcp reset").await;
+        && hooked_builds("filter", "input", "meta l4proto tcp reject with tcp reset").await
+        && hooked_builds("filter", "forward", "reject with icmpx type port-unreachable").await;
     found.nft_ct = builds("ct state new ct mark set ct mark or 0x1").await
         && hooked_builds("filter", "output", "notrack").await;
     found.nft_fib = hooked_builds("filter", "output", "fib daddr type local accept").await;
@@ -244,7 +245,7 @@ async fn has_nfqueue(family: Family) -> bool {
 
 async fn try_nfqueue(family: Family) -> Result<(), ToolError> {
     let iptables = Iptables::find(family).await?;
-    let (existed, _) = mangle_exists(family.word()).await?;
+    let [existed, ..] = mangle_exists(family.word()).await?;
     // Chain names are limited to 28 characters.
     let chain = format!("SLUICE-{}", unique());
     let loaded = iptables

@@ -7,7 +7,8 @@
 
 use std::fmt::Write;
 
-use crate::config::{FailMode, RedirectConfig};
+use crate::config::{FailMode, Icmp, RedirectConfig};
+use crate::datagrams;
 use crate::first_packet;
 use crate::marks::{Marks, MarksError};
 use crate::pods::{LocalPods, SetElements, element_list};
@@ -17,15 +18,20 @@ pub(crate) const TABLE: &str = "sluice";
 /// The chain of the iptables gate, in table `mangle`.
 pub(crate) const GATE_CHAIN: &str = "SLUICE-GATE";
 
+/// The chains of table `mangle` that jump to it.
+pub(crate) const GATE_HOOKS: [&str; 2] = ["INPUT", "FORWARD"];
+/// The rules in it.
+pub(crate) const GATE_RULES: usize = 3;
+
 /// What the names of the sets begin with that remember how many connections each client opens.
 pub(crate) const SYN_RATE: &str = "syn_rate";
 
 /// After destination translation at -100 (`dstnat`), so that rules see pods and pod ports.
 const INTERCEPT_PRIORITY: i32 = -90;
 /// Where iptables keeps its `mangle` chains; the nft gate stands at the same place.
-const GATE_PRIORITY: i32 = -150;
+pub(crate) const GATE_PRIORITY: i32 = -150;
 /// A packet that user space accepts goes on with the next base chain, so the refusals have their own.
-const REFUSE_PRIORITY: i32 = GATE_PRIORITY + 1;
+pub(crate) const REFUSE_PRIORITY: i32 = GATE_PRIORITY + 1;
 /// Before conntrack, at -200.
 const RAW_PRIORITY: i32 = -300;
 /// After conntrack and before the filter chains.
@@ -43,18 +49,25 @@ pub enum GateBackend {
     IptablesNfqueue,
 }
 
-/// Which of iptables' base tables and chains the node had not before the gate needed them. Written into our
-/// table as empty chains, so that cleanup by another process knows what to take away.
+/// Which of iptables' base tables and chains the node had not before the gate needed them, and which of its
+/// settings were changed. Written into our table as empty chains, so that cleanup by another process knows
+/// what to take back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CreatedBases {
     /// Table `ip mangle`.
     pub table4: bool,
     /// Its chain `INPUT`.
     pub input4: bool,
+    /// Its chain `FORWARD`.
+    pub forward4: bool,
     /// Table `ip6 mangle`.
     pub table6: bool,
     /// Its chain `INPUT`.
     pub input6: bool,
+    /// Its chain `FORWARD`.
+    pub forward6: bool,
+    /// Conntrack's accounting was off.
+    pub accounting: bool,
 }
 
 impl CreatedBases {
@@ -63,18 +76,24 @@ impl CreatedBases {
         Self {
             table4: self.table4 | other.table4,
             input4: self.input4 | other.input4,
+            forward4: self.forward4 | other.forward4,
             table6: self.table6 | other.table6,
             input6: self.input6 | other.input6,
+            forward6: self.forward6 | other.forward6,
+            accounting: self.accounting | other.accounting,
         }
     }
 
     /// The marker chains' names, and whether each is wanted.
-    pub(crate) fn markers(&self) -> [(&'static str, bool); 4] {
+    pub(crate) fn markers(&self) -> [(&'static str, bool); 7] {
         [
             ("created_ip_mangle", self.table4),
             ("created_ip_mangle_input", self.input4),
+            ("created_ip_mangle_forward", self.forward4),
             ("created_ip6_mangle", self.table6),
             ("created_ip6_mangle_input", self.input6),
+            ("created_ip6_mangle_forward", self.forward6),
+            ("enabled_accounting", self.accounting),
         ]
     }
 }
@@ -96,7 +115,11 @@ pub struct RedirectSpec {
     pub rule_priority: u32,
     /// What becomes of new connections while no proxy listens.
     pub fail_mode: FailMode,
-    /// New connections a second from one client address; 0 is no limit.
+    /// What becomes of echo requests to and from isolated pods.
+    pub icmp: Icmp,
+    /// Whether conntrack is made to count packets and bytes.
+    pub conntrack_accounting: bool,
+    /// New connections and flows a second from one client address; 0 is no limit.
     pub syn_rate_per_client: u32,
     /// The part of the kernel that holds first packets.
     pub gate: GateBackend,
@@ -126,6 +149,8 @@ impl RedirectSpec {
             route_table: config.route_table,
             rule_priority: config.rule_priority,
             fail_mode: config.fail_mode,
+            icmp: config.icmp,
+            conntrack_accounting: config.conntrack_accounting,
             syn_rate_per_client: config.syn_rate_per_client,
             gate,
             ipv6,
@@ -176,7 +201,8 @@ pub fn ruleset(spec: &RedirectSpec) -> Ruleset {
 /// One iptables restore script: empties or creates the chain, fills it, and makes `INPUT` jump there once.
 /// `stale` are jumps to take away first, as `iptables-save` prints them.
 pub(crate) fn gate_script(spec: &RedirectSpec, stale: &[String], jump: bool) -> String {
-    let proxy = spec.marks.proxy;
+    let Marks { proxy, unreachable, flow, .. } = spec.marks;
+    let open = flow | unreachable;
     let target = match spec.last_queue() {
         last if last == spec.queue => format!("--queue-num {last}"),
         last => format!("--queue-balance {}:{last}", spec.queue),
@@ -190,8 +216,14 @@ pub(crate) fn gate_script(spec: &RedirectSpec, stale: &[String], jump: bool) -> 
         "-A {GATE_CHAIN} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark --mark {proxy:#x}/{proxy:#x} \
          -m comment --comment \"sluice: hold the SYN until the decision\" -j NFQUEUE {target}\n"
     ));
-    if jump {
-        script.push_str(&format!("-I INPUT 1 -m comment --comment \"sluice: gate\" -j {GATE_CHAIN}\n"));
+    for (mark, bypass) in [(open, " --queue-bypass"), (flow, "")] {
+        script.push_str(&format!(
+            "-A {GATE_CHAIN} -m mark --mark {mark:#x}/{open:#x} \
+             -m comment --comment \"sluice: hold the datagram until the decision\" -j NFQUEUE {target}{bypass}\n"
+        ));
+    }
+    for hook in GATE_HOOKS.iter().filter(|_| jump) {
+        script.push_str(&format!("-I {hook} 1 -m comment --comment \"sluice: gate\" -j {GATE_CHAIN}\n"));
     }
     script.push_str("COMMIT\n");
     script
@@ -225,6 +257,8 @@ fn table(spec: &RedirectSpec) -> String {
         }
     }
     first_packet::write(&mut script, spec);
+    datagrams::write_interception(&mut script, spec);
+    datagrams::write_settlement(&mut script, spec);
     stray(&mut script, spec);
     intercept(&mut script, spec);
     untracked(&mut script, spec);
@@ -232,6 +266,7 @@ fn table(spec: &RedirectSpec) -> String {
     gate(&mut script, spec);
     refuse(&mut script, spec);
     revoked(&mut script, spec);
+    datagrams::write_forward_refusal(&mut script, spec);
     script.line(0, "}");
     script.text
 }
@@ -293,7 +328,8 @@ fn stray(script: &mut Script, spec: &RedirectSpec) {
 
 fn intercept(script: &mut Script, spec: &RedirectSpec) {
     let proxy = spec.marks.proxy;
-    script.chain("errors", None);
+    script.chain("no_tcp", None);
+    datagrams::write_dispatch(script, spec);
     for (protocol, errors) in icmp_errors(spec) {
         script.rule(
             &format!(
@@ -305,7 +341,7 @@ fn intercept(script: &mut Script, spec: &RedirectSpec) {
     script.end();
     script.chain("intercept", Some(("filter", "prerouting", INTERCEPT_PRIORITY)));
     script.rule("iifname lo accept", "own-node legs are never redirected again");
-    script.rule("meta l4proto != tcp goto errors", "of the rest only errors");
+    script.rule("meta l4proto != tcp goto no_tcp", "flows and errors");
     script.rule(&format!("{OPENING} goto first_packet"), "a new connection; before the sockets' rule");
     script.rule(
         &format!("socket transparent 1 meta mark set meta mark or {proxy:#x} accept"),
@@ -389,7 +425,9 @@ fn gate(script: &mut Script, spec: &RedirectSpec) {
         &format!("meta mark and {proxy:#x} == {proxy:#x} {OPENING} queue num {queues}"),
         "hold the SYN until the decision",
     );
+    datagrams::write_gate(script, spec, &queues);
     script.end();
+    datagrams::write_forward_gate(script, spec, &queues);
 }
 
 fn refuse(script: &mut Script, spec: &RedirectSpec) {
@@ -397,6 +435,7 @@ fn refuse(script: &mut Script, spec: &RedirectSpec) {
     // With net.ipv4.fwmark_reflect the answer inherits the mark and would be routed to this node.
     let forget = !spec.marks.used();
     script.chain("refuse", Some(("filter", "input", REFUSE_PRIORITY)));
+    datagrams::write_settle(script, spec);
     let mut rule = |bit: u32, family: &str, how: &str, comment: &str| {
         let bits = proxy | bit;
         script.rule(

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use redirect::{CreatedBases, FailMode, GateBackend, LocalPods, RedirectConfig, RedirectSpec, ruleset};
+use redirect::{CreatedBases, FailMode, GateBackend, Icmp, LocalPods, RedirectConfig, RedirectSpec, ruleset};
 
 fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
     list.iter().map(|address| address.parse().unwrap()).collect()
@@ -55,10 +55,11 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
                 spec.created = CreatedBases { table4: true, input4: true, ..CreatedBases::default() };
             }),
         ),
+        ("icmp-isolated", spec(|config, _| config.icmp = Icmp::Isolate)),
         (
             "other-mask-four-queues",
             spec(|config, _| {
-                config.mark_mask = 0x1f00_0000;
+                config.mark_mask = 0x3f00_0000;
                 config.queue = 200;
                 config.queues = 4;
                 config.listener_port = 9000;

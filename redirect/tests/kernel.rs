@@ -84,7 +84,10 @@ fn what_is_installed_is_what_the_ruleset_says() {
         .replace("\tchain created_ip_mangle {\n\t}\n\n", "")
         .replace("\tchain created_ip_mangle_input {\n\t}\n\n", "")
         .replace("\tchain created_ip6_mangle {\n\t}\n\n", "")
-        .replace("\tchain created_ip6_mangle_input {\n\t}\n\n", "");
+        .replace("\tchain created_ip6_mangle_input {\n\t}\n\n", "")
+        .replace("\tchain created_ip_mangle_forward {\n\t}\n\n", "")
+        .replace("\tchain created_ip6_mangle_forward {\n\t}\n\n", "")
+        .replace("\tchain enabled_accounting {\n\t}\n\n", "");
     assert_eq!(installed, table);
 
     for rules in [&listed[1], &listed[2]] {
@@ -95,7 +98,8 @@ fn what_is_installed_is_what_the_ruleset_says() {
     if spec.gate == GateBackend::IptablesNfqueue {
         for save in [&listed[5], &listed[6]] {
             assert!(
-                save.contains("-A INPUT -m comment --comment \"sluice: gate\" -j SLUICE-GATE\n"),
+                ["INPUT", "FORWARD"].iter().all(|hook| save
+                    .contains(&format!("-A {hook} -m comment --comment \"sluice: gate\" -j SLUICE-GATE\n"))),
                 "{save}"
             );
             let rule = save.lines().find(|line| line.starts_with("-A SLUICE-GATE ")).unwrap();
@@ -149,6 +153,7 @@ fn what_others_delete_or_change_is_repaired_within_a_second_and_counted() {
         "iptables-nft -t mangle -F",
         "iptables-nft -t mangle -F SLUICE-GATE",
         "ip6tables-nft -t mangle -D INPUT 1",
+        "iptables-nft -t mangle -D FORWARD 1",
         "iptables-nft -t mangle -A SLUICE-GATE -j ACCEPT",
     ];
     let ns = Arc::new(Netns::new());
@@ -253,7 +258,7 @@ fn cleanup_removes_what_another_configuration_left() {
     let inside = ns.clone();
     ns.block_on(move || async move {
         let config = RedirectConfig {
-            mark_mask: 0x1f0000,
+            mark_mask: 0x3f0000,
             route_table: 77,
             rule_priority: 7,
             ..RedirectConfig::default()
