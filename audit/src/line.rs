@@ -235,8 +235,10 @@ struct TimingMicros {
 
 impl<'a> Line<'a> {
     fn new(sequence: u64, node: &'a str, record: &'a Record) -> Self {
-        let is_counted = matches!(record.action, Action::Updated | Action::Ended);
+        let traffic = &record.traffic;
+        let is_counted = matches!(record.action, Action::Updated | Action::Ended) && !traffic.uncounted;
         let bytes = |count| is_counted.then_some(count);
+        let packets = |count: Option<u64>| count.filter(|_| is_counted);
         Self {
             timestamp: Time(told_at(record)),
             ecs: Ecs,
@@ -244,13 +246,13 @@ impl<'a> Line<'a> {
             network: Network::new(record),
             source: Side::new(
                 record.tuple.client.0,
-                (bytes(record.traffic.client_bytes), record.traffic.client_packets),
+                (bytes(traffic.client_bytes), packets(traffic.client_packets)),
                 &record.source,
                 None,
             ),
             destination: Side::new(
                 record.tuple.destination.0,
-                (bytes(record.traffic.server_bytes), record.traffic.server_packets),
+                (bytes(traffic.server_bytes), packets(traffic.server_packets)),
                 &record.destination,
                 record.service.as_ref(),
             ),

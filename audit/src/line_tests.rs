@@ -239,7 +239,13 @@ fn an_ended_record_adds_bytes_duration_cause_and_the_upstream_source() {
 #[test]
 fn an_updated_record_tells_bytes_and_duration_so_far_and_no_end() {
     let record = Record {
-        traffic: Traffic { client_bytes: 1, server_bytes: 2, client_packets: Some(3), server_packets: None },
+        traffic: Traffic {
+            client_bytes: 1,
+            server_bytes: 2,
+            client_packets: Some(3),
+            server_packets: None,
+            uncounted: false,
+        },
         duration: Some(Duration::from_secs(60)),
         ..record(Action::Updated)
     };

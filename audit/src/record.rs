@@ -88,6 +88,8 @@ pub struct Traffic {
     pub client_packets: Option<u64>,
     /// Packets from the server, where the kernel counts them: `destination.packets`.
     pub server_packets: Option<u64>,
+    /// True where nobody counted bytes: they are left out.
+    pub uncounted: bool,
 }
 
 /// How long the steps before the first byte took.

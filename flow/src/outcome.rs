@@ -36,6 +36,8 @@ pub enum EndCause {
     ClientGone,
     /// No byte moved for the configured limit.
     IdleTimeout,
+    /// A UDP or SCTP flow without a packet for conntrack's limit, or closed by its ends: conntrack let go of it.
+    FlowTimeout,
     /// The process was told to stop and the drain limit passed.
     Shutdown,
     /// A limit of this process was reached: descriptors, pending connections, memory.
@@ -50,7 +52,7 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause, for tables and metrics.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ClientClosed,
         Self::ServerClosed,
         Self::ClientReset,
@@ -62,6 +64,7 @@ impl EndCause {
         Self::ConnectTimeout,
         Self::ClientGone,
         Self::IdleTimeout,
+        Self::FlowTimeout,
         Self::Shutdown,
         Self::Overload,
         Self::RecordsFull,
@@ -83,6 +86,7 @@ impl EndCause {
             Self::ConnectTimeout => "connect-timeout",
             Self::ClientGone => "client-gone",
             Self::IdleTimeout => "idle-timeout",
+            Self::FlowTimeout => "flow-timeout",
             Self::Shutdown => "shutdown",
             Self::Overload => "overload",
             Self::RecordsFull => "records-full",

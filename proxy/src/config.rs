@@ -43,6 +43,9 @@ pub struct ProxyConfig {
     /// tell of a new pod, and less than most clients wait: their kernels send the SYN again meanwhile, and
     /// change nothing by it. At most 30000: an attempt that is held takes a place among the pending ones.
     pub unknown_pod_timeout_ms: u64,
+    /// Flows of UDP and SCTP that are live at a time; more are refused. Conntrack has a limit of its own
+    /// (`net.netfilter.nf_conntrack_max`), and each flow takes about 1 KiB here.
+    pub max_flows: usize,
     /// Source ports for legs that cannot keep the client's own port. Must not overlap the pods'
     /// `net.ipv4.ip_local_port_range`.
     pub upstream_ports: PortRange,
@@ -83,6 +86,7 @@ impl Default for ProxyConfig {
             max_pending: 2_048,
             max_pending_per_client: 512,
             unknown_pod_timeout_ms: 5_000,
+            max_flows: 262_144,
             upstream_ports: PortRange { first: 16_384, last: 32_767 },
             splice_threshold_bytes: 16_384,
             pipe_bytes: 1 << 20,
@@ -143,6 +147,12 @@ impl ProxyConfig {
                 "unknown_pod_timeout_ms",
                 self.unknown_pod_timeout_ms.to_string(),
                 "must be at most 30000",
+            ),
+            (
+                !(1..=1 << 24).contains(&self.max_flows),
+                "max_flows",
+                self.max_flows.to_string(),
+                "must be from 1 to 16777216",
             ),
             (
                 ports.first < 1_024 || ports.first > ports.last || ports.range().len() < 1_000,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use audit::{GateDrop, Metrics, Recorder};
@@ -12,6 +12,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::config::{DenyAction, ProxyConfig};
 use crate::connect::Connector;
 use crate::descriptors::Descriptors;
+use crate::flows::Flows;
+use crate::following;
 use crate::gate::{self, GateError};
 use crate::held::{Gatekeeper, HeldSyn};
 use crate::listener::{self, ListenError, Listeners};
@@ -24,6 +26,7 @@ use crate::revoke;
 use crate::strays::{self, Strays};
 use crate::sys;
 use crate::sys::icmp::IcmpSocket;
+use crate::sys::tracked::{Conntrack, Endings};
 use crate::unknown::Waiting;
 
 /// How often abandoned attempts are looked for, and gauges brought up to date.
@@ -44,6 +47,10 @@ pub struct Marks {
     pub reset: u32,
     /// Set by a verdict: answer with an ICMP error.
     pub unreachable: u32,
+    /// On held packets: a datagram, not a SYN. On connections: a flow that was accepted.
+    pub flow: u32,
+    /// Set by a verdict on a datagram: its flow is accepted.
+    pub accept: u32,
 }
 
 /// What the datapath needs from the rest of the process.
@@ -76,6 +83,9 @@ pub enum StartError {
     /// The queue.
     #[error(transparent)]
     Gate(#[from] GateError),
+    /// Conntrack's netlink.
+    #[error("speak with conntrack: {0} (CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink)")]
+    Conntrack(#[source] std::io::Error),
     /// The limit of open files.
     #[error("raise the limit of open files: {0}")]
     Limit(#[source] std::io::Error),
@@ -87,6 +97,9 @@ pub enum Failure {
     /// Reading the queue failed.
     #[error("the gate failed: {0}")]
     Gate(#[source] std::io::Error),
+    /// Following the flows of datagrams failed.
+    #[error("following flows failed: {0}")]
+    Flows(#[source] std::io::Error),
     /// Accepting failed.
     #[error("the listener failed: {0}")]
     Listener(#[source] std::io::Error),
@@ -122,7 +135,10 @@ pub(crate) struct Datapath {
     pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) metrics: Metrics,
     pub(crate) handshake_limit: Duration,
-    deny_action: DenyAction,
+    pub(crate) flows: Flows,
+    conntrack: Mutex<Conntrack>,
+    marks: Marks,
+    pub(crate) deny_action: DenyAction,
     draining: AtomicBool,
 }
 
@@ -133,6 +149,16 @@ impl Datapath {
             DenyAction::Reset => syn.reset(),
             DenyAction::Drop => syn.silence(),
         }
+    }
+
+    /// The socket for single questions to conntrack.
+    pub(crate) fn conntrack(&self) -> MutexGuard<'_, Conntrack> {
+        self.conntrack.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mark bits of the rules in force.
+    pub(crate) fn marks(&self) -> Marks {
+        self.marks
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -166,7 +192,7 @@ impl Running {
         let gates = open_gates(queue..queue.saturating_add(queues.max(1)), &pending, marks, &metrics)?;
         let path = Arc::new(Datapath {
             policy,
-            registry: Arc::new(Registry::new(recorder, metrics.clone())),
+            registry: Arc::new(Registry::new(recorder.clone(), metrics.clone())),
             pending,
             waiting: Waiting::new(&config, metrics.clone()),
             strays: Strays::default(),
@@ -189,12 +215,20 @@ impl Running {
             descriptors: Arc::new(Descriptors::new(limit, kept_back)),
             handshake_limit: config.handshake_timeout(),
             deny_action: config.deny_action,
+            marks,
+            flows: Flows::new(recorder, metrics.clone(), config.max_flows),
+            conntrack: Mutex::new(Conntrack::open().map_err(StartError::Conntrack)?),
             draining: AtomicBool::new(false),
             metrics,
         });
         path.metrics.descriptors_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         let mut parts = JoinSet::new();
         let listeners = start_listeners(&path, listeners, &mut parts);
+        let endings = Endings::open().map_err(StartError::Conntrack)?;
+        // Before a packet is judged, so that no flow of a former process is taken for a new one.
+        following::take_over(&path).map_err(StartError::Conntrack)?;
+        let of_flows = Arc::clone(&path);
+        parts.spawn(async { Failure::Flows(following::follow(of_flows, endings).await) });
         start_parts(&path, &mut parts);
         Ok(Self { path, parts, listeners })
     }
@@ -217,6 +251,17 @@ impl Running {
     /// repaired, and when they have come to cover more pods. Does not wait for it.
     pub fn judge_strays(&self) {
         self.path.strays.look();
+    }
+
+    /// Flows of datagrams that the kernel carries now, as far as they are known.
+    pub fn flows(&self) -> usize {
+        self.path.flows.len()
+    }
+
+    /// Judges the flows of datagrams that began without a proxy, and ends those that are not allowed. To be
+    /// called when the rules are in force. Blocks for some milliseconds.
+    pub fn judge_older_flows(&self) -> std::io::Result<()> {
+        following::judge_unmarked(&self.path)
     }
 
     /// True while the kernel still knows this process as the reader of its queues.
@@ -247,6 +292,7 @@ impl Running {
             self.path.registry.emptied().await;
         }
         self.parts.shutdown().await;
+        following::leave(&self.path);
         DrainReport { live, reset }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use audit::GateDrop;
 
 use crate::connection;
+use crate::datagram;
 use crate::datapath::Datapath;
 use crate::held::{Gatekeeper, HeldSyn};
 use crate::packet::parse_syn;
@@ -90,6 +91,9 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
         path.metrics.gate_dropped.of(GateDrop::Malformed).inc();
         return;
     };
+    if packet.mark & gate.marks.flow != 0 {
+        return datagram::arrive(path, gate, &packet, now);
+    }
     let drop_packet = |reason| {
         path.metrics.gate_dropped.of(reason).inc();
         gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);

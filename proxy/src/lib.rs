@@ -1,4 +1,5 @@
-//! The datapath: turns a pod's connection attempt into a refusal or a carried connection, and a record.
+//! The datapath: turns a pod's connection attempt into a refusal or a carried connection, and a record; and a
+//! flow of datagrams into a refusal or a flow that the kernel carries, and a record.
 //!
 //! `connection.rs` is the life of one connection on one screen; each of its phases is a file. Invariants: an
 //! error is never an allow; a connection is registered before the snapshot is read; one connection writes one
@@ -9,8 +10,11 @@ mod authorize;
 mod config;
 mod connect;
 mod connection;
+mod datagram;
 mod datapath;
 mod descriptors;
+mod flows;
+mod following;
 mod gate;
 mod held;
 mod listener;

@@ -1,11 +1,13 @@
-//! Turns the first bytes of a held packet into the connection attempt it is. Every byte is hostile.
-//! Source: RFC 791, RFC 8200, RFC 9293.
+//! Turns the first bytes of a held packet into the connection attempt or the flow it belongs to. Every byte is
+//! hostile. Source: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use flow::Tuple;
+use flow::{ClientAddr, OrigDst, Protocol, Tuple, canonical_ip};
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const FLAG_SYN: u8 = 0x02;
 const FLAGS_FIN_SYN_RST_ACK: u8 = 0x17;
 
@@ -25,9 +27,9 @@ pub(crate) enum PacketError {
     Truncated,
     #[error("IP version {0}")]
     Version(u8),
-    #[error("protocol {0} where TCP was expected")]
+    #[error("protocol {0} where another was expected")]
     Protocol(u8),
-    #[error("a fragment without the TCP header")]
+    #[error("a fragment without the transport header")]
     Fragment,
     #[error("flags {0:#04x} are no SYN")]
     NotSyn(u8),
@@ -35,6 +37,40 @@ pub(crate) enum PacketError {
 
 /// Reads the SYN of a packet that starts at its IP header.
 pub(crate) fn parse_syn(packet: &[u8]) -> Result<Syn, PacketError> {
+    let found = locate(packet)?;
+    match found.protocol {
+        TCP => parse_tcp(found.transport, found.source, found.destination),
+        other => Err(PacketError::Protocol(other)),
+    }
+}
+
+/// Reads addresses and ports of a UDP or SCTP packet that starts at its IP header. Both protocols begin with
+/// the ports, and the shorter header has eight bytes.
+pub(crate) fn parse_datagram(packet: &[u8]) -> Result<Tuple, PacketError> {
+    let Located { protocol, source, destination, transport } = locate(packet)?;
+    let protocol = match protocol {
+        UDP => Protocol::Udp,
+        SCTP => Protocol::Sctp,
+        other => return Err(PacketError::Protocol(other)),
+    };
+    let _header: [u8; 8] = take(transport, 0)?;
+    let end = |ip: IpAddr, port| SocketAddr::new(canonical_ip(ip), u16::from_be_bytes(port));
+    Ok(Tuple {
+        protocol,
+        client: ClientAddr(end(source, take(transport, 0)?)),
+        destination: OrigDst(end(destination, take(transport, 2)?)),
+    })
+}
+
+/// A packet's transport header and what the IP header says of it.
+struct Located<'a> {
+    protocol: u8,
+    source: IpAddr,
+    destination: IpAddr,
+    transport: &'a [u8],
+}
+
+fn locate(packet: &[u8]) -> Result<Located<'_>, PacketError> {
     let first = *packet.first().ok_or(PacketError::Truncated)?;
     match first >> 4 {
         4 => parse_v4(packet),
@@ -43,7 +79,7 @@ pub(crate) fn parse_syn(packet: &[u8]) -> Result<Syn, PacketError> {
     }
 }
 
-fn parse_v4(packet: &[u8]) -> Result<Syn, PacketError> {
+fn parse_v4(packet: &[u8]) -> Result<Located<'_>, PacketError> {
     let header = usize::from(packet[0] & 0x0f) * 4;
     if header < 20 {
         return Err(PacketError::Truncated);
@@ -52,22 +88,24 @@ fn parse_v4(packet: &[u8]) -> Result<Syn, PacketError> {
         return Err(PacketError::Fragment);
     }
     let [protocol] = take(packet, 9)?;
-    if protocol != TCP {
-        return Err(PacketError::Protocol(protocol));
-    }
     let source = Ipv4Addr::from(take::<4>(packet, 12)?);
     let destination = Ipv4Addr::from(take::<4>(packet, 16)?);
-    parse_tcp(packet.get(header..).ok_or(PacketError::Truncated)?, source.into(), destination.into())
+    Ok(Located {
+        protocol,
+        source: source.into(),
+        destination: destination.into(),
+        transport: packet.get(header..).ok_or(PacketError::Truncated)?,
+    })
 }
 
-fn parse_v6(packet: &[u8]) -> Result<Syn, PacketError> {
+fn parse_v6(packet: &[u8]) -> Result<Located<'_>, PacketError> {
     let source = Ipv6Addr::from(take::<16>(packet, 8)?);
     let destination = Ipv6Addr::from(take::<16>(packet, 24)?);
     let [mut next] = take(packet, 6)?;
     let mut at = 40;
     loop {
         match next {
-            TCP => break,
+            TCP | UDP | SCTP => break,
             // Hop-by-hop, routing and destination options share one shape (RFC 8200, section 4).
             0 | 43 | 60 => {
                 let [following, units] = take(packet, at)?;
@@ -85,7 +123,12 @@ fn parse_v6(packet: &[u8]) -> Result<Syn, PacketError> {
             other => return Err(PacketError::Protocol(other)),
         }
     }
-    parse_tcp(packet.get(at..).ok_or(PacketError::Truncated)?, source.into(), destination.into())
+    Ok(Located {
+        protocol: next,
+        source: source.into(),
+        destination: destination.into(),
+        transport: packet.get(at..).ok_or(PacketError::Truncated)?,
+    })
 }
 
 fn parse_tcp(segment: &[u8], source: IpAddr, destination: IpAddr) -> Result<Syn, PacketError> {
@@ -175,7 +218,39 @@ mod tests {
         assert_eq!(parse_syn(&v6(&[(59, 8)], &tcp(FLAG_SYN))), Err(PacketError::Protocol(59)));
     }
 
+    #[test]
+    fn a_datagram_gives_protocol_addresses_and_ports() {
+        let of = |protocol| Tuple {
+            protocol,
+            ..Tuple::tcp("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap())
+        };
+        assert_eq!(parse_datagram(&v4(0, 0, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
+        assert_eq!(parse_datagram(&v4(40, 0, SCTP, &tcp(0)[..12])), Ok(of(Protocol::Sctp)));
+        // The first fragment has the ports.
+        assert_eq!(parse_datagram(&v4(0, 0x2000, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
+        assert_eq!(parse_datagram(&v4(0, 1, UDP, &tcp(0)[..8])), Err(PacketError::Fragment));
+        assert_eq!(parse_datagram(&v4(0, 0, UDP, &tcp(0)[..7])), Err(PacketError::Truncated));
+        assert_eq!(parse_datagram(&v4(0, 0, TCP, &tcp(FLAG_SYN))), Err(PacketError::Protocol(TCP)));
+        assert_eq!(parse_datagram(&[]), Err(PacketError::Truncated));
+    }
+
     proptest! {
+        #[test]
+        fn what_is_built_is_read_back_and_no_prefix_of_it_panics(
+            options in 0usize..=10, sctp: bool, ports: [u16; 2], payload in 0usize..64, keep in 0usize..140,
+        ) {
+            let protocol = if sctp { SCTP } else { UDP };
+            let mut transport = vec![0; 8 + payload];
+            transport[..2].copy_from_slice(&ports[0].to_be_bytes());
+            transport[2..4].copy_from_slice(&ports[1].to_be_bytes());
+            let mut packet = v4(options * 4, 0, protocol, &transport);
+            let read = parse_datagram(&packet).unwrap();
+            prop_assert_eq!([read.client.0.port(), read.destination.0.port()], ports);
+            prop_assert_eq!(read.protocol, if sctp { Protocol::Sctp } else { Protocol::Udp });
+            packet.truncate(keep);
+            prop_assert_eq!(parse_datagram(&packet).is_ok(), packet.len() >= 28 + options * 4);
+        }
+
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120), version in 3u8..8) {
             let mut bytes = bytes;
@@ -183,6 +258,7 @@ mod tests {
                 *first = version << 4 | *first & 0x0f;
             }
             let _ = parse_syn(&bytes);
+            let _ = parse_datagram(&bytes);
         }
     }
 }

@@ -7,6 +7,7 @@ use policy_cache::{Affected, Snapshot};
 
 use crate::authorize::no_longer_allowed;
 use crate::datapath::Datapath;
+use crate::following;
 use crate::registry::{Live, Stop};
 
 /// Follows the snapshots until the store is gone.
@@ -29,8 +30,9 @@ pub(crate) async fn follow(path: Arc<Datapath>) {
 }
 
 /// Looks at the connections whose ends a change affects, and at no others.
-fn sweep(path: &Datapath, before: Option<&Snapshot>, now: &Snapshot) {
+fn sweep(path: &Arc<Datapath>, before: Option<&Snapshot>, now: &Snapshot) {
     let affected = before.map_or(Affected::All, |before| now.affected_since(before));
+    following::sweep(path, now, &affected);
     let connections = match &affected {
         Affected::All => path.registry.all(),
         Affected::Addresses(addresses) => path.registry.of_addresses(addresses),

@@ -162,6 +162,7 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
                 server_bytes: to.bytes,
                 client_packets: Some(from.packets),
                 server_packets: Some(to.packets),
+                uncounted: false,
             };
             (Action::Ended, traffic, "bytes are the kernel's count, headers included")
         }

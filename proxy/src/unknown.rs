@@ -113,6 +113,11 @@ impl Waiting {
         }
     }
 
+    /// How long one may wait.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// A place for one attempt of `client`, given back when it is dropped; `None` when there is none left.
     pub(crate) fn enter(&self, client: IpAddr) -> Option<Place<'_>> {
         let mut waiting = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);

@@ -142,6 +142,9 @@ impl Agent {
                 tracked: spec.marks.tracked,
                 reset: spec.marks.reset,
                 unreachable: spec.marks.unreachable,
+                flow: spec.marks.flow,
+                // Nothing that is forwarded carries this bit, so it is free to tell of an accepted datagram.
+                accept: spec.marks.proxy,
             },
             policy: policy.clone(),
             recorder,
@@ -162,6 +165,7 @@ impl Agent {
         datapath.judge_strays();
         conditions.set("rules", Ok(()));
         board.set_rules(&rules.health().borrow());
+        datapath.judge_older_flows().context("judge the flows that are older than this process")?;
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
         Ok(Some(Self {
             policies,
@@ -236,6 +240,9 @@ impl Agent {
     fn report_rules(&mut self, health: &redirect::Health) {
         if self.uncovered.is_due(health) {
             self.datapath.judge_strays();
+            if let Err(error) = self.datapath.judge_older_flows() {
+                tracing::warn!(%error, "flows that began without the rules are not judged");
+            }
         }
         self.board.set_rules(health);
         let repairs = self.metrics.ruleset_repairs.get();

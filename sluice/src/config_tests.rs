@@ -69,9 +69,9 @@ fn a_file_without_content_is_the_default() {
 
 #[test]
 fn a_key_given_changes_that_key_alone() {
-    let config = checked("redirect:\n  mark_mask: 0x3e0\nlog: {format: json}\n").unwrap();
+    let config = checked("redirect:\n  mark_mask: 0x7e0\nlog: {format: json}\n").unwrap();
     let mut expected = Config::default();
-    expected.redirect.mark_mask = 0x3e0;
+    expected.redirect.mark_mask = 0x7e0;
     expected.log.format = LogFormat::Json;
     assert_eq!(config, expected);
 }

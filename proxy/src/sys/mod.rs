@@ -8,3 +8,4 @@ pub(crate) mod nfqueue;
 pub(crate) mod pipe;
 pub(crate) mod readiness;
 pub(crate) mod tcp;
+pub(crate) mod tracked;

@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::nfqueue::Queue;
+use super::tracked::Endings;
 
 /// Watches a leg of a connection.
 #[expect(
@@ -30,6 +31,12 @@ pub(crate) fn watch_listener(listener: Arc<TcpListener>) -> io::Result<AsyncFd<A
 #[expect(deprecated, reason = "as above; Queue owns its descriptor and outlives the registration")]
 pub(crate) fn watch_queue(queue: &Queue) -> io::Result<AsyncFd<QueueDescriptor<'_>>> {
     AsyncFd::with_interest(QueueDescriptor(queue), Interest::READABLE)
+}
+
+/// Watches for ends of tracked connections.
+#[expect(deprecated, reason = "as above; Endings owns its descriptor")]
+pub(crate) fn watch_endings(endings: Endings) -> io::Result<AsyncFd<Endings>> {
+    AsyncFd::with_interest(endings, Interest::READABLE)
 }
 
 /// A borrowed queue, as something to watch.

@@ -1,0 +1,470 @@
+//! The datagram flows that were accepted and live on in the kernel, and those that were refused a moment ago.
+//!
+//! Turns what the gate, conntrack and new snapshots say of a flow into its records. Decides nothing, and speaks
+//! to no kernel. Invariants: one flow, one final record, whatever ends it; a flow is in the table before the
+//! snapshot that decides it is replaced, because both happen under the table's lock.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
+use flow::{Decision, EndCause, Generation, Protocol, Service, Tuple};
+
+use crate::registry::Judged;
+use crate::sys::tracked::{Counted, Entry};
+
+/// How long the packets of a refused flow belong to its one refusal, and its one record: conntrack's own
+/// default for a flow that nobody has answered.
+const REFUSED: Duration = Duration::from_secs(30);
+/// How long a flow that conntrack does not see lives on without a packet.
+const UNSEEN: Duration = Duration::from_secs(30);
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    table: Mutex<Table>,
+    recorder: Recorder,
+    metrics: Metrics,
+    max: usize,
+}
+
+/// What the table holds.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    live: HashMap<Tuple, Flow>,
+    by_address: HashMap<IpAddr, HashSet<Tuple>>,
+    /// Accepted since the last sweep: a snapshot that the sweep never saw may have decided them.
+    unswept: Vec<Tuple>,
+    refused: HashMap<Tuple, (Generation, Instant)>,
+    refused_order: VecDeque<(Instant, Tuple)>,
+    /// Marked entries of the last look at conntrack that no flow was known for.
+    strangers: HashSet<Tuple>,
+}
+
+/// An accepted flow.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    id: ConnectionId,
+    judged: Judged,
+    service: Option<Service>,
+    started: Instant,
+    started_at: SystemTime,
+    decide: Option<Duration>,
+    detail: Option<&'static str>,
+    /// What conntrack had counted before this process knew the flow.
+    before: (Counted, Counted),
+    /// What conntrack had counted when it was last asked.
+    counted: Option<(Counted, Counted)>,
+    revoked: Option<Decision>,
+    /// Packets came to the gate after the flow was accepted: they may be the begin of another with its ports.
+    contested: bool,
+    /// Conntrack did not have it when it was last asked.
+    missed: bool,
+    /// Conntrack never sees it: when its last packet came, each of which comes to the gate.
+    unseen: Option<Instant>,
+    /// How many updates it has been due for.
+    updates: u32,
+}
+
+/// What is known of the flow of a packet that has come to the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Nothing: decide it.
+    Nothing,
+    /// It was accepted.
+    Accepted,
+    /// It was refused a moment ago, by the snapshot that is still in force, or is being revoked.
+    Refused,
+}
+
+/// How a look at conntrack is to be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The first of this process: marked entries were accepted by another.
+    First,
+    /// One of many.
+    Later,
+}
+
+impl Flows {
+    pub(crate) fn new(recorder: Recorder, metrics: Metrics, max: usize) -> Self {
+        Self { table: Mutex::default(), recorder, metrics, max }
+    }
+
+    /// The table, for as long as a decision and its verdict take.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when no other flow finds room.
+    pub(crate) fn is_full(&self, table: &Table) -> bool {
+        table.live.len() >= self.max
+    }
+
+    /// Whether the records of another flow could be kept, if that is asked for.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        self.recorder.accepts_connections()
+    }
+
+    /// Live flows.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().live.len()
+    }
+
+    /// Adds an accepted flow. Its first record is written by [`Flows::started`].
+    pub(crate) fn accept(&self, table: &mut Table, tuple: Tuple, judged: Judged, since: Instant) {
+        table.unswept.push(tuple);
+        table.insert(tuple, Flow::new(judged, since));
+        self.metrics.connections_opened.inc();
+        self.metrics.connections_live.inc();
+    }
+
+    /// Writes the first record, once it is known what was dialled.
+    pub(crate) fn started(&self, table: &mut Table, tuple: &Tuple, service: Option<Service>, is_seen: bool) {
+        let Some(flow) = table.live.get_mut(tuple) else { return };
+        flow.service = service;
+        flow.unseen = (!is_seen).then(Instant::now);
+        self.recorder.submit(flow.record(tuple, Action::Started, None));
+    }
+
+    /// Writes the one record of a refused flow, and remembers it for the packets that follow.
+    pub(crate) fn refuse(&self, table: &mut Table, refusal: Refusal) {
+        let Refusal { tuple, judged, service, cause, since, detail } = refusal;
+        table.remember(tuple, judged.decision.generation, since, self.max);
+        let mut flow = Flow::new(judged, since);
+        flow.service = service;
+        flow.detail = detail;
+        if cause == EndCause::PolicyDenied {
+            self.metrics.connections_denied.of(DeniedSide::of(&flow.judged.decision)).inc();
+            self.recorder.submit(flow.record(&tuple, Action::Denied, Some(cause)));
+        } else {
+            self.metrics.connections_failed.of(cause).inc();
+            self.recorder.submit(flow.record(&tuple, Action::Failed, Some(cause)));
+        }
+    }
+
+    /// Conntrack has let go of an entry. True when another with the same addresses and ports may be there.
+    pub(crate) fn ended(&self, entry: &Entry, service: impl FnOnce(&Entry) -> Option<Service>) -> bool {
+        let mut table = self.lock();
+        let tuple = entry.tuple();
+        let Some(mut flow) = table.remove(&tuple) else { return false };
+        flow.counted = entry.counted.or(flow.counted);
+        flow.service = flow.service.or_else(|| service(entry));
+        let contested = flow.contested && flow.revoked.is_none();
+        self.end(&tuple, flow, EndCause::FlowTimeout);
+        contested
+    }
+
+    /// Takes up a marked entry that no flow is known for, as a flow that begins now or began before this
+    /// process.
+    pub(crate) fn adopt(&self, entry: &Entry, judged: Judged, service: Option<Service>, is_older: bool) {
+        let mut table = self.lock();
+        let tuple = entry.tuple();
+        if table.live.contains_key(&tuple) {
+            return;
+        }
+        let mut flow = Flow::new(judged, Instant::now());
+        flow.service = service;
+        if is_older {
+            flow.before = entry.counted.unwrap_or_default();
+            flow.detail = Some("older than this process, which goes on counting from here");
+        }
+        self.metrics.connections_opened.inc();
+        self.metrics.connections_live.inc();
+        self.recorder.submit(flow.record(&tuple, Action::Started, None));
+        table.unswept.push(tuple);
+        table.insert(tuple, flow);
+    }
+
+    /// Records a flow that this process never accepted, and that is taken away now.
+    pub(crate) fn revoke_stranger(&self, entry: &Entry, judged: Judged, service: Option<Service>) {
+        let mut flow = Flow::new(judged, Instant::now());
+        flow.service = service;
+        flow.revoked = Some(flow.judged.decision.clone());
+        flow.counted = entry.counted;
+        flow.detail = Some("began without this process, which does not allow it");
+        self.metrics.policy_revocations.inc();
+        self.metrics.connections_opened.inc();
+        self.metrics.connections_live.inc();
+        self.recorder.submit(flow.record(&entry.tuple(), Action::Started, None));
+        self.end(&entry.tuple(), flow, EndCause::FlowTimeout);
+    }
+
+    /// Compares the flows with what conntrack had when it was asked at `begun`. Returns the entries that no
+    /// flow is known for, and those of flows that should be gone.
+    pub(crate) fn compare(&self, begun: Instant, mut seen: HashMap<Tuple, Entry>, look: Look) -> Compared {
+        let mut table = self.lock();
+        let every = self.recorder.update_every().filter(|_| self.recorder.accepts_connections());
+        let mut compared = Compared::default();
+        let mut gone = Vec::new();
+        for (tuple, flow) in &mut table.live {
+            let entry = seen.remove(tuple);
+            if let Some(unseen) = flow.unseen {
+                if unseen.elapsed() > UNSEEN || flow.revoked.is_some() {
+                    gone.push(*tuple);
+                }
+                continue;
+            }
+            match entry {
+                Some(entry) => {
+                    flow.counted = entry.counted.or(flow.counted);
+                    flow.missed = false;
+                    if flow.revoked.is_some() {
+                        compared.revoked.push(entry);
+                    } else if every.is_some_and(|every| flow.is_update_due(every)) {
+                        self.recorder.submit(flow.record(tuple, Action::Updated, None));
+                    }
+                }
+                // Accepted after the question was put.
+                None if flow.started >= begun => {}
+                // The table may have grown while it was read, and an entry been passed over.
+                None if !flow.missed => flow.missed = true,
+                None => gone.push(*tuple),
+            }
+        }
+        for tuple in gone {
+            if let Some(flow) = table.remove(&tuple) {
+                self.end(&tuple, flow, EndCause::FlowTimeout);
+            }
+        }
+        let before = std::mem::take(&mut table.strangers);
+        for (tuple, entry) in seen {
+            if look == Look::First || before.contains(&tuple) {
+                compared.strangers.push(entry);
+            } else {
+                table.strangers.insert(tuple);
+            }
+        }
+        compared
+    }
+
+    /// Marks the flows that `judge` no longer allows, of those with an end among `addresses` (all of them with
+    /// `None`) and those accepted since the last sweep. Returns their tuples.
+    pub(crate) fn sweep<'a>(
+        &self,
+        addresses: Option<impl IntoIterator<Item = &'a IpAddr>>,
+        mut judge: impl FnMut(&Tuple, &Judged) -> Option<Decision>,
+    ) -> HashSet<Tuple> {
+        let mut table = self.lock();
+        let unswept = std::mem::take(&mut table.unswept);
+        let tuples: HashSet<Tuple> = match addresses {
+            None => table.live.keys().copied().collect(),
+            Some(addresses) => addresses
+                .into_iter()
+                .filter_map(|address| table.by_address.get(address))
+                .flatten()
+                .copied()
+                .chain(unswept)
+                .collect(),
+        };
+        let mut revoked = HashSet::new();
+        for tuple in tuples {
+            let Some(flow) = table.live.get_mut(&tuple).filter(|flow| flow.revoked.is_none()) else {
+                continue;
+            };
+            if let Some(decision) = judge(&tuple, &flow.judged) {
+                flow.revoked = Some(decision);
+                // Whether conntrack tells of the end or not, the next look finds it gone.
+                flow.missed = true;
+                self.metrics.policy_revocations.inc();
+                revoked.insert(tuple);
+            }
+        }
+        revoked
+    }
+
+    /// Writes the final record of every flow: they live on in the kernel, and nobody counts them here.
+    pub(crate) fn end_all(&self, cause: EndCause) {
+        let mut table = self.lock();
+        let tuples: Vec<Tuple> = table.live.keys().copied().collect();
+        for tuple in tuples {
+            if let Some(flow) = table.remove(&tuple) {
+                self.end(&tuple, flow, cause);
+            }
+        }
+    }
+
+    fn end(&self, tuple: &Tuple, flow: Flow, cause: EndCause) {
+        let cause = if flow.revoked.is_some() { EndCause::PolicyRevoked } else { cause };
+        let record = flow.record(tuple, Action::Ended, Some(cause));
+        self.metrics.connections_live.dec();
+        self.metrics.connections_closed.of(cause).inc();
+        self.metrics.bytes.of(ByteDirection::Sent).inc_by(record.traffic.client_bytes);
+        self.metrics.bytes.of(ByteDirection::Received).inc_by(record.traffic.server_bytes);
+        self.recorder.submit(record);
+    }
+}
+
+/// A flow that may not pass.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) tuple: Tuple,
+    pub(crate) judged: Judged,
+    pub(crate) service: Option<Service>,
+    pub(crate) cause: EndCause,
+    pub(crate) since: Instant,
+    pub(crate) detail: Option<&'static str>,
+}
+
+/// What a look at conntrack leaves to do.
+#[derive(Debug, Default)]
+pub(crate) struct Compared {
+    /// Marked entries without a flow.
+    pub(crate) strangers: Vec<Entry>,
+    /// Entries of flows that were revoked, and are still there.
+    pub(crate) revoked: Vec<Entry>,
+}
+
+impl Table {
+    /// What is known of a packet's flow, while the snapshot `generation` is in force.
+    pub(crate) fn known(&mut self, tuple: &Tuple, generation: Generation, now: Instant) -> Known {
+        if let Some(flow) = self.live.get_mut(tuple) {
+            if flow.revoked.is_some() {
+                return Known::Refused;
+            }
+            flow.contested = true;
+            if let Some(last) = &mut flow.unseen {
+                *last = now;
+            }
+            return Known::Accepted;
+        }
+        while self.refused_order.front().is_some_and(|(until, _)| *until <= now) {
+            self.forget_oldest_refusal();
+        }
+        match self.refused.get(tuple) {
+            Some((by, _)) if *by == generation => Known::Refused,
+            _ => Known::Nothing,
+        }
+    }
+
+    fn remember(&mut self, tuple: Tuple, generation: Generation, now: Instant, max: usize) {
+        if self.refused_order.len() >= max {
+            self.forget_oldest_refusal();
+        }
+        let until = now + REFUSED;
+        self.refused.insert(tuple, (generation, until));
+        self.refused_order.push_back((until, tuple));
+    }
+
+    fn forget_oldest_refusal(&mut self) {
+        if let Some((until, tuple)) = self.refused_order.pop_front()
+            && self.refused.get(&tuple).is_some_and(|(_, of_latest)| *of_latest == until)
+        {
+            self.refused.remove(&tuple);
+        }
+    }
+
+    fn insert(&mut self, tuple: Tuple, flow: Flow) {
+        for address in ends(&tuple) {
+            self.by_address.entry(address).or_default().insert(tuple);
+        }
+        self.live.insert(tuple, flow);
+    }
+
+    fn remove(&mut self, tuple: &Tuple) -> Option<Flow> {
+        for address in ends(tuple) {
+            if let Some(of_address) = self.by_address.get_mut(&address) {
+                of_address.remove(tuple);
+                if of_address.is_empty() {
+                    self.by_address.remove(&address);
+                }
+            }
+        }
+        self.live.remove(tuple)
+    }
+}
+
+impl Flow {
+    fn new(judged: Judged, since: Instant) -> Self {
+        Self {
+            id: ConnectionId::next(),
+            judged,
+            service: None,
+            started: since,
+            started_at: SystemTime::now(),
+            decide: Some(since.elapsed()),
+            detail: None,
+            before: Default::default(),
+            counted: None,
+            revoked: None,
+            contested: false,
+            missed: false,
+            unseen: None,
+            updates: 0,
+        }
+    }
+
+    /// True once for each `every` that the flow has lived.
+    fn is_update_due(&mut self, every: Duration) -> bool {
+        let due =
+            u32::try_from(self.started.elapsed().as_nanos() / every.as_nanos().max(1)).unwrap_or(u32::MAX);
+        due > std::mem::replace(&mut self.updates, due)
+    }
+
+    fn record(&self, tuple: &Tuple, action: Action, cause: Option<EndCause>) -> Record {
+        let lived = self.started.elapsed();
+        Record {
+            action,
+            id: self.id,
+            tuple: *tuple,
+            source: self.judged.source.clone(),
+            destination: self.judged.destination.clone(),
+            service: self.service.clone(),
+            decision: self.judged.decision.clone(),
+            cause,
+            revoked_by: self.revoked.clone().filter(|_| cause == Some(EndCause::PolicyRevoked)),
+            start: self.started_at,
+            end: cause.map(|_| self.started_at + lived),
+            duration: (action != Action::Started).then_some(lived),
+            traffic: self.traffic(tuple),
+            upstream_source: None,
+            hairpin: tuple.is_hairpin(),
+            timing: Timing { decide: self.decide, connect: None },
+            detail: self.detail.filter(|_| cause.is_some()).map(str::to_owned),
+        }
+    }
+
+    fn traffic(&self, tuple: &Tuple) -> Traffic {
+        let Some((sent, received)) = self.counted else {
+            return Traffic { uncounted: true, ..Traffic::default() };
+        };
+        let (sent, received) = (since(sent, self.before.0), since(received, self.before.1));
+        Traffic {
+            client_bytes: payload(sent, tuple),
+            server_bytes: payload(received, tuple),
+            client_packets: Some(sent.packets),
+            server_packets: Some(received.packets),
+            uncounted: false,
+        }
+    }
+}
+
+fn since(now: Counted, before: Counted) -> Counted {
+    Counted {
+        packets: now.packets.saturating_sub(before.packets),
+        bytes: now.bytes.saturating_sub(before.bytes),
+    }
+}
+
+/// What the ends sent: conntrack counts from the IP header on. Options and extension headers, which hardly any
+/// packet has, stay in.
+fn payload(counted: Counted, tuple: &Tuple) -> u64 {
+    let ip = if tuple.client.0.is_ipv4() { 20 } else { 40 };
+    let transport = match tuple.protocol {
+        Protocol::Udp => 8,
+        Protocol::Sctp => 12,
+        Protocol::Tcp => 20,
+    };
+    counted.bytes.saturating_sub(counted.packets.saturating_mul(ip + transport))
+}
+
+/// The addresses of both ends; one of them when they are the same.
+fn ends(tuple: &Tuple) -> impl Iterator<Item = IpAddr> + use<> {
+    let (client, destination) = (tuple.client.0.ip(), tuple.destination.0.ip());
+    std::iter::once(client).chain((destination != client).then_some(destination))
+}
+
+#[cfg(test)]
+mod tests;
