@@ -51,13 +51,16 @@ enum LabCommand {
         /// TCP ports on every address
         #[arg(required = true)]
         ports: Vec<u16>,
+        /// UDP ports on every address
+        #[arg(long)]
+        udp: Vec<u16>,
     },
 }
 
 /// Runs the command.
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Some(LabCommand::Serve { ports }) => serve(&ports),
+        Some(LabCommand::Serve { ports, udp }) => serve(&ports, &udp),
         Some(LabCommand::Down) => {
             require_root()?;
             state::down(&args.name)
@@ -91,13 +94,21 @@ fn require_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(ports: &[u16]) -> anyhow::Result<ExitCode> {
+fn serve(ports: &[u16], udp: &[u16]) -> anyhow::Result<ExitCode> {
     let _servers = ports
         .iter()
         .map(|&port| {
             let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
                 .with_context(|| format!("listen on port {port}"))?;
             lab::Server::start(listener).with_context(|| format!("serve on port {port}"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let _udp_servers = udp
+        .iter()
+        .map(|&port| {
+            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
+                .with_context(|| format!("bind UDP port {port}"))?;
+            lab::UdpServer::start(socket).with_context(|| format!("serve on UDP port {port}"))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     loop {

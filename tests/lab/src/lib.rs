@@ -7,6 +7,7 @@
 //! Nothing here touches the network namespace of the caller, decides a policy, or waits without a limit.
 
 mod cluster;
+mod datagrams;
 mod error;
 mod http;
 mod iproute;
@@ -22,10 +23,11 @@ mod topology;
 mod wait;
 
 pub use cluster::{Cluster, External, Node, Pod};
+pub use datagrams::{UdpServer, ask};
 pub use error::LabError;
 pub use iproute::{ip_batch, nft_script};
 pub use netns::{Netns, remove_namespaces};
 pub use process::{Sluice, SluiceOptions, sluice_binary};
 pub use server::{GREETING, Server, greeting_peer};
-pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort};
+pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort, Transport};
 pub use wait::{wait_for, wait_until};

@@ -102,7 +102,10 @@ fn pod_object(pod: &PodPlan, node: &NodePlan, labels: &BTreeMap<String, String>)
     let ports: Vec<Value> = spec
         .ports
         .iter()
-        .map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }))
+        .map(|port| {
+            let protocol = port.transport.kubernetes();
+            json!({ "name": port.name, "containerPort": port.number, "protocol": protocol })
+        })
         .collect();
     let mut addresses = vec![json!({ "ip": pod.address })];
     addresses.extend(pod.address_6.map(|address| json!({ "ip": address })));
@@ -140,8 +143,9 @@ fn service_object(service: &ServicePlan) -> Value {
                 crate::TargetPort::Number(number) => json!(number),
                 crate::TargetPort::Name(name) => json!(name),
             };
+            let protocol = port.transport.kubernetes();
             let mut object =
-                json!({ "name": port.name, "port": port.port, "protocol": "TCP", "targetPort": target });
+                json!({ "name": port.name, "port": port.port, "protocol": protocol, "targetPort": target });
             if let Some(node_port) = port.node_port {
                 object["nodePort"] = json!(node_port);
             }
@@ -199,7 +203,7 @@ fn endpoint_slice(plan: &Plan, service: &ServicePlan, port: usize, family: Famil
         },
         "addressType": family.address_type(),
         "ports": number.map(|number| json!({
-            "name": spec.ports[port].name, "port": number, "protocol": "TCP",
+            "name": spec.ports[port].name, "port": number, "protocol": spec.ports[port].transport.kubernetes(),
         })).into_iter().collect::<Vec<_>>(),
         "endpoints": endpoints,
     })

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::LabError;
-use crate::spec::{ServicePort, ServiceSpec, TargetPort};
+use crate::spec::{ServicePort, ServiceSpec, TargetPort, Transport};
 use crate::topology::{CLUSTER_CIDR, CLUSTER_CIDR_6, NODE_CIDR, NODE_CIDR_6, NodePlan, Plan, PodPlan};
 
 const MASQUERADE_MARK: &str = "0x4000";
@@ -109,7 +109,12 @@ fn endpoints(spec: &ServiceSpec, port: &ServicePort, pods: &[PodPlan]) -> Vec<(u
     let target = |pod: &PodPlan| match &port.target {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => {
-            pod.spec.ports.iter().find(|(declared, _)| declared == name).map(|(_, number)| *number)
+            let named = pod
+                .spec
+                .ports
+                .iter()
+                .find(|declared| declared.name == *name && declared.transport == port.transport);
+            named.map(|declared| declared.number)
         }
     };
     pods.iter()
@@ -140,7 +145,8 @@ fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String>
     });
     for (chain, service, port, endpoints) in ports {
         let Some(cluster_ip) = family.of_service(service) else { continue };
-        let matches = format!("{ip} daddr {cluster_ip} tcp dport {}", port.port);
+        let transport = port.transport.nft();
+        let matches = format!("{ip} daddr {cluster_ip} {transport} dport {}", port.port);
         let backends: Vec<SocketAddr> = endpoints
             .iter()
             .filter_map(|(pod, port)| Some(SocketAddr::new(family.of_pod(&plan.pods[*pod])?, *port)))
@@ -149,7 +155,8 @@ fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String>
             // kube-proxy answers with ICMP. Here the node answers while the client's connect() still holds its
             // socket, and IPv6 then ignores the error until the next SYN, a second later (nstat,
             // TcpExtLockDroppedIcmps). A reset waits for the socket.
-            let _ = writeln!(rejects, "    {matches} reject with tcp reset");
+            let how = if port.transport == Transport::Tcp { " with tcp reset" } else { "" };
+            let _ = writeln!(rejects, "    {matches} reject{how}");
             continue;
         }
         let _ = writeln!(
@@ -159,10 +166,10 @@ fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String>
         if let Some(node_port) = port.node_port {
             let _ = writeln!(
                 node_ports,
-                "    fib daddr type local {ip} daddr != {loopback} tcp dport {node_port} meta mark set meta mark or {MASQUERADE_MARK} goto {chain}"
+                "    fib daddr type local {ip} daddr != {loopback} {transport} dport {node_port} meta mark set meta mark or {MASQUERADE_MARK} goto {chain}"
             );
         }
-        chains.push_str(&endpoint_chains(&chain, &backends, ip));
+        chains.push_str(&endpoint_chains(&chain, &backends, ip, transport));
     }
     Some(format!(
         "table {ip} kube-proxy-lab {{\n{chains}  \
@@ -182,14 +189,14 @@ fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String>
 
 /// One chain per endpoint, and one that picks among them. A pod that gets itself back must be masqueraded:
 /// it would drop a packet from its own address.
-fn endpoint_chains(service_chain: &str, backends: &[SocketAddr], ip: &str) -> String {
+fn endpoint_chains(service_chain: &str, backends: &[SocketAddr], ip: &str, transport: &str) -> String {
     let mut text = String::new();
     let mut choices = Vec::with_capacity(backends.len());
     let chain = service_chain.replacen("svc", "sep", 1);
     for (choice, backend) in backends.iter().enumerate() {
         let _ = writeln!(
             text,
-            "  chain {chain}-{choice} {{\n    {ip} saddr {} meta mark set meta mark or {MASQUERADE_MARK}\n    meta l4proto tcp dnat to {backend}\n  }}",
+            "  chain {chain}-{choice} {{\n    {ip} saddr {} meta mark set meta mark or {MASQUERADE_MARK}\n    meta l4proto {transport} dnat to {backend}\n  }}",
             backend.ip()
         );
         choices.push(format!("{choice} : goto {chain}-{choice}"));

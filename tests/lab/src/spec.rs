@@ -6,6 +6,45 @@ use std::net::Ipv4Addr;
 use crate::cluster::Cluster;
 use crate::error::LabError;
 
+/// What a port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Transport {
+    /// As Kubernetes writes it.
+    pub const fn kubernetes(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+
+    /// As nft writes it.
+    pub const fn nft(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// A port that a pod declares.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerPort {
+    pub(crate) name: String,
+    pub(crate) number: u16,
+    pub(crate) transport: Transport,
+}
+
 /// A pod to be: its own network namespace on a node, or a process of the node's with `host_network`.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
@@ -13,7 +52,7 @@ pub struct PodSpec {
     pub(crate) name: String,
     pub(crate) node: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) ports: Vec<ContainerPort>,
     pub(crate) deployment: Option<String>,
     pub(crate) host_network: bool,
 }
@@ -47,8 +86,13 @@ impl PodSpec {
     }
 
     /// Declares a named TCP container port. Nothing listens there by itself.
-    pub fn port(mut self, name: &str, port: u16) -> Self {
-        self.ports.push((name.to_owned(), port));
+    pub fn port(self, name: &str, port: u16) -> Self {
+        self.port_of(Transport::Tcp, name, port)
+    }
+
+    /// Declares a named container port of any transport. Nothing listens there by itself.
+    pub fn port_of(mut self, transport: Transport, name: &str, number: u16) -> Self {
+        self.ports.push(ContainerPort { name: name.to_owned(), number, transport });
         self
     }
 
@@ -97,6 +141,7 @@ pub(crate) struct ServicePort {
     pub(crate) name: String,
     pub(crate) port: u16,
     pub(crate) target: TargetPort,
+    pub(crate) transport: Transport,
     pub(crate) node_port: Option<u16>,
 }
 
@@ -123,9 +168,21 @@ impl ServiceSpec {
         self
     }
 
-    /// Listens on `port` and leads to `target`.
-    pub fn port(mut self, name: &str, port: u16, target: impl Into<TargetPort>) -> Self {
-        self.ports.push(ServicePort { name: name.to_owned(), port, target: target.into(), node_port: None });
+    /// Listens on TCP `port` and leads to `target`.
+    pub fn port(self, name: &str, port: u16, target: impl Into<TargetPort>) -> Self {
+        self.port_of(Transport::Tcp, name, port, target)
+    }
+
+    /// Listens on `port` of any transport and leads to `target`.
+    pub fn port_of(
+        mut self,
+        transport: Transport,
+        name: &str,
+        port: u16,
+        target: impl Into<TargetPort>,
+    ) -> Self {
+        let (name, target) = (name.to_owned(), target.into());
+        self.ports.push(ServicePort { name, port, target, transport, node_port: None });
         self
     }
 

@@ -62,6 +62,34 @@ impl Enforced {
         &self.sluices.iter().find(|(name, _)| name == node).expect("a node with sluice").1
     }
 
+    /// Kills the Sluice of a node.
+    pub fn kill(&mut self, node: &str) {
+        let index = self.index(node);
+        self.sluices[index].1.kill9();
+    }
+
+    /// Tells the Sluice of a node to stop, waits until it has, and gives all its records.
+    pub fn stop(&mut self, node: &str) -> Vec<Value> {
+        let index = self.index(node);
+        let sluice = &mut self.sluices[index].1;
+        sluice.sigterm();
+        assert_eq!(sluice.wait_exit(LIMIT * 3).expect("it ends"), 0, "{}", sluice.stderr());
+        sluice.records().expect("records")
+    }
+
+    /// Starts Sluice on a node in place of one that has ended, and waits until it is ready.
+    pub fn start_again(&mut self, node: &str, options: &SluiceOptions) {
+        let index = self.index(node);
+        let node = self.cluster.node(node).expect("the node");
+        let mut sluice = node.start_sluice(options).expect("start sluice");
+        sluice.wait_ready(LIMIT).expect("sluice is ready");
+        self.sluices[index].1 = sluice;
+    }
+
+    fn index(&self, node: &str) -> usize {
+        self.sluices.iter().position(|(name, _)| name == node).expect("a node with sluice")
+    }
+
     /// Changes the manifests and waits until every Sluice has judged its connections by them.
     pub fn change<T>(&self, change: impl FnOnce(&Cluster) -> T) -> T {
         let generation = |sluice: &Sluice| sluice.metric("sluice_snapshot_generation").expect("a generation");

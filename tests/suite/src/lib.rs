@@ -4,6 +4,7 @@
 pub mod carried;
 pub mod ends;
 pub mod enforced;
+pub mod flows;
 pub mod packets;
 pub mod pattern;
 pub mod procfs;

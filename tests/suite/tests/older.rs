@@ -171,7 +171,7 @@ fn what_was_opened_while_no_process_ran_is_ended_by_the_next() {
     let (denied, mut allowed) = (scene.open_to("server", DENIED), scene.open_to("plain", 80));
     scene.start();
     scene.wait(ENDED, 1.0);
-    scene.assert_ended(denied, DENIED_RECORD);
+    scene.assert_ended(denied, ENDED_RECORD);
     assert!(allowed.is_alive());
 }
 
@@ -185,7 +185,7 @@ fn what_was_opened_while_the_rules_were_away_is_ended_after_their_repair() {
     let (denied, mut allowed) = (scene.open_to("server", DENIED), scene.open_to("plain", 80));
     scene.sluice.as_mut().unwrap().signal(Signal::SIGCONT);
     scene.wait(ENDED, 1.0);
-    scene.assert_ended(denied, DENIED_RECORD);
+    scene.assert_ended(denied, ENDED_RECORD);
     assert!(allowed.is_alive());
 }
 

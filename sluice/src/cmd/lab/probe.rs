@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use lab::{Cluster, Netns, Sluice, greeting_peer, wait_for};
+use lab::{Cluster, Netns, Sluice, Transport, ask, greeting_peer, wait_for};
 use serde_json::Value;
 
 use super::scenario::{Case, Expect, Rule, Target};
@@ -73,6 +73,10 @@ fn judge(
     let action = record.as_ref().and_then(|record| record["event"]["action"].as_str()).unwrap_or_default();
     let word = match (answer, action) {
         (Answer::Peer(_), "connection-ended" | "") => "allowed".to_owned(),
+        // A flow ends when conntrack gives it up, half a minute later.
+        (Answer::Peer(_), "connection-started") if case.transport != Transport::Tcp => "allowed".to_owned(),
+        // Allowed as far as anybody here can tell: the server's kernel refuses.
+        (Answer::Refused, "connection-started") if case.transport != Transport::Tcp => "closed".to_owned(),
         (Answer::Peer(_), other) => format!("connected, recorded as {other}"),
         (Answer::Refused, "connection-denied") => "denied".to_owned(),
         (Answer::Refused, "connection-failed") => "closed".to_owned(),
@@ -93,7 +97,7 @@ fn judge(
     {
         differences.push(format!("expected the decision of {}, seen {}", shown(&expected), shown(decided)));
     }
-    if let (Some(record), Answer::Peer(peer)) = (&record, answer) {
+    if let (Some(record), Answer::Peer(peer), Transport::Tcp) = (&record, answer, case.transport) {
         differences.extend(wrong_bytes(record, *peer));
     }
     let rule = match (&decided, case.rule) {
@@ -108,6 +112,9 @@ fn judge(
 fn dial(cluster: &Cluster, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> {
     let (netns, address) = place(cluster, case.from)?;
     let to = address_of(cluster, case.to)?;
+    if case.transport == Transport::Udp {
+        return ask_by_udp(netns, address, to).with_context(|| format!("ask from {}", case.from));
+    }
     let socket = netns.bound((address, 0)).with_context(|| format!("bind in {}", case.from))?;
     let client = socket.local_addr()?.as_socket().context("a socket without an address")?;
     let answer = match socket.connect_timeout(&to.into(), CONNECT_LIMIT) {
@@ -119,6 +126,17 @@ fn dial(cluster: &Cluster, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> 
         Err(error) => Answer::Failed(error),
     };
     Ok((client, answer))
+}
+
+fn ask_by_udp(netns: &Netns, address: Ipv4Addr, to: SocketAddr) -> io::Result<(SocketAddr, Answer)> {
+    let socket = netns.udp((address, 0))?;
+    socket.connect(to)?;
+    let answer = match ask(&socket, b"HELLO\n", CONNECT_LIMIT) {
+        Ok(peer) => Answer::Peer(peer),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
+        Err(error) => Answer::Failed(error),
+    };
+    Ok((socket.local_addr()?, answer))
 }
 
 /// The namespace and address behind a name of the table.
@@ -161,14 +179,18 @@ fn deciding_record(sluices: &[Sluice], last: usize, client: SocketAddr, case: &C
 }
 
 fn is_about(record: &Value, client: SocketAddr, case: &Case) -> bool {
-    let ends = ["connection-ended", "connection-denied", "connection-failed"];
+    let ends: &[&str] = match case.transport {
+        Transport::Tcp => &["connection-ended", "connection-denied", "connection-failed"],
+        Transport::Udp | Transport::Sctp => &["connection-started", "connection-denied", "connection-failed"],
+    };
     let same_pod = case.to.backend().is_none_or(|backend| {
         let k8s = &record["destination"]["k8s"];
         backend
             .split_once('/')
             .is_some_and(|(namespace, name)| k8s["namespace"] == namespace && k8s["pod"] == name)
     });
-    record["source"]["ip"] == client.ip().to_string()
+    record["network"]["transport"] == case.transport.nft()
+        && record["source"]["ip"] == client.ip().to_string()
         && record["source"]["port"] == client.port()
         && same_pod
         && record["event"]["action"].as_str().is_some_and(|action| ends.contains(&action))

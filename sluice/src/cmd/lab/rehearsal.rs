@@ -6,13 +6,13 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use lab::{Cluster, LabError, Netns, Sluice, SluiceOptions, wait_until};
+use lab::{Cluster, LabError, Netns, Sluice, SluiceOptions, ask, wait_until};
 use serde_json::Value;
 
 use super::bulk;
 use super::interrupt::Interrupt;
 use super::probe;
-use super::scenario::{BULK_FROM, BULK_TO, CASES, EXAMPLES, EXTERNAL_PORT, SERVERS, cluster};
+use super::scenario::{BULK_FROM, BULK_TO, CASES, EXAMPLES, EXTERNAL_PORT, SERVERS, UDP_SERVERS, cluster};
 use super::state::{Claim, LabName};
 use super::table::Table;
 
@@ -215,12 +215,13 @@ struct ServerProcess {
 }
 
 impl ServerProcess {
-    fn start(netns: &Netns, ports: &[u16]) -> anyhow::Result<Self> {
+    fn start(netns: &Netns, ports: &[u16], udp: &[u16]) -> anyhow::Result<Self> {
         let binary = std::env::current_exe().context("find this program's own file")?;
         let child = netns
             .command(binary)
             .args(["lab", "serve"])
             .args(ports.iter().map(u16::to_string))
+            .args(udp.iter().map(|port| format!("--udp={port}")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -245,15 +246,26 @@ impl Drop for ServerProcess {
 
 /// Starts the servers and waits until each accepts a connection from its own pod.
 fn start_servers(cluster: &Cluster) -> anyhow::Result<Vec<ServerProcess>> {
-    let mut places: Vec<(&Netns, &[u16])> = vec![(cluster.external(), &[EXTERNAL_PORT])];
+    let mut places: Vec<(&Netns, &[u16], &[u16])> =
+        vec![(cluster.external(), &[EXTERNAL_PORT], &[EXTERNAL_PORT])];
     for (pod, ports) in SERVERS {
-        places.push((cluster.pod(pod)?, ports));
+        let udp = UDP_SERVERS.iter().find(|(of_pod, _)| of_pod == pod);
+        places.push((cluster.pod(pod)?, ports, udp.map_or(&[], |(_, ports)| ports)));
     }
     let mut servers = Vec::new();
-    for (netns, ports) in &places {
-        servers.push(ServerProcess::start(netns, ports)?);
+    for (netns, ports, udp) in &places {
+        servers.push(ServerProcess::start(netns, ports, udp)?);
     }
-    for (netns, ports) in &places {
+    for (netns, ports, udp) in &places {
+        for port in *udp {
+            let answers = || {
+                let socket = netns.udp_to(([127, 0, 0, 1], *port));
+                socket.is_ok_and(|socket| ask(&socket, b"HELLO\n", READY_STEP).is_ok())
+            };
+            if !wait_until(SERVER_LIMIT, answers) {
+                bail!("no UDP server on port {port} in {}", netns.name());
+            }
+        }
         for port in *ports {
             let accepts = || netns.connect(([127, 0, 0, 1], *port), SERVER_LIMIT).is_ok();
             if !wait_until(SERVER_LIMIT, accepts) {

@@ -1,7 +1,7 @@
 //! The lab's pods and Services, and for every connection what a reader of the nine example policies expects:
 //! written by hand, computed by nothing.
 
-use lab::{Cluster, ClusterBuilder, PodSpec, ServiceSpec};
+use lab::{Cluster, ClusterBuilder, PodSpec, ServiceSpec, Transport};
 
 macro_rules! example {
     ($name:literal) => {
@@ -77,6 +77,7 @@ pub(super) struct Case {
     /// A pod, a node or `external`.
     pub(super) from: &'static str,
     pub(super) to: Target,
+    pub(super) transport: Transport,
     pub(super) expect: Expect,
     pub(super) rule: Rule,
 }
@@ -85,7 +86,12 @@ use Expect::{Allowed, Closed, Denied};
 use Rule::{NoPolicy, OwnNode, Policies};
 
 const fn case(example: usize, from: &'static str, to: Target, expect: Expect, rule: Rule) -> Case {
-    Case { example, from, to, expect, rule }
+    Case { example, from, to, transport: Transport::Tcp, expect, rule }
+}
+
+/// The same by UDP.
+const fn udp(example: usize, from: &'static str, to: Target, expect: Expect, rule: Rule) -> Case {
+    Case { example, from, to, transport: Transport::Udp, expect, rule }
 }
 
 const fn pod(pod: &'static str, port: u16) -> Target {
@@ -107,6 +113,9 @@ pub(super) const CASES: &[Case] = &[
     case(1, "prod/worker", pod("vault/web", 80), Allowed, NoPolicy),
     case(1, "vault/db", pod("vault/web", 80), Allowed, NoPolicy),
     case(1, "prod/worker", pod("vault/web", 81), Closed, NoPolicy),
+    udp(1, "prod/worker", pod("vault/db", 53), Denied, Policies(&["vault/deny-all-to-db"])),
+    udp(1, "prod/worker", pod("vault/web", 53), Allowed, NoPolicy),
+    udp(1, "prod/worker", pod("vault/web", 54), Closed, NoPolicy),
     case(
         2,
         "books/shop",
@@ -125,6 +134,7 @@ pub(super) const CASES: &[Case] = &[
     case(3, "locked/a", pod("locked/b", 80), Denied, Policies(&["locked/default-deny"])),
     case(3, "prod/worker", pod("locked/a", 80), Denied, Policies(&["locked/default-deny"])),
     case(3, "locked/a", pod("vault/web", 80), Allowed, NoPolicy),
+    udp(3, "vault/web", pod("locked/b", 53), Denied, Policies(&["locked/default-deny"])),
     case(3, "node1", pod("locked/a", 80), Allowed, OwnNode),
     case(3, "node2", pod("locked/a", 80), Denied, Policies(&["locked/default-deny"])),
     case(
@@ -146,6 +156,13 @@ pub(super) const CASES: &[Case] = &[
         5,
         "prod/worker",
         pod("commons/web", 80),
+        Allowed,
+        Policies(&["commons/web-from-every-namespace#0"]),
+    ),
+    udp(
+        5,
+        "dev/impostor",
+        service("commons/web", 53, "commons/web"),
         Allowed,
         Policies(&["commons/web-from-every-namespace#0"]),
     ),
@@ -172,6 +189,14 @@ pub(super) const CASES: &[Case] = &[
         8,
         "sensors/collector",
         pod("sensors/gauge", 8000),
+        Denied,
+        Policies(&["sensors/gauge-metrics-only"]),
+    ),
+    // The rule speaks of TCP.
+    udp(
+        8,
+        "sensors/collector",
+        pod("sensors/gauge", 5000),
         Denied,
         Policies(&["sensors/gauge-metrics-only"]),
     ),
@@ -205,6 +230,7 @@ pub(super) const CASES: &[Case] = &[
         Policies(&["front/default-deny", "front/web-from-everywhere"]),
     ),
     case(0, "prod/worker", Target::External, Allowed, NoPolicy),
+    udp(0, "prod/worker", Target::External, Allowed, NoPolicy),
 ];
 
 /// Where each server of the lab listens.
@@ -220,6 +246,15 @@ pub(super) const SERVERS: &[(&str, &[u16])] = &[
     ("billing/api", &[8080]),
     ("sensors/gauge", &[5000, 8000]),
     ("front/web", &[8080, 9090]),
+];
+
+/// Where each UDP server of the lab listens.
+pub(super) const UDP_SERVERS: &[(&str, &[u16])] = &[
+    ("vault/db", &[53]),
+    ("vault/web", &[53]),
+    ("locked/b", &[53]),
+    ("commons/web", &[53]),
+    ("sensors/gauge", &[5000]),
 ];
 
 /// The cluster, on two nodes so that every example is met within a node and across.
@@ -253,7 +288,11 @@ pub(super) fn cluster() -> ClusterBuilder {
         .service(ServiceSpec::new("books/api").selector("role", "api").port("http", 80, "http"))
         .service(ServiceSpec::new("team-a/web").selector("app", "server").port("http", 80, "http"))
         .service(
-            ServiceSpec::new("commons/web").selector("app", "web").port("http", 80, "http").node_port(30005),
+            ServiceSpec::new("commons/web")
+                .selector("app", "web")
+                .port("http", 80, "http")
+                .node_port(30005)
+                .port_of(Transport::Udp, "dns", 53, 53),
         )
         .service(
             ServiceSpec::new("front/web")

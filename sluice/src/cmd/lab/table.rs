@@ -2,10 +2,12 @@
 
 use std::io::{self, Write};
 
+use lab::Transport;
+
 use super::probe::Seen;
 use super::scenario::{CASES, Case, EXAMPLES};
 
-const PORT_WIDTH: usize = 5;
+const PORT_WIDTH: usize = 8;
 const WORD_WIDTH: usize = 8;
 
 /// Widths of the columns for clients and servers.
@@ -36,7 +38,11 @@ impl Table {
             self.example = Some(case.example);
             writeln!(out, "  {}", heading(case.example))?;
         }
-        let (to, port) = (case.to.name(), case.to.port().to_string());
+        let to = case.to.name();
+        let port = match case.transport {
+            Transport::Tcp => case.to.port().to_string(),
+            other => format!("{}/{}", case.to.port(), other.kubernetes()),
+        };
         let mark = if seen.differences.is_empty() { "    " } else { " !! " };
         let cells = [case.from, &to, &port, case.expect.as_str(), &seen.word, &seen.rule];
         self.line(out, cells, mark)?;

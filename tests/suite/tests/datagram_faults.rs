@@ -1,0 +1,325 @@
+//! Datagrams under adversity: a killed process, floods, damaged and fragmented packets, pods nobody knows; and
+//! the protocols that have no sockets here.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use lab::{Netns, SluiceOptions, ask, wait_for, wait_until};
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+use suite::enforced::{Enforced, LIMIT, is_from, told};
+use suite::flows::{ANSWER, END, POLICY, builder, counted, ended, enforced, refused, socket};
+
+const QUEUE_FULL: &str = "sluice_gate_dropped_total{reason=\"queue-full\"}";
+const MALFORMED: &str = "sluice_gate_dropped_total{reason=\"malformed\"}";
+
+/// An IPv4 packet of this protocol with this transport part; the kernel fills in what a raw socket leaves out
+/// (raw(7), `IPPROTO_RAW`).
+fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, fragment: u16, transport: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 7, 0, 0, 64, protocol, 0, 0];
+    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+    packet.extend_from_slice(&from.octets());
+    packet.extend_from_slice(&to.octets());
+    packet.extend_from_slice(transport);
+    packet
+}
+
+/// A UDP header without a checksum, which IPv4 allows (RFC 768), and a payload.
+fn udp(from: u16, to: u16, length: Option<u16>, payload: &[u8]) -> Vec<u8> {
+    let whole = u16::try_from(8 + payload.len()).unwrap();
+    let fields = [from, to, length.unwrap_or(whole), 0];
+    let mut header: Vec<u8> = fields.iter().flat_map(|field| field.to_be_bytes()).collect();
+    header.extend_from_slice(payload);
+    header
+}
+
+struct Raw(Socket);
+
+impl Raw {
+    fn open(netns: &Netns) -> Self {
+        Self(netns.socket(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap())
+    }
+
+    fn send(&self, packet: &[u8], to: Ipv4Addr) {
+        self.0.send_to(packet, &SocketAddrV4::new(to, 0).into()).unwrap();
+    }
+}
+
+#[test]
+fn damaged_datagrams_reach_no_isolated_pod_and_harm_nobody() {
+    let cluster = enforced("");
+    let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
+    let (from, to) = (client.address(), server.address());
+    let answering = server.serve_udp(8000).unwrap();
+    let raw = Raw::open(client);
+    let damaged: Vec<Vec<u8>> = vec![
+        packet(17, from, to, 0, &[]),
+        packet(17, from, to, 0, &[0x40, 0, 0x1f]),
+        packet(17, from, to, 0, &udp(40_000, 8000, None, b"")[..7]),
+        // Longer than the packet, and shorter than its own header.
+        packet(17, from, to, 0, &udp(40_001, 8000, Some(500), b"short")),
+        packet(17, from, to, 0, &udp(40_002, 8000, Some(3), b"long")),
+        packet(132, from, to, 0, &[0x9c, 0x40, 0x1f]),
+        packet(132, from, to, 0, &[0; 12]),
+    ];
+    for packet in &damaged {
+        raw.send(packet, to);
+    }
+    // The last part of a datagram whose first never comes.
+    raw.send(&packet(17, from, to, 40, b"a fragment that belongs to nothing"), to);
+    // A flow among them is judged as ever, and one in fragments is one datagram.
+    let (whole, local) = socket(client, server.at(8000));
+    assert_eq!(ask(&whole, &[7; 20_000], ANSWER).unwrap(), local, "fourteen fragments");
+    let record = ended(&cluster, "node1", local);
+    assert_eq!(counted(&record)[..2], [Some(1), Some(20_000)]);
+    assert_eq!(answering.received(), 1);
+    assert!(cluster.metric("node1", MALFORMED) <= 8.0);
+    assert!(cluster.sluice("node1").stderr().lines().all(|line| !line.contains("panicked")));
+}
+
+#[test]
+fn after_a_kill_flows_go_on_are_taken_over_and_still_counted() {
+    let mut cluster = enforced("");
+    let (to_server, to_closed) = (cluster.pod("shop/server").at(8000), cluster.pod("shop/server").at(8001));
+    let to_plain = cluster.pod("shop/plain").at(8002);
+    for node in cluster.nodes() {
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "60").unwrap();
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "60").unwrap();
+    }
+    let _servers = [
+        cluster.pod("shop/server").serve_udp(8000).unwrap(),
+        cluster.pod("shop/plain").serve_udp(8002).unwrap(),
+    ];
+    let (live, local) = socket(cluster.pod("shop/client"), to_server);
+    assert_eq!(ask(&live, b"HELLO\n", ANSWER).unwrap(), local);
+    cluster.kill("node1");
+    assert_eq!(ask(&live, b"HELLO\n", ANSWER).unwrap(), local, "the kernel carries it without anybody");
+    let (closed, _) = socket(cluster.pod("shop/client"), to_closed);
+    assert_eq!(
+        ask(&closed, b"HELLO\n", Duration::from_millis(300)).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    let (open, unjudged) = socket(cluster.pod("shop/client"), to_plain);
+    assert_eq!(ask(&open, b"HELLO\n", ANSWER).unwrap(), unjudged, "a pod that nobody isolates is open");
+
+    // What the policy has come to forbid meanwhile is cut by the start.
+    let (cut, cut_local) = socket(cluster.pod("shop/plain"), to_server);
+    cluster.start_again("node1", &SluiceOptions::default());
+    assert_eq!(ask(&cut, b"HELLO\n", ANSWER).unwrap(), cut_local);
+    for _ in 0..3 {
+        assert_eq!(ask(&live, b"HELLO\n", ANSWER).unwrap(), local);
+        assert_eq!(ask(&open, b"HELLO\n", ANSWER).unwrap(), unjudged);
+    }
+    for client in [local, unjudged] {
+        cluster.sluice("node1").wait_record(|record| is_from(record, client), LIMIT).unwrap();
+    }
+    cluster.apply(
+        "policy.yaml",
+        &POLICY.replace("{podSelector: {}}", "{podSelector: {matchLabels: {app: plain}}}"),
+    );
+    let record = ended(&cluster, "node1", local);
+    assert_eq!(told(&record), "connection-ended policy-revoked");
+    assert_eq!(counted(&record)[0], Some(3), "what came before belongs to the process before");
+    assert_eq!(refused(&live), ErrorKind::ConnectionRefused);
+    assert_eq!(ask(&cut, b"HELLO\n", ANSWER).unwrap(), cut_local);
+
+    // A stop records every flow, and leaves it.
+    let records = cluster.stop("node1");
+    let last = records.iter().rfind(|record| is_from(record, cut_local)).unwrap();
+    assert_eq!(told(last), "connection-ended shutdown");
+    assert_eq!(counted(last)[0], Some(2));
+    assert_eq!(ask(&cut, b"HELLO\n", ANSWER).unwrap(), cut_local);
+}
+
+#[test]
+fn load_a_flood_of_denied_flows_does_not_keep_another_pod_waiting() {
+    let cluster = enforced("redirect: { syn_rate_per_client: 1000 }\n");
+    let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
+    let _answering = server.serve_udp(8000).unwrap();
+    let stranger = cluster.pod("away/stranger");
+    let flood = stranger.udp(([0, 0, 0, 0], 0)).unwrap();
+    let end = Instant::now() + Duration::from_secs(8);
+    let to = server.address();
+    let sent = std::thread::spawn(move || {
+        let mut sent = 0_u64;
+        while Instant::now() < end {
+            // Every datagram another flow.
+            let port = 1 + u16::try_from(sent % 7_000).unwrap();
+            sent += u64::from(flood.send_to(b"flood", (to, port)).is_ok());
+        }
+        sent
+    });
+    let (mut slowest, mut asked, mut lost) = (Duration::ZERO, 0, 0);
+    while Instant::now() + ANSWER < end {
+        let (socket, local) = socket(client, server.at(8000));
+        let begin = Instant::now();
+        match ask(&socket, b"HELLO\n", ANSWER) {
+            Ok(seen) => assert_eq!(seen, local),
+            // The kernel's own backlog loses datagrams in a flood, with and without anybody who judges them.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                lost += 1;
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        slowest = slowest.max(begin.elapsed());
+        asked += 1;
+    }
+    let sent = sent.join().unwrap();
+    eprintln!(
+        "{sent} flows of a flood; {asked} questions answered, {lost} not; the slowest took {slowest:?}"
+    );
+    assert!(sent > 1_000 && asked > 20 * lost, "{sent} {asked} {lost}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert_eq!(cluster.metric("node1", QUEUE_FULL), 0.0, "the queue has room for everybody");
+}
+
+#[test]
+fn packets_of_an_accepted_flow_never_come_to_the_process() {
+    let cluster = enforced("");
+    let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
+    let _answering = server.serve_udp(8000).unwrap();
+    let (socket, local) = socket(client, server.at(8000));
+    assert_eq!(ask(&socket, b"HELLO\n", ANSWER).unwrap(), local);
+    let before = cluster.metric("node1", "sluice_gate_packets_total");
+    for _ in 0..10_000 {
+        let _ = socket.send(&[0; 100]);
+    }
+    assert_eq!(cluster.metric("node1", "sluice_gate_packets_total"), before);
+    let record = ended(&cluster, "node1", local);
+    assert_eq!(counted(&record)[..2], [Some(10_001), Some(1_000_006)]);
+}
+
+#[test]
+fn sctp_is_judged_by_its_ports_and_refused_as_an_unreachable_protocol() {
+    // No SCTP sockets on this kernel: the packets of an association's begin are made by hand.
+    let policy = POLICY.replace("protocol: UDP, port: 53", "protocol: SCTP, port: 7000");
+    let cluster = builder().build().unwrap();
+    cluster.write_policy("policy.yaml", &policy).unwrap();
+    let cluster = Enforced::on(cluster, &["node1"], "");
+    let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
+    let (from, to) = (client.address(), server.address());
+    let arrives = server.socket(Domain::IPV4, Type::RAW, Some(Protocol::from(132))).unwrap();
+    let errors = client.socket(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+    for socket in [&arrives, &errors] {
+        socket.set_read_timeout(Some(ANSWER)).unwrap();
+    }
+    let raw = Raw::open(client);
+    raw.send(&packet(132, from, to, 0, &sctp_init(40_000, 7_000)), to);
+    let record = cluster
+        .sluice("node1")
+        .wait_record(|record| record["network"]["transport"] == "sctp", LIMIT)
+        .unwrap();
+    assert_eq!(told(&record), "connection-started -");
+    assert_eq!((&record["source"]["port"], &record["destination"]["port"]), (&40_000.into(), &7_000.into()));
+    assert_eq!(received(&arrives)[20..24], [0x9c, 0x40, 0x1b, 0x58], "the INIT arrives");
+
+    raw.send(&packet(132, from, to, 0, &sctp_init(40_001, 7_001)), to);
+    let denied = |record: &serde_json::Value| record["destination"]["port"] == 7_001;
+    let record = cluster.sluice("node1").wait_record(denied, LIMIT).unwrap();
+    assert_eq!(told(&record), "connection-denied policy-denied");
+    assert_eq!(received(&errors)[20..22], [3, 2], "protocol unreachable");
+}
+
+fn received(socket: &Socket) -> Vec<u8> {
+    let mut buffer = vec![0; 2048];
+    let length = std::io::Read::read(&mut &*socket, &mut buffer).expect("a packet");
+    buffer.truncate(length);
+    buffer
+}
+
+/// A packet with an INIT chunk: RFC 9260, sections 3.1 and 3.3.2, with its CRC32c.
+fn sctp_init(from: u16, to: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    packet.extend_from_slice(&from.to_be_bytes());
+    packet.extend_from_slice(&to.to_be_bytes());
+    packet.extend_from_slice(&[0; 8]);
+    packet.extend_from_slice(&[1, 0, 0, 20]);
+    packet.extend_from_slice(&[0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let checksum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+    packet
+}
+
+/// RFC 9260, appendix A.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let of_byte = |crc: u32, byte: &u8| {
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 },
+        )
+    };
+    !bytes.iter().fold(u32::MAX, of_byte)
+}
+
+#[test]
+fn echo_requests_pass_unless_the_switch_isolates_them() {
+    for (config, to_isolated) in [("", true), ("redirect: { icmp: isolate }\n", false)] {
+        let cluster = enforced(config);
+        let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
+        let node = cluster.node("node1").unwrap();
+        assert!(echo(client, cluster.pod("shop/plain").address()), "{config}: nobody is isolated");
+        assert_eq!(echo(client, server.address()), to_isolated, "{config}");
+        assert_eq!(echo(server, client.address()), to_isolated, "{config}");
+        assert!(echo(node, server.address()), "{config}: a probe of the own node");
+        assert!(echo(server, node.address()), "{config}: the own node");
+    }
+}
+
+/// Whether an echo request is answered. Source: icmp(7), RFC 792.
+fn echo(from: &Netns, to: Ipv4Addr) -> bool {
+    const REQUEST: [u8; 8] = [8, 0, 0, 0, 0xe5, 0xca, 0, 1];
+    let socket = from.socket(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut request = REQUEST;
+    let sum = [0x0800_u32, 0xe5ca, 0x0001].iter().sum::<u32>();
+    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    request[2..4].copy_from_slice(&checksum.to_be_bytes());
+    socket.send_to(&request, &SocketAddrV4::new(to, 0).into()).unwrap();
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        let mut buffer = [0; 256];
+        let read = std::io::Read::read(&mut &socket, &mut buffer);
+        // A raw socket gets copies of everything; an answer is type 0 with our number.
+        if read.is_ok_and(|length| length >= 28) && buffer[20] == 0 && buffer[24..28] == REQUEST[4..] {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_flow_to_a_pod_that_nobody_has_told_of_waits_until_somebody_does() {
+    let cluster = enforced("");
+    let (client, late) = (cluster.pod("shop/client"), cluster.pod("shop/plain"));
+    let answering = late.serve_udp(8002).unwrap();
+    let whole = cluster.manifests();
+    let without: Vec<&str> = whole
+        .split("---\n")
+        .filter(|document| !(document.contains("kind: Pod\n") && document.contains("  name: plain\n")))
+        .collect();
+    cluster.apply("cluster.yaml", &without.join("---\n"));
+    let (held, local) = socket(client, late.at(8002));
+    held.send(b"HELLO\n").unwrap();
+    held.send(b"HELLO\n").unwrap();
+    cluster.wait_metric("node1", "sluice_gate_unknown_held", 1.0);
+    assert_eq!(answering.received(), 0);
+    cluster.apply("cluster.yaml", &whole);
+    assert!(wait_until(LIMIT, || answering.received() == 2), "both, in one flow");
+    let record = ended(&cluster, "node1", local);
+    assert_eq!(counted(&record)[0], Some(2));
+
+    // Never told of: refused at the limit, and recorded once.
+    let unknown = SocketAddr::from(([10, 244, 1, 200], 8002));
+    let (refused_, local) = socket(client, unknown);
+    let begin = Instant::now();
+    assert_eq!(ask(&refused_, b"HELLO\n", END).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(begin.elapsed() > Duration::from_secs(4), "{:?}", begin.elapsed());
+    let record = ended(&cluster, "node1", local);
+    assert_eq!(record["sluice"]["egress"]["reason"], "unknown-local-pod", "{record:#}");
+    let held_now = || (cluster.metric("node1", "sluice_gate_unknown_held") == 0.0).then_some(());
+    wait_for(LIMIT, held_now).expect("nobody waits any more");
+}
