@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ soak: setup ## Two minutes of churn of every kind on one node; fails when anythi
 bench-policy: ## The policy cache in clusters of 1,000 to 150,000 pods: time, memory, targets met or missed
 	$(CARGO) build --release --locked -p policy-bench
 	$(TARGET)/release/bench-policy
+
+bench-watch: ## Following the API of 150,000 pods from a local server: time, memory, processor, targets met or missed
+	$(CARGO) build --release --locked -p watch-bench
+	$(TARGET)/release/bench-watch
 
 deny: ## Licences, advisories and who may depend on what (installs cargo-deny on first use)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

@@ -1,8 +1,9 @@
 //! Manifest files, watched → snapshots, published.
 //!
 //! Change notifications only say when to look; what is read is always everything, and what differs from what is
-//! known changes the cluster. The objects themselves are not kept. A set with a problem in it
-//! changes nothing: the last good snapshot stays in force and the problems are told, each once.
+//! known changes the cluster. The objects themselves are not kept. Without a good set to begin with nothing
+//! begins; a later problem concerns the object that has it: a policy is quarantined, so that it never widens
+//! access, any other object stays as it last was. Problems are told, each once.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use notify::{RecursiveMode, Watcher};
 
 use crate::cluster::Cluster;
-use crate::manifest::{self, Fingerprint, LoadError, Problem};
+use crate::manifest::{self, Fingerprint, LoadError, Partial, Problem};
 use crate::options::Options;
 use crate::store::SnapshotStore;
 
@@ -50,9 +51,9 @@ pub struct SourceStatus {
     /// False once nobody looks any more: the watch has ended, or one look has been going on for a minute,
     /// as on a file system that does not answer.
     pub alive: bool,
-    /// Since when they cannot be used; `None` while they can.
+    /// Since when something in them is rejected; `None` while nothing is.
     pub failing_since: Option<SystemTime>,
-    /// Why they cannot be used now.
+    /// What is rejected in them now.
     pub problems: Vec<Problem>,
 }
 
@@ -249,16 +250,13 @@ impl Watch {
     fn reload(&mut self) {
         let now = SystemTime::now();
         self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
-        match manifest::load(&self.source.paths) {
-            Ok(objects) => {
-                if self.source.cluster.replace(&objects) {
-                    self.source.publish();
-                }
-                // After the publication: whoever sees the success finds the snapshot.
-                self.succeeded(now);
-            }
-            Err(error) => self.failed(&error),
+        let read = manifest::load_what_reads(&self.source.paths);
+        let gone = read.gone(self.source.cluster.vanished(&read.objects));
+        if self.source.cluster.exchange(&read.objects, &gone) {
+            self.source.publish();
         }
+        // After the publication: whoever sees the success finds the snapshot.
+        if read.problems.is_empty() { self.succeeded(now) } else { self.failed(&read) }
     }
 
     fn succeeded(&self, at: SystemTime) {
@@ -271,13 +269,16 @@ impl Watch {
         state.problems.clear();
     }
 
-    fn failed(&self, error: &LoadError) {
+    fn failed(&self, read: &Partial) {
         let mut state = lock(&self.state);
-        for problem in error.problems.iter().filter(|problem| !state.problems.contains(problem)) {
-            tracing::error!(%problem, "manifest rejected, the last good state stays in force");
+        for problem in read.problems.iter().filter(|problem| !state.problems.contains(problem)) {
+            tracing::error!(
+                %problem,
+                "manifest rejected: a policy allows no more than can be read, anything else stays as it was"
+            );
         }
         state.failing_since.get_or_insert_with(SystemTime::now);
-        state.problems.clone_from(&error.problems);
+        state.problems.clone_from(&read.problems);
     }
 
     /// Watches the folders anew. A watch that fails is no failure: the poll goes on.

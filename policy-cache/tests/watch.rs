@@ -227,3 +227,70 @@ fn dropping_the_handle_ends_the_watch_at_once() {
     fs::write(folder.path().join("pod.yaml"), pod("two")).unwrap();
     assert_eq!(holder(&store).as_deref(), Some("one"));
 }
+
+/// Isolates the pods that `selector` selects.
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+/// Whether the pod at 10.0.0.1 takes a connection from outside.
+fn is_open(store: &SnapshotStore) -> bool {
+    let snapshot = store.current().unwrap();
+    let tuple = flow::Tuple::tcp("192.0.2.1:40000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+    snapshot.decide(&snapshot.identify(&tuple)).verdict().is_allow()
+}
+
+#[test]
+fn a_broken_policy_in_a_running_agent_closes_what_it_selects_and_nothing_else_is_held_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let [pods, policies] = ["pods.yaml", "policies.yaml"].map(|name| folder.path().join(name));
+    fs::write(&pods, pod("one")).unwrap();
+    fs::write(&policies, policy("p", "{podSelector: {}, ingress: [{}]}")).unwrap();
+    let (watch, store) = watch(folder.path());
+    assert!(is_open(&store));
+
+    fs::write(&policies, policy("p", "{podSelector: {}, ingress: [{ports: [{port: 99999}]}]}")).unwrap();
+    eventually(SOON, "the broken rule allows nothing", || !is_open(&store));
+    eventually(SOON, "it is told", || watch.status().problems.len() == 1);
+    assert_eq!(watch.status().problems[0].object, "NetworkPolicy/default/p");
+    fs::write(&pods, pod("two")).unwrap();
+    becomes(&store, "two");
+    assert!(!is_open(&store));
+
+    // Twice the same name: which one is meant cannot be told.
+    let good = policy("p", "{podSelector: {}, ingress: [{}]}");
+    fs::write(&policies, format!("{good}---\n{good}")).unwrap();
+    eventually(SOON, "the second one is told", || {
+        watch.status().problems.iter().any(|problem| problem.message.contains("declared twice"))
+    });
+    assert!(!is_open(&store));
+    fs::write(&policies, good).unwrap();
+    eventually(SOON, "it is mended", || is_open(&store) && watch.status().problems.is_empty());
+}
+
+#[test]
+fn while_a_file_cannot_be_parsed_nothing_is_taken_away_and_the_others_are_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [pods, policies] = ["pods.yaml", "policies.yaml"].map(|name| folder.path().join(name));
+    fs::write(&pods, pod("one")).unwrap();
+    fs::write(&policies, policy("p", "{podSelector: {}}")).unwrap();
+    let (watch, store) = watch(folder.path());
+    assert!(!is_open(&store));
+    fs::write(&policies, "kind: [").unwrap();
+    eventually(SOON, "it is told", || watch.status().failing_since.is_some());
+    fs::write(
+        &pods,
+        pod("one").replace("Running", "Pending").replace("name: one", "name: one, labels: {a: b}"),
+    )
+    .unwrap();
+    let labelled = || {
+        let snapshot = store.current().unwrap();
+        snapshot.endpoint("10.0.0.1".parse().unwrap()).pod().is_some_and(|pod| !pod.labels.is_empty())
+    };
+    eventually(SOON, "the other file is followed", labelled);
+    assert!(!is_open(&store), "the policy of the broken file is in force");
+    fs::remove_file(&policies).unwrap();
+    eventually(SOON, "a file that is gone takes its policy with it", || is_open(&store));
+}

@@ -1,5 +1,6 @@
 //! Where the policy comes from: manifests or the Kubernetes API, told apart here and nowhere else.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -38,6 +39,8 @@ pub(crate) struct Report {
     pub(crate) confirmed: Option<SystemTime>,
     /// For the status.
     pub(crate) source: Source,
+    /// How many objects of each kind are rejected.
+    pub(crate) rejected: Vec<(&'static str, usize)>,
     /// What a person should know although everything holds.
     pub(crate) remark: Option<String>,
 }
@@ -87,24 +90,46 @@ impl Policies {
         match self {
             Self::Manifests { watch, places } => {
                 let status = watch.status();
+                let source = Source::manifests(places.clone(), &status);
                 Report {
                     condition: manifests_condition(&status),
                     confirmed: Some(status.last_success),
-                    source: Source::manifests(places.clone(), &status),
+                    rejected: rejected(&source),
+                    source,
                     remark: None,
                 }
             }
             Self::Api { api, place } => {
                 let status = api.status();
+                let source = Source::api(place.clone(), &status);
                 Report {
                     condition: api_condition(&status),
                     confirmed: status.age().and_then(|age| SystemTime::now().checked_sub(age)),
-                    source: Source::api(place.clone(), &status),
+                    rejected: rejected(&source),
+                    source,
                     remark: api_remark(&status),
                 }
             }
         }
     }
+}
+
+/// Every kind with the number of its objects that are rejected; what cannot be told whose it is is not among them.
+fn rejected(source: &Source) -> Vec<(&'static str, usize)> {
+    const KINDS: [&str; 9] = [
+        "Pod",
+        "Namespace",
+        "Node",
+        "Service",
+        "EndpointSlice",
+        "NetworkPolicy",
+        "ClusterNetworkPolicy",
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+    ];
+    let objects: BTreeSet<&str> = source.rejected.iter().map(|rejected| rejected.object.as_str()).collect();
+    let is_of = |object: &str, kind| object.split_once('/').is_some_and(|(found, _)| found == kind);
+    KINDS.map(|kind| (kind, objects.iter().filter(|object| is_of(object, kind)).count())).into()
 }
 
 /// Rejected manifests leave the last good ones in force and are reported where they are rejected; a watch that looks

@@ -46,6 +46,16 @@ fn an_api_server_that_is_gone_is_remarked_and_does_not_end_readiness() {
 }
 
 #[test]
+fn objects_are_counted_once_however_much_is_wrong_with_them() {
+    let problem =
+        |object: &str| crate::status::Rejected { object: object.to_owned(), problem: String::new() };
+    let objects = ["NetworkPolicy/a/b", "NetworkPolicy/a/b", "NetworkPolicy/a/c", "Pod/a/b", ""];
+    let source = Source { rejected: objects.map(problem).into(), ..Source::default() };
+    let counts: Vec<_> = rejected(&source).into_iter().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(counts, [("Pod", 1), ("NetworkPolicy", 2)]);
+}
+
+#[test]
 fn before_everything_was_listed_the_snapshot_is_not_ready() {
     let begun = status(vec![kind("Pod", true, None), kind("Node", false, Some("403 Forbidden"))]);
     let reason = api_condition(&begun).unwrap_err();

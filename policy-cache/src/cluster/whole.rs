@@ -11,9 +11,15 @@ impl Cluster {
     /// Makes these the objects of the cluster: each of them is put, and what is not among them goes. False when
     /// nothing changed.
     pub(crate) fn replace(&mut self, objects: &Objects) -> bool {
+        let gone = self.vanished(objects);
+        self.exchange(objects, &gone)
+    }
+
+    /// Puts each of these objects, and deletes what is gone. False when nothing changed.
+    pub(crate) fn exchange(&mut self, objects: &Objects, gone: &[ObjectKey]) -> bool {
         let mut changed = false;
-        for key in self.vanished(objects) {
-            changed |= self.delete(&key);
+        for key in gone {
+            changed |= self.delete(key);
         }
         // Policies first: selectors are then there when identities come, and need not look for them.
         for policy in &objects.policies {
@@ -44,7 +50,7 @@ impl Cluster {
     }
 
     /// What is known and not among the objects.
-    fn vanished(&self, objects: &Objects) -> Vec<ObjectKey> {
+    pub(crate) fn vanished(&self, objects: &Objects) -> Vec<ObjectKey> {
         let mut vanished = Vec::new();
         let mut compare =
             |kind, known: &mut dyn Iterator<Item = (&str, &str)>, present: HashSet<(&str, &str)>| {

@@ -6,6 +6,7 @@
 mod cluster;
 mod fields;
 pub(crate) mod files;
+mod partial;
 mod policy;
 mod problem;
 pub(crate) mod prune;
@@ -15,11 +16,12 @@ mod syntax;
 mod tiers;
 pub(crate) mod tree;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use files::Fingerprint;
+pub(crate) use partial::{Partial, load_what_reads};
 pub use problem::{LoadError, Problem};
 pub use single::{Reading, read_object};
 
@@ -70,6 +72,8 @@ struct Loader {
     problems: Vec<Problem>,
     /// `Kind/namespace/name` → where it was first seen.
     seen: HashMap<String, String>,
+    /// Those that were seen again.
+    twice: HashSet<String>,
 }
 
 impl Loader {
@@ -152,6 +156,7 @@ impl Loader {
         };
         let place = format!("{}, document {document}", path.display());
         if let Some(first) = self.seen.get(id) {
+            self.twice.insert(id.to_owned());
             self.problems.push(Problem {
                 file: path.to_owned(),
                 document,
@@ -181,10 +186,14 @@ impl Loader {
         }
     }
 
-    fn finish(mut self) -> Result<Objects, LoadError> {
+    fn finish(self) -> Result<Objects, LoadError> {
         if !self.problems.is_empty() {
             return Err(LoadError { problems: self.problems });
         }
+        Ok(self.sorted())
+    }
+
+    fn sorted(mut self) -> Objects {
         // The order of files is no property of the cluster.
         let objects = &mut self.objects;
         objects.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -194,7 +203,7 @@ impl Loader {
         objects.nodes.sort_by(|a, b| a.name.cmp(&b.name));
         objects.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         objects.slices.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        Ok(self.objects)
+        self.objects
     }
 }
 

@@ -136,7 +136,7 @@ fn written_name(object: &Cursor) -> Option<(String, String)> {
 }
 
 /// A policy of which nothing is known but its name: it isolates, or denies, whatever it could have.
-fn quarantined(key: &ObjectKey) -> Option<Object> {
+pub(super) fn quarantined(key: &ObjectKey) -> Option<Object> {
     let Kind::Policy(kind) = key.kind else { return None };
     let Name { namespace, name } = Name { namespace: key.namespace.clone(), name: key.name.clone() };
     Some(Object(match kind {

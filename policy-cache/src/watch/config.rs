@@ -21,6 +21,9 @@ pub struct ApiConfig {
     pub discovery_ms: u64,
     /// Ask for lists as streams where the server has them (Kubernetes 1.32). Default true.
     pub streaming_lists: bool,
+    /// Tell in the cluster which policies do not validate: an Event each, and a condition in the status of
+    /// ClusterNetworkPolicies. Default true.
+    pub report: bool,
 }
 
 impl Default for ApiConfig {
@@ -32,6 +35,7 @@ impl Default for ApiConfig {
             page_size: 500,
             discovery_ms: 60_000,
             streaming_lists: true,
+            report: true,
         }
     }
 }

@@ -116,6 +116,12 @@ impl Ledger {
         self.kinds.get(&kind).map_or(0, |known| known.objects.len())
     }
 
+    /// The names of the objects of a cluster-scoped kind.
+    pub(crate) fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        let known = self.kinds.get(&kind).into_iter();
+        known.flat_map(|known| known.objects.keys().map(|name| name.trim_start_matches('/')))
+    }
+
     pub(crate) fn take(&mut self, note: Note) -> Effects {
         let mut effects = Effects::default();
         match note {

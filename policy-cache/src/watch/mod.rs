@@ -13,6 +13,7 @@ mod items;
 mod ledger;
 mod lines;
 mod owner;
+mod report;
 mod request;
 mod resource;
 mod status;
@@ -71,7 +72,9 @@ impl ApiSource {
         let (notes, noted) = mpsc::channel(owner::QUEUE);
         let (orders, ordered) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        let owner = Owner::new(options, store.clone(), board.clone(), None);
+        let (reports, reported) = mpsc::channel(owner::QUEUE);
+        let node = options.node.clone().filter(|_| config.report);
+        let owner = Owner::new(options, store.clone(), board.clone(), node.is_some().then_some(reports));
         let inbox = Inbox { notes: noted, orders: ordered };
         let ground = Ground {
             door: Arc::new(door),
@@ -90,7 +93,7 @@ impl ApiSource {
                 let _alive = followers;
                 network.block_on(async {
                     tokio::select! {
-                        () = follow_all(ground, &config) => {}
+                        () = follow_all(ground, &config, node.map(|node| (node, reported))) => {}
                         _ = stopped => {}
                     }
                 });
@@ -109,7 +112,10 @@ impl ApiSource {
     }
 }
 
-async fn follow_all(ground: Ground, config: &ApiConfig) {
+/// What this node, by its name, is to report.
+type Reports = (String, mpsc::Receiver<report::Report>);
+
+async fn follow_all(ground: Ground, config: &ApiConfig, reports: Option<Reports>) {
     tokio::time::sleep(Duration::from_millis(config.start_jitter_ms).mul_f64(chance())).await;
     let discovery = Discovery::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -119,6 +125,9 @@ async fn follow_all(ground: Ground, config: &ApiConfig) {
     }
     let interval = Duration::from_millis(config.discovery_ms);
     tasks.spawn(discovery.run(Arc::clone(&ground.door), interval, ground.board.clone()));
+    if let Some((node, reports)) = reports {
+        tasks.spawn(report::run(Arc::clone(&ground.door), node, reports));
+    }
     drop(ground);
     // None of them ends while somebody listens: one that has ended has failed, and takes the rest with it.
     if let Some(Err(error)) = tasks.join_next().await {

@@ -6,14 +6,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use flow::PolicyKind;
 use tokio::sync::mpsc;
 
 use super::ledger::{Ledger, Note, Verdict};
+use super::report::{self, Report};
 use super::resource::RESOURCES;
 use super::status::Board;
 use crate::cluster::Cluster;
 use crate::manifest::Problem;
-use crate::objects::ObjectKey;
+use crate::objects::{Kind, ObjectKey};
 use crate::options::Options;
 use crate::store::SnapshotStore;
 
@@ -43,7 +45,9 @@ pub(crate) struct Owner {
     ledger: Ledger,
     store: SnapshotStore,
     board: Board,
-    verdicts: Option<mpsc::Sender<Verdict>>,
+    reports: Option<mpsc::Sender<Report>>,
+    /// Verdicts that wait until the nodes are known, for they share the reporting.
+    unreported: Vec<Verdict>,
     /// The cluster is other than what is published.
     changed: bool,
 }
@@ -53,11 +57,11 @@ impl Owner {
         options: Options,
         store: SnapshotStore,
         board: Board,
-        verdicts: Option<mpsc::Sender<Verdict>>,
+        reports: Option<mpsc::Sender<Report>>,
     ) -> Self {
         let ledger = Ledger::new(RESOURCES.iter().map(|resource| resource.kind));
         let cluster = Cluster::new(options.clone());
-        Self { cluster, options, ledger, store, board, verdicts, changed: true }
+        Self { cluster, options, ledger, store, board, reports, unreported: Vec::new(), changed: true }
     }
 
     /// Works until nobody can tell it anything any more.
@@ -114,6 +118,9 @@ impl Owner {
             let objects = self.ledger.count(resource.kind);
             self.board.row(number, |row| row.objects = objects);
         }
+        if !self.unreported.is_empty() && self.ledger.is_complete() {
+            self.hand_on();
+        }
         if self.changed && self.ledger.is_complete() {
             self.changed = false;
             self.store.publish(self.cluster.snapshot());
@@ -136,9 +143,25 @@ impl Owner {
                     "object rejected: a policy allows no more than can be read, anything else stays as it was"
                 );
             }
-            if let Some(verdicts) = &self.verdicts {
+            if self.reports.is_some() && matches!(verdict.key.kind, Kind::Policy(_)) {
+                self.unreported.push(verdict);
+            }
+        }
+    }
+
+    /// Hands on what this node is to tell the API server.
+    fn hand_on(&mut self) {
+        let (Some(reports), Some(own)) = (&self.reports, &self.options.node) else { return };
+        for verdict in self.unreported.drain(..) {
+            let is_gone = verdict.problems.is_empty() && verdict.origin.uid.is_empty();
+            let good = verdict.problems.is_empty()
+                && verdict.key.kind != Kind::Policy(PolicyKind::ClusterNetworkPolicy);
+            if is_gone || good {
+                continue;
+            }
+            if let Some(turn) = report::turn(&verdict.key, own, self.ledger.names(Kind::Node)) {
                 // Reports are a courtesy: the cluster does not wait for them.
-                let _ = verdicts.try_send(verdict);
+                let _ = reports.try_send(Report { verdict, turn });
             }
         }
     }

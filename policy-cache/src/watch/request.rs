@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -70,6 +70,22 @@ impl Door {
     pub(crate) async fn get(&self, path: &str) -> Result<Body, Failure> {
         let request = Request::get(path).body(Body::empty());
         self.send(request.map_err(|error| Failure::broken(error.to_string()))?).await
+    }
+
+    /// Sends JSON, and passes over what comes back but for its status.
+    pub(crate) async fn write(
+        &self,
+        method: Method,
+        path: &str,
+        content: &'static str,
+        json: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, content)
+            .body(Body::from(json));
+        self.send(request.map_err(|error| Failure::broken(error.to_string()))?).await.map(drop)
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Body, Failure> {

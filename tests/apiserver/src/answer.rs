@@ -59,11 +59,12 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
     let (parts, body) = request.into_parts();
     let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let written: Option<Value> = serde_json::from_slice(&bytes).ok();
     shared.note(Received {
         at: Instant::now(),
         method: parts.method.to_string(),
         path,
-        body: serde_json::from_slice(&bytes).ok(),
+        body: written.clone(),
     });
     let behaviour = shared.behaviour();
     let token =
@@ -93,7 +94,11 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         Some(Answer::Late(pause)) => tokio::time::sleep(pause).await,
     }
     let response = match (target, verb) {
-        (_, Verb::Write) => status(201, "Created", None),
+        (target, Verb::Write) => write_answer(&target, written.unwrap_or_default(), &shared),
+        (Target::Object(plural, name), _) => match shared.store.get(plural, &name) {
+            Some(json) => whole(StatusCode::OK, json.to_vec()),
+            None => status(404, "not found", None),
+        },
         (Target::Collection(plural), _) if !is_served(plural, &shared) => status(404, "not found", None),
         (Target::Collection(plural), Verb::Watch) => watch_answer(plural, &wishes, &shared),
         (Target::Collection(plural), _) => list_answer(plural, &wishes, &shared),
@@ -187,6 +192,16 @@ fn list_answer(
     }
     body.extend_from_slice(b"]}\n");
     whole(StatusCode::OK, body)
+}
+
+fn write_answer(target: &Target, written: Value, shared: &Shared) -> Response<Body> {
+    let done = match target {
+        Target::Events(namespace) if shared.store.create_event(namespace, &written) => 201,
+        Target::Events(_) => 409,
+        Target::Status(plural, name) if shared.store.apply_conditions(plural, name, &written) => 200,
+        _ => 404,
+    };
+    status(done, "on command", None)
 }
 
 fn group_answer() -> Response<Body> {

@@ -265,6 +265,16 @@ impl ApiServer {
         self.shared.store.compact();
     }
 
+    /// Every Event that was created.
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.store.events()
+    }
+
+    /// An object of a cluster-scoped collection, as it is now.
+    pub fn object(&self, plural: &str, name: &str) -> Option<Value> {
+        serde_json::from_slice(&self.shared.store.get(plural, name)?).ok()
+    }
+
     /// Every request so far.
     pub fn received(&self) -> Vec<Received> {
         lock(&self.shared.received).clone()

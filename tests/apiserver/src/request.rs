@@ -9,27 +9,47 @@ use crate::store::COLLECTIONS;
 pub(crate) enum Target {
     /// A collection over all namespaces.
     Collection(&'static str),
+    /// One object of a cluster-scoped collection, by its name.
+    Object(&'static str, String),
+    /// The status of one.
+    Status(&'static str, String),
+    /// The Events of a namespace.
+    Events(String),
     /// The versions of an API group.
     Group(String),
     /// The collections of a group and version.
     Version(String),
-    /// Anything else, such as one object.
+    /// Anything else.
     Other,
 }
 
 pub(crate) fn target(path: &str) -> Target {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let object = |group: &str, version: &str, plural: &str| collection(&format!("{group}/{version}"), plural);
     let (version, plural) = match parts.as_slice() {
+        ["apis", "events.k8s.io", "v1", "namespaces", namespace, "events"] => {
+            return Target::Events((*namespace).to_owned());
+        }
+        ["apis", group, version, plural, name, "status"] => {
+            let plural = object(group, version, plural);
+            return plural.map_or(Target::Other, |plural| Target::Status(plural, (*name).to_owned()));
+        }
+        ["apis", group, version, plural, name] => {
+            let plural = object(group, version, plural);
+            return plural.map_or(Target::Other, |plural| Target::Object(plural, (*name).to_owned()));
+        }
         ["api", version, plural] => ((*version).to_owned(), *plural),
         ["apis", group, version, plural] => (format!("{group}/{version}"), *plural),
         ["apis", group, version] => return Target::Version(format!("{group}/{version}")),
         ["apis", group] => return Target::Group((*group).to_owned()),
         _ => return Target::Other,
     };
-    COLLECTIONS
-        .iter()
-        .find(|(known, group, _)| *known == plural && *group == version)
-        .map_or(Target::Other, |(known, ..)| Target::Collection(known))
+    collection(&version, plural).map_or(Target::Other, Target::Collection)
+}
+
+fn collection(version: &str, plural: &str) -> Option<&'static str> {
+    let found = COLLECTIONS.iter().find(|(known, group, _)| *known == plural && *group == version);
+    found.map(|(known, ..)| *known)
 }
 
 pub(crate) fn query(text: &str) -> HashMap<String, String> {

@@ -59,6 +59,8 @@ struct State {
     told: Vec<Told>,
     serial: u64,
     watches: BTreeMap<String, usize>,
+    /// The Events, by namespace and name.
+    events: BTreeMap<Key, Value>,
 }
 
 impl Default for Store {
@@ -123,6 +125,41 @@ impl Store {
         let version = lock(&self.state).put(known(plural), (namespace.to_owned(), name.to_owned()), json);
         self.wake();
         version
+    }
+
+    /// An object as it is now.
+    pub(crate) fn get(&self, plural: &str, name: &str) -> Option<std::sync::Arc<[u8]>> {
+        lock(&self.state).objects.get(plural)?.get(&(String::new(), name.to_owned())).cloned()
+    }
+
+    /// Takes conditions into the status of an object: each in the place of the one of its type.
+    pub(crate) fn apply_conditions(&self, plural: &str, name: &str, patch: &Value) -> bool {
+        let Some(json) = self.get(plural, name) else { return false };
+        let Ok(mut object) = serde_json::from_slice::<Value>(&json) else { return false };
+        let mut conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        for new in patch["status"]["conditions"].as_array().into_iter().flatten() {
+            conditions.retain(|old| old["type"] != new["type"]);
+            conditions.push(new.clone());
+        }
+        object["status"]["conditions"] = Value::Array(conditions);
+        self.put(object);
+        true
+    }
+
+    /// Creates an Event. False when there is one of its name.
+    pub(crate) fn create_event(&self, namespace: &str, event: &Value) -> bool {
+        let name = event["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let mut state = lock(&self.state);
+        let key = (namespace.to_owned(), name);
+        if state.events.contains_key(&key) {
+            return false;
+        }
+        state.events.insert(key, event.clone());
+        true
+    }
+
+    pub(crate) fn events(&self) -> Vec<Value> {
+        lock(&self.state).events.values().cloned().collect()
     }
 
     pub(crate) fn delete(&self, plural: &str, namespace: &str, name: &str) {

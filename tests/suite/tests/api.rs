@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use apiserver::{Answer, ApiServer, Fault, Verb, WatchEnd};
@@ -171,4 +171,37 @@ fn when_the_api_is_gone_decisions_go_on_and_readiness_tells_the_age() {
         begun.elapsed(),
         fed.sluice.stderr()
     );
+}
+
+#[test]
+fn load_a_change_in_the_api_is_enforced_within_milliseconds() {
+    const CHANGES: usize = 100;
+    let fed = Fed::start(|_| {});
+    let _plain = fed.pod("plain").listen(ALLOWED).unwrap();
+    let (client, to) = (fed.pod("client").netns(), fed.pod("plain").at(ALLOWED));
+    let took: Vec<Duration> = client.run(|| {
+        let flips = |open: bool| {
+            let changed = Instant::now();
+            if open {
+                fed.server.delete("networkpolicies", "default", "plain")
+            } else {
+                let _ = fed.server.put(closed());
+            }
+            loop {
+                let attempt = Instant::now();
+                let connected = TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok();
+                if connected == open {
+                    // By the time this attempt began it was in force.
+                    return attempt.duration_since(changed);
+                }
+                assert!(changed.elapsed() < LIMIT, "{}", fed.sluice.stderr());
+            }
+        };
+        (0..CHANGES).map(|number| flips(number % 2 == 1)).collect()
+    });
+    let mut sorted = took;
+    sorted.sort_unstable();
+    let (p50, p99) = (sorted[CHANGES / 2], sorted[CHANGES - 1 - CHANGES / 100]);
+    println!("from the write in the API server to a connection decided by it: p50 {p50:?}, p99 {p99:?}");
+    assert!(p50 < Duration::from_millis(10), "{sorted:?}");
 }

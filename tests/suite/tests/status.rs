@@ -85,5 +85,5 @@ fn refused_manifests_are_told_by_name_while_the_node_stays_ready() {
     assert!(rejected["problem"].as_str().unwrap().contains("endPort"), "{seen}");
     let (code, text) = status(&stage, &[]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("UNUSABLE for") && text.contains("NetworkPolicy/default/server"), "{text}");
+    assert!(text.contains("FAILING for") && text.contains("NetworkPolicy/default/server"), "{text}");
 }

@@ -60,7 +60,11 @@ fn policy(policy: Option<&Policy>, source: Option<&Source>) -> String {
     if let Some(source) = source {
         let _ = write!(text, ", from {} {}", source.kind, source.places.join(" "));
         if let Some(seconds) = source.failing_for_s {
-            let _ = write!(text, ", UNUSABLE for {}: the last good state is in force", duration(seconds));
+            let _ = write!(
+                text,
+                ", FAILING for {}: the last good state of what fails is in force",
+                duration(seconds)
+            );
         }
         if !source.alive {
             text.push_str(", NOT WATCHED");

@@ -5,4 +5,5 @@
 mod failures;
 mod hostile;
 mod plain;
+mod reports;
 mod scene;
