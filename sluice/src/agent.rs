@@ -18,11 +18,11 @@ use redirect::{Redirect, RedirectHandle, RedirectSpec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin::{self, AdminHandle, Alive, Conditions};
-use crate::api_metrics::ApiMetrics;
 use crate::config::Config;
 use crate::interfaces::own_addresses;
 use crate::node;
 use crate::source::{Origin, Policies};
+use crate::source_metrics::SourceMetrics;
 use crate::status::{Board, Enforcement};
 use crate::uncovered::Uncovered;
 
@@ -73,7 +73,7 @@ struct Agent {
     metrics: Metrics,
     alive: Option<Alive>,
     node_is_fit: bool,
-    api_metrics: ApiMetrics,
+    source_metrics: SourceMetrics,
     confirmed: Option<SystemTime>,
     _admin: Option<AdminHandle>,
     signals: Signals,
@@ -103,9 +103,9 @@ impl Agent {
         let conditions = Conditions::new(&["snapshot", "rules", "gate", "node"]);
         let metrics = Metrics::default();
         let board = Board::new(&node, conditions.clone(), metrics.clone());
-        let api_metrics = ApiMetrics::default();
+        let source_metrics = SourceMetrics::default();
         let admin = admin
-            .map(|address| start_admin(address, &conditions, &board, &metrics, &api_metrics))
+            .map(|address| start_admin(address, &conditions, &board, &metrics, &source_metrics))
             .transpose()?;
 
         let own_addresses = own_addresses().context("read the addresses of this node's interfaces")?;
@@ -154,7 +154,7 @@ impl Agent {
         let alive = conditions.alive("datapath");
         // The gate stands and refuses. Rules that an earlier process left stay as they are until it is known
         // which pods they must be for; without pods they would open what those close.
-        let told = Told { conditions: &conditions, board: &board, api_metrics: &api_metrics };
+        let told = Told { conditions: &conditions, board: &board, source_metrics: &source_metrics };
         let Some(snapshot) = first_snapshot(&policies, &policy, &mut signals, told).await else {
             return Ok(None);
         };
@@ -180,7 +180,7 @@ impl Agent {
             metrics,
             alive: Some(alive),
             node_is_fit: true,
-            api_metrics,
+            source_metrics,
             confirmed: None,
             _admin: admin,
             signals,
@@ -256,7 +256,8 @@ impl Agent {
     }
 
     fn look_at_policies(&mut self) {
-        let told = Told { conditions: &self.conditions, board: &self.board, api_metrics: &self.api_metrics };
+        let told =
+            Told { conditions: &self.conditions, board: &self.board, source_metrics: &self.source_metrics };
         let confirmed = told.look_at(&self.policies);
         if confirmed != self.confirmed {
             self.confirmed = confirmed;
@@ -295,7 +296,7 @@ impl Agent {
 struct Told<'a> {
     conditions: &'a Conditions,
     board: &'a Board,
-    api_metrics: &'a ApiMetrics,
+    source_metrics: &'a SourceMetrics,
 }
 
 impl Told<'_> {
@@ -305,9 +306,7 @@ impl Told<'_> {
         self.conditions.set("snapshot", report.condition);
         self.conditions.remark("snapshot", report.remark);
         self.board.set_source(report.source);
-        if let Some(status) = policies.api() {
-            self.api_metrics.set(status);
-        }
+        self.source_metrics.set(policies.api(), report.rejected);
         report.confirmed
     }
 }
@@ -341,11 +340,11 @@ fn start_admin(
     conditions: &Conditions,
     board: &Board,
     metrics: &Metrics,
-    api_metrics: &ApiMetrics,
+    source_metrics: &SourceMetrics,
 ) -> anyhow::Result<AdminHandle> {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
-    registry.register_collector(Box::new(api_metrics.clone()));
+    registry.register_collector(Box::new(source_metrics.clone()));
     let admin = admin::start(address, conditions.clone(), board.clone(), Arc::new(registry))?;
     tracing::info!(address = %admin.address(), "admin API");
     Ok(admin)

@@ -3,13 +3,13 @@
 
 mod admin;
 mod agent;
-mod api_metrics;
 mod cmd;
 mod config;
 mod interfaces;
 mod logging;
 mod node;
 mod source;
+mod source_metrics;
 mod status;
 mod uncovered;
 

@@ -1,31 +1,49 @@
-//! What is counted of the following of the API, read when it is scraped: `sluice_api_…` and
-//! `sluice_objects_rejected`. The only label is the kind, of which there are nine.
+//! What is counted of where the policy comes from, read when it is scraped: `sluice_objects_rejected`, and of an API
+//! that is followed `sluice_api_…`. The only label is the kind, of which there are nine.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use policy_cache::{ApiStatus, KindStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Where the agent leaves the state of the following. Clones share it. Nothing is exported before the first.
+/// Where the agent leaves the state of the source. Clones share it. Nothing is exported before the first.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ApiMetrics {
-    status: Arc<Mutex<Option<ApiStatus>>>,
+pub(crate) struct SourceMetrics {
+    state: Arc<Mutex<State>>,
 }
 
-impl ApiMetrics {
-    pub(crate) fn set(&self, status: ApiStatus) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+#[derive(Clone, Debug, Default)]
+struct State {
+    api: Option<ApiStatus>,
+    rejected: Vec<(&'static str, usize)>,
+}
+
+impl SourceMetrics {
+    pub(crate) fn set(&self, api: Option<ApiStatus>, rejected: Vec<(&'static str, usize)>) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State { api, rejected };
     }
 }
 
-impl Collector for ApiMetrics {
+impl Collector for SourceMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(status) = status else { return Ok(()) };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !state.rejected.is_empty() {
+            let mut family = encoder.encode_descriptor(
+                "sluice_objects_rejected",
+                "Objects that do not validate: policies in quarantine, others as they last were",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (kind, count) in state.rejected {
+                ConstGauge::new(as_float(count)).encode(family.encode_family(&[("kind", kind)])?)?;
+            }
+        }
+        let Some(status) = state.api else { return Ok(()) };
         gauges(
             &mut encoder,
             &status.kinds,
@@ -37,14 +55,6 @@ impl Collector for ApiMetrics {
         gauges(&mut encoder, &status.kinds, "sluice_api_objects", "Objects of the kind", None, |kind| {
             Some(as_float(kind.objects))
         })?;
-        gauges(
-            &mut encoder,
-            &status.kinds,
-            "sluice_objects_rejected",
-            "Objects that do not validate: policies in quarantine, others as they last were",
-            None,
-            |kind| Some(as_float(kind.rejected)),
-        )?;
         counters(&mut encoder, &status.kinds, "sluice_api_reconnects", "Watches opened again", |kind| {
             kind.reconnects
         })?;
@@ -60,8 +70,7 @@ fn gauges(
     unit: Option<&Unit>,
     value: impl Fn(&KindStatus) -> Option<f64>,
 ) -> Result<(), std::fmt::Error> {
-    let mut family =
-        encoder.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Gauge)?;
+    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
     for kind in kinds {
         if let Some(value) = value(kind) {
             ConstGauge::new(value).encode(family.encode_family(&[("kind", kind.kind)])?)?;
@@ -77,8 +86,7 @@ fn counters(
     help: &str,
     value: impl Fn(&KindStatus) -> u64,
 ) -> Result<(), std::fmt::Error> {
-    let mut family =
-        encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for kind in kinds {
         ConstCounter::new(value(kind)).encode(family.encode_family(&[("kind", kind.kind)])?)?;
     }
@@ -100,7 +108,7 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_series_once_the_api_is_followed() {
-        let metrics = ApiMetrics::default();
+        let metrics = SourceMetrics::default();
         let mut registry = Registry::default();
         registry.register_collector(Box::new(metrics.clone()));
         let text = || {
@@ -121,7 +129,8 @@ mod tests {
             error: None,
         };
         let kinds = vec![kind("Pod", Some(Duration::from_millis(1500))), kind("ClusterNetworkPolicy", None)];
-        metrics.set(ApiStatus { complete: true, alive: true, kinds, rejected: Vec::new() });
+        let api = ApiStatus { complete: true, alive: true, kinds, rejected: Vec::new() };
+        metrics.set(Some(api), vec![("ClusterNetworkPolicy", 2)]);
         let text = text();
         for line in [
             "sluice_api_age_seconds{kind=\"Pod\"} 1.5",
