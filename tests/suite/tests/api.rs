@@ -177,7 +177,8 @@ fn when_the_api_is_gone_decisions_go_on_and_readiness_tells_the_age() {
 fn load_a_change_in_the_api_is_enforced_within_milliseconds() {
     const CHANGES: usize = 100;
     let fed = Fed::start(|_| {});
-    let _plain = fed.pod("plain").listen(ALLOWED).unwrap();
+    // It accepts: a full backlog would be silent.
+    let _plain = fed.pod("plain").serve(ALLOWED).unwrap();
     let (client, to) = (fed.pod("client").netns(), fed.pod("plain").at(ALLOWED));
     let took: Vec<Duration> = client.run(|| {
         let flips = |open: bool| {
