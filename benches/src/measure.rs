@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueEnum;
 
 use crate::report::Table;
@@ -73,34 +74,37 @@ impl Plan {
 
     fn round(&self, subjects: &[Subject], table: &mut Table) -> anyhow::Result<()> {
         let span = self.span;
-        let mut each = |measure: &dyn Fn(&Subject) -> anyhow::Result<Vec<crate::report::Figure>>| {
-            subjects.iter().try_for_each(|subject| {
-                table.add(subject.name(), measure(subject)?);
-                anyhow::Ok(())
-            })
-        };
+        let mut each =
+            |what: &str, measure: &dyn Fn(&Subject) -> anyhow::Result<Vec<crate::report::Figure>>| {
+                subjects.iter().try_for_each(|subject| {
+                    let figures = measure(subject).with_context(|| format!("{what}, {}", subject.name()))?;
+                    table.add(subject.name(), figures);
+                    anyhow::Ok(())
+                })
+            };
         if self.has(Part::Bulk) {
             for streams in [1, 8] {
-                each(&|subject| subject.bulk(streams, span))?;
+                each(&format!("bulk, {streams} streams"), &|subject| subject.bulk(streams, span))?;
             }
         }
         if self.has(Part::Exchange) {
             for bytes in [64, 4 << 10, 64 << 10, 1 << 20] {
                 for connections in [1, 64] {
-                    each(&|subject| subject.exchange(bytes, connections, span))?;
+                    let what = format!("exchange of {bytes} bytes, {connections} connections");
+                    each(&what, &|subject| subject.exchange(bytes, connections, span))?;
                 }
             }
         }
         if self.has(Part::Connections) {
             for clients in [1, 16, 256] {
-                each(&|subject| subject.connections(clients, span))?;
+                each(&format!("{clients} clients"), &|subject| subject.connections(clients, span))?;
             }
         }
         if self.has(Part::Beside) {
-            each(&|subject| subject.beside_bulk(span))?;
+            each("beside a stream", &|subject| subject.beside_bulk(span))?;
         }
         if self.has(Part::Denied) {
-            each(&|subject| subject.denied(DENIED_PER_SECOND, span))?;
+            each("denied", &|subject| subject.denied(DENIED_PER_SECOND, span))?;
         }
         Ok(())
     }

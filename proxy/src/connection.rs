@@ -65,7 +65,7 @@ async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Opti
     };
     let dialed = syn.dialed();
     let service = dialed.and_then(|dialed| snapshot.as_deref()?.service_at(dialed.0, live.tuple.protocol));
-    connection.report(|report| report.service = service);
+    connection.report(|report| report.service = service.map(Box::new));
     connection.judged(judged);
     revoke::check(&path, &live);
     let Some(permit) = permit else {
@@ -130,7 +130,7 @@ async fn dial(
     if upstream.port_fallback {
         path.metrics.upstream_port_fallbacks.inc();
     }
-    connection.report(|report| report.upstream_source = upstream.source);
+    connection.report(|report| report.upstream_source = upstream.source.map(Box::new));
     Some((upstream.socket, syn))
 }
 
@@ -139,7 +139,7 @@ fn report_dialed_service(path: &Datapath, connection: &Registered, client: &LegS
     let tuple = connection.live().tuple;
     let Some(dialed) = tcp::dialed(client.get_ref(), tuple.destination.0) else { return };
     let service = path.policy.current().and_then(|snapshot| snapshot.service_at(dialed, tuple.protocol));
-    connection.report(|report| report.service = service);
+    connection.report(|report| report.service = service.map(Box::new));
 }
 
 /// Ends a connection whose SYN is still held, as ordered from outside.

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone)]
 pub(crate) enum Stop {
     /// No longer allowed, by this decision.
-    Revoked(Decision),
+    Revoked(Box<Decision>),
     /// Its client stopped sending its SYN, or used the ports for another attempt.
     ClientGone,
     /// The process stops.
@@ -162,7 +162,7 @@ impl Live {
             decision: Decision::refused(Generation(0), Reason::NoSnapshot),
         });
         let revoked_by = match (cause, live.stop_order()) {
-            (Some(EndCause::PolicyRevoked), Some(Stop::Revoked(decision))) => Some(decision.clone()),
+            (Some(EndCause::PolicyRevoked), Some(Stop::Revoked(decision))) => Some(Decision::clone(decision)),
             _ => None,
         };
         Record {
@@ -171,7 +171,7 @@ impl Live {
             tuple: live.tuple,
             source: judged.source,
             destination: judged.destination,
-            service: report.service,
+            service: report.service.map(|service| *service),
             decision: judged.decision,
             cause,
             revoked_by,
@@ -183,7 +183,7 @@ impl Live {
                 server_bytes: live.server_bytes.load(Ordering::Relaxed),
                 ..Traffic::default()
             },
-            upstream_source: report.upstream_source,
+            upstream_source: report.upstream_source.map(|source| *source),
             hairpin: report.hairpin,
             timing: Timing { decide: report.decide, connect: report.connect },
             detail: report.detail,
@@ -357,8 +357,9 @@ impl Registry {
 /// What the phases learn about a connection, for its records.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Report {
-    pub(crate) service: Option<Service>,
-    pub(crate) upstream_source: Option<UpstreamSource>,
+    // Most connections have neither, and these wait in memory as long as the connection does.
+    pub(crate) service: Option<Box<Service>>,
+    pub(crate) upstream_source: Option<Box<UpstreamSource>>,
     pub(crate) hairpin: bool,
     pub(crate) decide: Option<Duration>,
     pub(crate) connect: Option<Duration>,

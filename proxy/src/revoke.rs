@@ -64,6 +64,6 @@ fn judge_again(path: &Datapath, now: &Snapshot, live: &Live) -> bool {
     let Some(decision) = no_longer_allowed(now, &live.tuple, judged) else { return false };
     tracing::info!(tuple = %live.tuple, id = %live.id, "revoking a connection that is no longer allowed");
     path.metrics.policy_revocations.inc();
-    live.stop(Stop::Revoked(decision));
+    live.stop(Stop::Revoked(Box::new(decision)));
     true
 }

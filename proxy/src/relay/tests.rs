@@ -206,7 +206,7 @@ fn a_reset_ends_both_legs_also_after_a_fin_and_while_the_other_side_takes_nothin
 fn an_order_to_stop_ends_it_with_its_cause() {
     let decision = Decision::refused(Generation(2), Reason::PodGone);
     for (stop, cause) in [
-        (Stop::Revoked(decision), EndCause::PolicyRevoked),
+        (Stop::Revoked(Box::new(decision)), EndCause::PolicyRevoked),
         (Stop::Shutdown, EndCause::Shutdown),
         (Stop::ClientGone, EndCause::ClientGone),
     ] {
