@@ -24,15 +24,18 @@ check: ## Formatting and lints
 build: ## A debug build of sluice
 	$(CARGO) build --locked -p sluice
 
-unit: build ## Tests of each crate, with real kernels' rules where a crate needs them
-	$(CARGO) nextest run --locked --workspace --exclude suite -E 'not package(deploy-tests)'
+# All tests are chosen from one build of the whole workspace, which builds the binary too: of other packages cargo
+# would unite other features and build most dependencies again.
+NEXTEST := $(CARGO) nextest run --locked --workspace
 
-suite: build ## Datapath tests over real sockets in network namespaces (root)
-	$(CARGO) nextest run --locked -p suite
+unit: ## Tests of each crate, with real kernels' rules where a crate needs them
+	$(NEXTEST) -E 'not package(suite) and not package(deploy-tests)'
 
-# Of the same packages as the unit tests, so that nothing is built twice.
-check-deploy: build ## Kustomizations, chart and image, with kubectl, helm, published schemas and runc (root)
-	$(CARGO) nextest run --locked --workspace --exclude suite -E 'package(deploy-tests)'
+suite: ## Datapath tests over real sockets in network namespaces (root)
+	$(NEXTEST) -E 'package(suite)'
+
+check-deploy: ## Kustomizations, chart and image, with kubectl, helm, published schemas and runc (root)
+	$(NEXTEST) -E 'package(deploy-tests)'
 
 # No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The inputs that are kept
 # stand in fuzz/corpus; what a run finds on its way stays in the target folder.
@@ -50,7 +53,8 @@ fuzz: setup-fuzz ## Hostile manifests, probes and configuration, FUZZ_SECONDS (2
 	$(CARGO) fuzz run $(FUZZ_FLAGS) probes $(FUZZ_FOUND)/probes fuzz/corpus/probes -- -max_len=4096 $(FUZZ_LIMITS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) config $(FUZZ_FOUND)/config -- -max_len=8192 $(FUZZ_LIMITS)
 
-test-lab: build ## The lab with a debug build (root)
+test-lab: ## The lab with a debug build (root)
+	$(NEXTEST) --no-run
 	$(SUDO) $(TARGET)/debug/sluice lab
 
 bench: setup-bench ## Beside HAProxy, nginx and no proxy, interleaved: a table, ratios, targets, JSON; 10 minutes (root)
