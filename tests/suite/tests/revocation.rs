@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -329,16 +328,12 @@ fn a_connection_between_nodes_is_ended_by_the_node_of_the_pod_that_is_isolated()
 }
 
 #[test]
-fn a_broken_policy_file_changes_nothing_until_it_is_repaired() {
+fn a_policy_that_breaks_isolates_what_it_selects_until_it_is_repaired() {
     let scene = Scene::start(&[("policy.yaml", &policy("red-only", "server", FROM_RED))]);
     let mut red = scene.carry("red/client", "shop/server", 8080);
-    let blue_other = scene.carry("blue/client", "shop/other", 8080);
-    let blue_server = || {
-        scene.cluster.pod("blue/client").connect(scene.cluster.pod("shop/server").at(8080), LIMIT).map(drop)
-    };
-    let generation = scene.cluster.metric(NODE, "sluice_snapshot_generation");
+    let mut blue_other = scene.carry("blue/client", "shop/other", 8080);
 
-    // One file breaks; another, good one would cut a live connection.
+    // One file breaks; a good one beside it is in force all the same.
     let broken = policy("red-only", "server", "{ from: [{ ipBlock: { cidr: 10.0.0.0/99 } }] }");
     scene.cluster.write_policy("policy.yaml", &broken).unwrap();
     scene.cluster.write_policy("shut.yaml", &policy("shut", "other", "")).unwrap();
@@ -349,16 +344,36 @@ fn a_broken_policy_file_changes_nothing_until_it_is_repaired() {
             && line.contains("spec.ingress[0].from[0].ipBlock.cidr")
     };
     assert!(wait_until(LIMIT, || sluice.stderr().lines().any(told_of)), "{}", sluice.stderr());
-    let mut blue_other = [blue_other];
-    assert!(blue_other[0].is_alive() && red.is_alive(), "connections stay");
-    assert_eq!(blue_server().unwrap_err().kind(), ErrorKind::ConnectionRefused, "the last good state stays");
+    assert!(red.is_reset(), "the broken rule allows nothing");
+    assert!(blue_other.is_reset(), "the good file is in force");
+    assert_eq!(refused(&scene, "red/client"), ErrorKind::ConnectionRefused);
+    assert_eq!(refused(&scene, "blue/client"), ErrorKind::ConnectionRefused);
     assert_eq!(sluice.get("/readyz").unwrap().0, 200);
-    assert_eq!(scene.cluster.metric(NODE, "sluice_snapshot_generation"), generation);
     assert_eq!(sluice.stderr().lines().filter(|line| told_of(line)).count(), 1, "each problem once");
 
     scene.cluster.apply("policy.yaml", &policy("red-only", "server", FROM_TRUSTED));
+    scene.cluster.pod("blue/client").connect(scene.cluster.pod("shop/server").at(8080), LIMIT).unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_read_at_all_takes_nothing_away_until_it_is_repaired() {
+    let scene = Scene::start(&[("policy.yaml", &policy("red-only", "server", FROM_RED))]);
+    let mut red = scene.carry("red/client", "shop/server", 8080);
+    let sluice = scene.cluster.sluice(NODE);
+
+    scene.cluster.write_policy("policy.yaml", "kind: [").unwrap();
+    let told_of = |line: &str| line.contains("ERROR") && line.contains("policy.yaml");
+    assert!(wait_until(LIMIT, || sluice.stderr().lines().any(told_of)), "{}", sluice.stderr());
+    assert!(red.is_alive(), "its policy is the one that was read last");
+    assert_eq!(refused(&scene, "blue/client"), ErrorKind::ConnectionRefused, "and isolates");
+    assert_eq!(sluice.get("/readyz").unwrap().0, 200);
+
+    scene.cluster.apply("policy.yaml", &policy("red-only", "server", FROM_TRUSTED));
     assert!(red.is_reset(), "the repaired file is in force");
-    assert!(blue_other[0].is_reset(), "and so is the good one beside it");
-    blue_server().unwrap();
-    assert!(fs::read_to_string(scene.cluster.manifest_folder().join("shut.yaml")).unwrap().contains("shut"));
+    scene.cluster.pod("blue/client").connect(scene.cluster.pod("shop/server").at(8080), LIMIT).unwrap();
+}
+
+fn refused(scene: &Scene, client: &str) -> ErrorKind {
+    let server = scene.cluster.pod("shop/server").at(8080);
+    scene.cluster.pod(client).connect(server, LIMIT).unwrap_err().kind()
 }
