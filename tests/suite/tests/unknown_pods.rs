@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::thread::{self, JoinHandle};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use lab::{Cluster, ClusterBuilder, Netns, PodSpec, SluiceOptions, greeting_peer, wait_until};
 use serde_json::Value;
 use suite::enforced::{Enforced, LIMIT, is_from, told};
+use suite::stage::is_final;
 
 const NODE: &str = "node1";
 const HELD: &str = "sluice_gate_unknown_held";
@@ -355,15 +357,28 @@ fn pods_that_come_and_go_under_traffic_are_never_let_through_unjudged() {
         for (port, attempt) in attempts {
             let (address, outcome) = attempt.outcome();
             assert_eq!(outcome.is_ok(), port == 8000, "round {round}, {outcome:?}");
-            outcomes.push((address, outcome));
+            outcomes.push(((address, port), outcome));
         }
         cluster.change(|cluster| {
             let objects = without(cluster, &["late", "late-server"], true);
             cluster.write_policy("cluster.yaml", &objects).unwrap();
         });
     }
-    for (address, outcome) in outcomes {
-        let last = cluster.last_record(NODE, address);
-        assert_eq!(outcome.is_err(), told(&last) == "connection-denied policy-denied", "{last:#}");
+    // The kernel may give one client port to several attempts: they are compared per client port and server port.
+    let mut seen: BTreeMap<(SocketAddr, u16), Vec<bool>> = BTreeMap::new();
+    for (attempt, outcome) in &outcomes {
+        seen.entry(*attempt).or_default().push(outcome.is_err());
+    }
+    for ((client, port), mut denied) in seen {
+        let is_last = |record: &Value| {
+            is_from(record, client) && record["destination"]["port"] == port && is_final(record)
+        };
+        let last = || -> Vec<Value> { cluster.records(NODE).into_iter().filter(is_last).collect() };
+        assert!(wait_until(LIMIT, || last().len() == denied.len()), "{:#?}", last());
+        let mut recorded: Vec<bool> =
+            last().iter().map(|record| told(record) == "connection-denied policy-denied").collect();
+        denied.sort_unstable();
+        recorded.sort_unstable();
+        assert_eq!(denied, recorded, "{:#?}", last());
     }
 }
