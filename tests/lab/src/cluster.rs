@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -10,14 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::LabError;
-use crate::iproute::{ip_batch, nft_script};
+use crate::iproute::{bridge_batch, ip_batch, nft_script};
 use crate::manifests;
 use crate::netns::{self, Netns};
 use crate::process::{Sluice, SluiceOptions};
 use crate::services::{ServicePlan, node_ruleset};
+use crate::shape::{Families, Family, Topology};
 use crate::spec::ClusterBuilder;
 use crate::topology::{self, Names, Plan};
 use crate::wait::wait_until;
+use crate::wiring;
 
 const LINK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,7 @@ pub struct Node {
     name: String,
     address: Ipv4Addr,
     address_6: Option<Ipv6Addr>,
+    has_v4: bool,
     pod_cidr: String,
     netns: Arc<Netns>,
     folder: PathBuf,
@@ -53,6 +56,7 @@ pub struct Pod {
     full_name: String,
     address: Ipv4Addr,
     address_6: Option<Ipv6Addr>,
+    has_v4: bool,
     node: String,
     uid: String,
     veth: Option<String>,
@@ -63,6 +67,7 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct External {
     netns: Arc<Netns>,
+    has_v4: bool,
     address_6: Option<Ipv6Addr>,
 }
 
@@ -82,22 +87,22 @@ impl Cluster {
             .into_iter()
             .map(|namespace| (namespace.name().to_owned(), Arc::new(namespace)))
             .collect();
-        if plan.dual_stack {
+        if plan.families.has(Family::V6) {
             for namespace in made.values() {
-                namespace.sysctls(&topology::duplicate_detection_off())?;
+                namespace.sysctls(&wiring::duplicate_detection_off())?;
             }
         }
         configure(&plan, &names)?;
         for (index, name) in names.nodes.iter().enumerate() {
             if let Some(namespace) = made.get(name) {
-                namespace.sysctls(&topology::node_sysctls(&plan, index))?;
+                namespace.sysctls(&wiring::node_sysctls(&plan, index))?;
             }
         }
         if let Some(fabric) = made.get(&names.fabric) {
-            fabric.sysctls(&topology::fabric_sysctls(&plan))?;
+            fabric.sysctls(&wiring::fabric_sysctls(&plan))?;
         }
-        if plan.dual_stack {
-            wait_for_links(&made, &topology::interfaces(&plan, &names))?;
+        if plan.families.has(Family::V6) {
+            wait_for_links(&made, &wiring::interfaces(&plan, &names))?;
         }
         let folder = Folder::create(builder.folder)?;
         let mut take = |name: &str| {
@@ -109,7 +114,14 @@ impl Cluster {
                 name: node.name.clone(),
                 address: node.address,
                 address_6: node.address_6,
-                pod_cidr: node.pod_cidr.clone(),
+                has_v4: node.pod_cidr.is_some(),
+                pod_cidr: plan
+                    .families
+                    .each()
+                    .iter()
+                    .find_map(|family| node.pods(*family))
+                    .unwrap_or_default()
+                    .to_owned(),
                 netns: take(name)?,
                 folder: folder.path.clone(),
             });
@@ -126,6 +138,7 @@ impl Cluster {
                 full_name,
                 address: pod.address,
                 address_6: pod.address_6,
+                has_v4: pod.has_v4,
                 node: plan.nodes[pod.node].name.clone(),
                 veth: pod.veth.clone(),
                 netns,
@@ -133,7 +146,8 @@ impl Cluster {
         }
         let external = External {
             netns: take(&names.external)?,
-            address_6: plan.dual_stack.then_some(topology::EXTERNAL_6),
+            has_v4: plan.families.has(Family::V4),
+            address_6: plan.families.has(Family::V6).then_some(topology::EXTERNAL_6),
         };
         let fabric = take(&names.fabric)?;
         let cluster =
@@ -178,14 +192,24 @@ impl Cluster {
 
     /// The ClusterIP of a Service by `namespace/name`, with one of its ports.
     pub fn cluster_ip(&self, service: &str, port: u16) -> Result<SocketAddr, LabError> {
-        Ok(SocketAddr::from((self.service(service)?.cluster_ip, port)))
+        self.cluster_ip_in(Family::V4, service, port)
     }
 
-    /// The IPv6 ClusterIP of a Service, in a dual-stack cluster.
-    pub fn cluster_ip_6(&self, service: &str, port: u16) -> Result<SocketAddr, LabError> {
-        let address = self.service(service)?.cluster_ip_6;
-        let unknown = LabError::Unknown { kind: "IPv6 service", name: service.to_owned() };
+    /// The ClusterIP of a Service in one of the cluster's families, with one of its ports.
+    pub fn cluster_ip_in(&self, family: Family, service: &str, port: u16) -> Result<SocketAddr, LabError> {
+        let address = self.service(service)?.ip(family);
+        let unknown = LabError::Unknown { kind: "ClusterIP", name: format!("{service} {family:?}") };
         address.map(|address| SocketAddr::from((address, port))).ok_or(unknown)
+    }
+
+    /// The families of the cluster's addresses.
+    pub fn families(&self) -> Families {
+        self.plan.families
+    }
+
+    /// How pods hang on their nodes.
+    pub fn topology(&self) -> Topology {
+        self.plan.topology
     }
 
     /// The folder for manifests, records and logs, removed with the cluster unless the builder named it.
@@ -257,16 +281,20 @@ impl Drop for Cluster {
 }
 
 fn configure(plan: &Plan, names: &Names) -> Result<(), LabError> {
-    ip_batch(None, &topology::links(plan, names))?;
-    ip_batch(Some(&names.fabric), &topology::fabric_script(plan))?;
-    ip_batch(Some(&names.external), &topology::external_script(plan))?;
+    ip_batch(None, &wiring::links(plan, names))?;
+    ip_batch(Some(&names.fabric), &wiring::fabric_script(plan))?;
+    ip_batch(Some(&names.external), &wiring::external_script(plan))?;
     for (index, name) in names.nodes.iter().enumerate() {
-        ip_batch(Some(name), &topology::node_script(plan, index))?;
+        ip_batch(Some(name), &wiring::node_script(plan, index))?;
+        let entries = wiring::overlay_entries(plan, index);
+        if !entries.is_empty() {
+            bridge_batch(name, &entries)?;
+        }
         nft_script(name, &node_ruleset(plan, &plan.nodes[index]))?;
     }
     for (pod, name) in plan.pods.iter().zip(&names.pods) {
         if let Some(name) = name {
-            ip_batch(Some(name), &topology::pod_script(pod))?;
+            ip_batch(Some(name), &wiring::pod_script(plan, pod))?;
         }
     }
     Ok(())
@@ -306,7 +334,7 @@ impl Node {
         SocketAddr::from((self.address, port))
     }
 
-    /// The range of its pods' addresses.
+    /// The range of its pods' addresses, in the cluster's first family.
     pub fn pod_cidr(&self) -> &str {
         &self.pod_cidr
     }
@@ -377,14 +405,29 @@ macro_rules! is_a_namespace {
                 &self.netns
             }
 
-            /// Its IPv6 address in a dual-stack cluster.
+            /// Its IPv6 address, when the cluster has the family.
             pub fn address_6(&self) -> Option<Ipv6Addr> {
                 self.address_6
             }
 
-            /// Its IPv6 address with a port, in a dual-stack cluster.
-            pub fn at_6(&self, port: u16) -> Option<SocketAddr> {
-                self.address_6.map(|address| SocketAddr::from((address, port)))
+            /// Its address in one of the cluster's families.
+            ///
+            /// # Panics
+            /// When the cluster has no such family.
+            pub fn ip(&self, family: Family) -> IpAddr {
+                let address = match family {
+                    Family::V4 => self.has_v4.then(|| self.address().into()),
+                    Family::V6 => self.address_6.map(IpAddr::from),
+                };
+                address.unwrap_or_else(|| panic!("the cluster has no {family:?}"))
+            }
+
+            /// Its address in one of the cluster's families, with a port.
+            ///
+            /// # Panics
+            /// When the cluster has no such family.
+            pub fn at_in(&self, family: Family, port: u16) -> SocketAddr {
+                SocketAddr::new(self.ip(family), port)
             }
         }
 

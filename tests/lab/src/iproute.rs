@@ -17,6 +17,13 @@ pub fn ip_batch(netns: Option<&str>, script: &str) -> Result<(), LabError> {
     feed(command, "ip", netns, script)
 }
 
+/// Runs the lines of `script` with one `bridge -batch` in `netns`.
+pub(crate) fn bridge_batch(netns: &str, script: &str) -> Result<(), LabError> {
+    let mut command = Command::new("bridge");
+    command.args(["-n", netns, "-batch", "-"]);
+    feed(command, "bridge", Some(netns), script)
+}
+
 /// Loads `script` with `nft -f -` in `netns`, as one transaction.
 pub fn nft_script(netns: &str, script: &str) -> Result<(), LabError> {
     let mut command = Command::new("ip");

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::services::{Family, ServicePlan};
+use crate::services::ServicePlan;
+use crate::shape::Family;
 use crate::topology::{NodePlan, Plan, PodPlan};
 
 /// Every object as one multi-document YAML text. `labels` replaces the labels of the pods that it names by
@@ -17,8 +18,7 @@ pub(crate) fn render(plan: &Plan, labels: &BTreeMap<String, BTreeMap<String, Str
         pod_object(pod, &plan.nodes[pod.node], labels)
     });
     let services = plan.services.iter().flat_map(|service| {
-        let families: &[Family] = if plan.dual_stack { &[Family::V4, Family::V6] } else { &[Family::V4] };
-        let slices = families.iter().flat_map(|family| {
+        let slices = plan.families.each().iter().flat_map(|family| {
             (0..service.spec.ports.len()).map(|port| endpoint_slice(plan, service, port, *family))
         });
         std::iter::once(service_object(service)).chain(slices.collect::<Vec<_>>())
@@ -58,9 +58,11 @@ fn namespace(name: &str, labels: &BTreeMap<String, String>) -> Value {
 }
 
 fn node(node: &NodePlan) -> Value {
-    let ranges: Vec<&String> = [&node.pod_cidr].into_iter().chain(&node.pod_cidr_6).collect();
-    let mut addresses = vec![json!({ "type": "InternalIP", "address": node.address })];
-    addresses.extend(node.address_6.map(|address| json!({ "type": "InternalIP", "address": address })));
+    let families = [Family::V4, Family::V6];
+    let ranges: Vec<&str> = families.iter().filter_map(|family| node.pods(*family)).collect();
+    let addresses = families.iter().filter_map(|family| node.ip(*family));
+    let mut addresses: Vec<Value> =
+        addresses.map(|address| json!({ "type": "InternalIP", "address": address })).collect();
     addresses.push(json!({ "type": "Hostname", "address": node.name }));
     json!({
         "apiVersion": "v1",
@@ -70,7 +72,7 @@ fn node(node: &NodePlan) -> Value {
             "uid": uid("Node", &node.name),
             "labels": { "kubernetes.io/hostname": node.name },
         },
-        "spec": { "podCIDR": node.pod_cidr, "podCIDRs": ranges },
+        "spec": { "podCIDR": ranges.first(), "podCIDRs": ranges },
         "status": { "addresses": addresses },
     })
 }
@@ -107,8 +109,9 @@ fn pod_object(pod: &PodPlan, node: &NodePlan, labels: &BTreeMap<String, String>)
             json!({ "name": port.name, "containerPort": port.number, "protocol": protocol })
         })
         .collect();
-    let mut addresses = vec![json!({ "ip": pod.address })];
-    addresses.extend(pod.address_6.map(|address| json!({ "ip": address })));
+    let families = [Family::V4, Family::V6];
+    let addresses: Vec<_> = families.iter().filter_map(|family| pod.ip(*family)).collect();
+    let host = families.iter().find_map(|family| node.ip(*family));
     let mut pod_spec = Map::new();
     pod_spec.insert("nodeName".into(), json!(node.name));
     if spec.host_network {
@@ -125,9 +128,9 @@ fn pod_object(pod: &PodPlan, node: &NodePlan, labels: &BTreeMap<String, String>)
         "spec": pod_spec,
         "status": {
             "phase": "Running",
-            "hostIP": node.address,
-            "podIP": pod.address,
-            "podIPs": addresses,
+            "hostIP": host,
+            "podIP": addresses.first(),
+            "podIPs": addresses.iter().map(|address| json!({ "ip": address })).collect::<Vec<_>>(),
             "conditions": [{ "type": "Ready", "status": "True" }],
         },
     })
@@ -152,8 +155,8 @@ fn service_object(service: &ServicePlan) -> Value {
             object
         })
         .collect();
-    let mut cluster_ips = vec![json!(service.cluster_ip)];
-    cluster_ips.extend(service.cluster_ip_6.map(|address| json!(address)));
+    let cluster_ips: Vec<_> =
+        [Family::V4, Family::V6].iter().filter_map(|family| service.ip(*family)).collect();
     let kind = if spec.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
     json!({
         "apiVersion": "v1",
@@ -165,7 +168,7 @@ fn service_object(service: &ServicePlan) -> Value {
         },
         "spec": {
             "type": kind,
-            "clusterIP": service.cluster_ip,
+            "clusterIP": cluster_ips.first(),
             "clusterIPs": cluster_ips,
             "selector": spec.selector,
             "ports": ports,
@@ -184,7 +187,7 @@ fn endpoint_slice(plan: &Plan, service: &ServicePlan, port: usize, family: Famil
         .filter_map(|(index, _)| {
             let pod = &plan.pods[*index];
             Some(json!({
-                "addresses": [family.of_pod(pod)?],
+                "addresses": [pod.ip(family)?],
                 "conditions": { "ready": true, "serving": true, "terminating": false },
                 "nodeName": plan.nodes[pod.node].name,
                 "targetRef": { "kind": "Pod", "namespace": pod.spec.namespace, "name": pod.spec.name },

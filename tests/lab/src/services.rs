@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::LabError;
+use crate::shape::{Families, Family};
 use crate::spec::{ServicePort, ServiceSpec, TargetPort, Transport};
 use crate::topology::{CLUSTER_CIDR, CLUSTER_CIDR_6, NODE_CIDR, NODE_CIDR_6, NodePlan, Plan, PodPlan};
 
@@ -16,63 +17,27 @@ const MASQUERADE_MARK: &str = "0x4000";
 #[derive(Clone, Debug)]
 pub(crate) struct ServicePlan {
     pub(crate) spec: ServiceSpec,
-    pub(crate) cluster_ip: Ipv4Addr,
+    pub(crate) cluster_ip: Option<Ipv4Addr>,
     pub(crate) cluster_ip_6: Option<Ipv6Addr>,
     /// For each port in the Service's order: the pods behind it, by index, and the port they listen on.
     pub(crate) endpoints: Vec<Vec<(usize, u16)>>,
 }
 
-/// An address family, and what belongs to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
+impl ServicePlan {
+    /// Its ClusterIP, when the cluster has the family.
+    pub(crate) fn ip(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.cluster_ip.map(IpAddr::from),
+            Family::V6 => self.cluster_ip_6.map(IpAddr::from),
+        }
+    }
 }
 
-impl Family {
-    /// As nft and `ip daddr` name it.
-    const fn keyword(self) -> &'static str {
-        match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        }
-    }
-
-    /// As an EndpointSlice names it.
-    pub(crate) const fn address_type(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-
-    pub(crate) fn of_pod(self, pod: &PodPlan) -> Option<IpAddr> {
-        match self {
-            Self::V4 => Some(pod.address.into()),
-            Self::V6 => pod.address_6.map(IpAddr::from),
-        }
-    }
-
-    fn of_service(self, service: &ServicePlan) -> Option<IpAddr> {
-        match self {
-            Self::V4 => Some(service.cluster_ip.into()),
-            Self::V6 => service.cluster_ip_6.map(IpAddr::from),
-        }
-    }
-
-    /// Every pod of the cluster, every node, and what never leaves a host.
-    const fn ranges(self) -> (&'static str, &'static str, &'static str) {
-        match self {
-            Self::V4 => (CLUSTER_CIDR, NODE_CIDR, "127.0.0.0/8"),
-            Self::V6 => (CLUSTER_CIDR_6, NODE_CIDR_6, "::1"),
-        }
-    }
-
-    fn pods_of(self, node: &NodePlan) -> Option<&str> {
-        match self {
-            Self::V4 => Some(&node.pod_cidr),
-            Self::V6 => node.pod_cidr_6.as_deref(),
-        }
+/// Every pod of the cluster, every node, and what never leaves a host.
+const fn ranges(family: Family) -> (&'static str, &'static str, &'static str) {
+    match family {
+        Family::V4 => (CLUSTER_CIDR, NODE_CIDR, "127.0.0.0/8"),
+        Family::V6 => (CLUSTER_CIDR_6, NODE_CIDR_6, "::1"),
     }
 }
 
@@ -80,7 +45,7 @@ impl Family {
 pub(crate) fn plan_services(
     specs: &[ServiceSpec],
     pods: &[PodPlan],
-    dual_stack: bool,
+    families: Families,
 ) -> Result<Vec<ServicePlan>, LabError> {
     let mut plans = Vec::with_capacity(specs.len());
     for (spec, number) in specs.iter().zip(10_u8..) {
@@ -93,8 +58,12 @@ pub(crate) fn plan_services(
         let endpoints = spec.ports.iter().map(|port| endpoints(spec, port, pods)).collect();
         plans.push(ServicePlan {
             spec: spec.clone(),
-            cluster_ip: spec.cluster_ip.unwrap_or(Ipv4Addr::new(10, 96, 0, number)),
-            cluster_ip_6: dual_stack.then(|| Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
+            cluster_ip: families
+                .has(Family::V4)
+                .then(|| spec.cluster_ip.unwrap_or(Ipv4Addr::new(10, 96, 0, number))),
+            cluster_ip_6: families
+                .has(Family::V6)
+                .then(|| Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
             endpoints,
         });
     }
@@ -126,12 +95,12 @@ fn endpoints(spec: &ServiceSpec, port: &ServicePort, pods: &[PodPlan]) -> Vec<(u
 
 /// The tables of one node, in every family it has.
 pub(crate) fn node_ruleset(plan: &Plan, node: &NodePlan) -> String {
-    [Family::V4, Family::V6].iter().filter_map(|family| family_tables(plan, node, *family)).collect()
+    plan.families.each().iter().filter_map(|family| family_tables(plan, node, *family)).collect()
 }
 
 fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String> {
-    let own_pods = family.pods_of(node)?;
-    let (pods, nodes, loopback) = family.ranges();
+    let own_pods = node.pods(family)?;
+    let (pods, nodes, loopback) = ranges(family);
     let ip = family.keyword();
     let mut dispatch = String::new();
     let mut node_ports = String::new();
@@ -144,12 +113,12 @@ fn family_tables(plan: &Plan, node: &NodePlan, family: Family) -> Option<String>
         })
     });
     for (chain, service, port, endpoints) in ports {
-        let Some(cluster_ip) = family.of_service(service) else { continue };
+        let Some(cluster_ip) = service.ip(family) else { continue };
         let transport = port.transport.nft();
         let matches = format!("{ip} daddr {cluster_ip} {transport} dport {}", port.port);
         let backends: Vec<SocketAddr> = endpoints
             .iter()
-            .filter_map(|(pod, port)| Some(SocketAddr::new(family.of_pod(&plan.pods[*pod])?, *port)))
+            .filter_map(|(pod, port)| Some(SocketAddr::new(plan.pods[*pod].ip(family)?, *port)))
             .collect();
         if backends.is_empty() {
             // kube-proxy answers with ICMP. Here the node answers while the client's connect() still holds its

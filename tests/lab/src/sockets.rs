@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
+use crate::shape::Family;
 
 impl Netns {
     /// Connects from inside. The error is what connect(2) gave: `ConnectionRefused`, `HostUnreachable`,
@@ -42,6 +43,11 @@ impl Netns {
     /// Listens inside on every IPv4 address; port 0 lets the kernel choose.
     pub fn listen(&self, port: u16) -> io::Result<TcpListener> {
         self.listen_on((Ipv4Addr::UNSPECIFIED, port))
+    }
+
+    /// Listens inside on every address of a family.
+    pub fn listen_in(&self, family: Family, port: u16) -> io::Result<TcpListener> {
+        self.listen_on((family.unspecified(), port))
     }
 
     /// Listens inside on one address.

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::cluster::Cluster;
 use crate::error::LabError;
+use crate::shape::{Families, Topology};
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +216,8 @@ pub struct ClusterBuilder {
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) declared_elsewhere: BTreeSet<String>,
     pub(crate) rp_filter: u8,
-    pub(crate) dual_stack: bool,
+    pub(crate) families: Families,
+    pub(crate) topology: Topology,
     pub(crate) prefix: Option<String>,
     pub(crate) folder: Option<std::path::PathBuf>,
 }
@@ -229,7 +231,8 @@ impl ClusterBuilder {
             namespaces: BTreeMap::new(),
             declared_elsewhere: BTreeSet::new(),
             rp_filter: 0,
-            dual_stack: false,
+            families: Families::default(),
+            topology: Topology::default(),
             prefix: None,
             folder: None,
         }
@@ -273,10 +276,22 @@ impl ClusterBuilder {
         self
     }
 
-    /// Gives everything an IPv6 address as well: nodes fd00:172:18::1N, pods in fd00:10:244:N::/64, ClusterIPs
-    /// from fd00:10:96::a on, the external host 2001:db8:113::10. Needs a kernel with IPv6 switched on.
-    pub fn dual_stack(mut self) -> Self {
-        self.dual_stack = true;
+    /// Gives everything an IPv6 address as well.
+    pub fn dual_stack(self) -> Self {
+        self.families(Families::Dual)
+    }
+
+    /// Which addresses everything has; IPv4 alone by default. IPv6: nodes fd00:172:18::1N, pods in
+    /// fd00:10:244:N::/64, ClusterIPs from fd00:10:96::a on, the external host 2001:db8:113::10; needs a kernel
+    /// with IPv6 switched on.
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
+    /// How pods hang on their node; routed by default.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
         self
     }
 

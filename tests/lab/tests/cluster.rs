@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lab::{
-    Cluster, ClusterBuilder, LabError, Netns, PodSpec, Server, ServiceSpec, greeting_peer, wait_until,
+    Cluster, ClusterBuilder, Families, Family, LabError, Netns, PodSpec, Server, ServiceSpec, Topology,
+    greeting_peer, wait_until,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -169,22 +170,24 @@ fn a_dual_stack_cluster_does_all_of_it_over_ipv6_too() {
     for client in ["shop/client", "ops/remote"] {
         let client = cluster.pod(client).unwrap();
         let own = IpAddr::from(client.address_6().unwrap());
-        for to in [single.at_6(8080).unwrap(), cluster.cluster_ip_6("ops/single", 80).unwrap()] {
+        for to in
+            [single.at_in(Family::V6, 8080), cluster.cluster_ip_in(Family::V6, "ops/single", 80).unwrap()]
+        {
             let mut stream = client.connect(to, LIMIT).unwrap();
             let local = stream.local_addr().unwrap();
             assert_eq!(local.ip(), own);
             assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap(), local);
         }
-        let nobody = cluster.cluster_ip_6("ops/nobody", 80).unwrap();
+        let nobody = cluster.cluster_ip_in(Family::V6, "ops/nobody", 80).unwrap();
         assert_eq!(client.connect(nobody, LIMIT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
     for node in cluster.nodes() {
-        let mut stream = cluster.external().connect(node.at_6(30081).unwrap(), LIMIT).unwrap();
+        let mut stream = cluster.external().connect(node.at_in(Family::V6, 30081), LIMIT).unwrap();
         let seen = greeting_peer(&mut stream, LIMIT).unwrap();
         assert_eq!(seen.ip(), IpAddr::from(node.address_6().unwrap()), "through {}", node.name());
     }
     let _outside = serve(cluster.external(), 80);
-    let mut stream = single.connect(cluster.external().at_6(80).unwrap(), LIMIT).unwrap();
+    let mut stream = single.connect(cluster.external().at_in(Family::V6, 80), LIMIT).unwrap();
     let node = cluster.node("node1").unwrap();
     assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap().ip(), IpAddr::from(node.address_6().unwrap()));
     let text = cluster.manifests();
@@ -247,4 +250,51 @@ fn a_cluster_of_two_nodes_and_six_pods_is_up_in_a_second_and_a_half() {
     println!("up {up:?}, down {:?}", start.elapsed() - up);
     // The limit is for a quiet machine; other tests share the processors here.
     assert!(up < Duration::from_millis(1500), "{up:?}");
+}
+
+/// Every shape without Sluice: pods of one node and of two, Services, the own node, and the outside.
+fn everything_reaches_what_it_should(topology: Topology, families: Families) {
+    let cluster = two_nodes().topology(topology).families(families).build().unwrap();
+    for family in families.each() {
+        let serve = |netns: &Netns, port| Server::start(netns.listen_in(*family, port).unwrap()).unwrap();
+        let single = cluster.pod("ops/single").unwrap();
+        let _server = serve(single, 8080);
+        let service = cluster.cluster_ip_in(*family, "ops/single", 80).unwrap();
+        for client in ["shop/client", "ops/remote"] {
+            let client = cluster.pod(client).unwrap();
+            for to in [single.at_in(*family, 8080), service] {
+                let mut stream = client.connect(to, LIMIT).unwrap();
+                let local = stream.local_addr().unwrap();
+                assert_eq!(local.ip(), client.ip(*family));
+                assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap(), local, "{to}");
+            }
+        }
+        single.connect(service, LIMIT).unwrap();
+        for node in cluster.nodes() {
+            node.connect(single.at_in(*family, 8080), LIMIT).unwrap();
+            cluster.external().connect(node.at_in(*family, 30081), LIMIT).unwrap();
+        }
+        let _outside = serve(cluster.external(), 80);
+        let mut stream = single.connect(cluster.external().at_in(*family, 80), LIMIT).unwrap();
+        let node = cluster.node("node1").unwrap().ip(*family);
+        assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap().ip(), node);
+    }
+    let text = cluster.manifests();
+    assert_eq!(text.contains("10.244.1."), families != Families::V6);
+    assert_eq!(text.contains("fd00:10:244:1::"), families != Families::V4);
+}
+
+#[test]
+fn routed_pods_reach_what_they_should_in_each_family() {
+    Families::ALL.map(|families| everything_reaches_what_it_should(Topology::Routed, families));
+}
+
+#[test]
+fn bridged_pods_reach_what_they_should_in_each_family() {
+    Families::ALL.map(|families| everything_reaches_what_it_should(Topology::Bridge, families));
+}
+
+#[test]
+fn pods_across_an_overlay_reach_what_they_should_in_each_family() {
+    Families::ALL.map(|families| everything_reaches_what_it_should(Topology::Vxlan, families));
 }
