@@ -4,6 +4,8 @@
 //! a connection of which neither end is a known pod of this node, and one with an end that the kernel found
 //! behind an interface of pods and the snapshot does not know there.
 
+use std::net::{IpAddr, SocketAddr};
+
 use flow::{Decision, Endpoint, Generation, Reason, SideVerdict, Tuple};
 use policy_cache::{IdentifiedFlow, Snapshot};
 
@@ -107,11 +109,13 @@ pub(crate) fn judge_stray(snapshot: &Snapshot, entry: &Entry) -> Option<(Tuple, 
 fn judge(snapshot: &Snapshot, tuple: &Tuple, behind: BehindInterface) -> Judged {
     let mut identified = snapshot.identify(tuple);
     let mut unknown = false;
-    for (behind, end) in
-        [(behind.client, &mut identified.source), (behind.destination, &mut identified.destination)]
-    {
+    let (client, destination) = (tuple.client.0, tuple.destination.0);
+    for (behind, address, end) in [
+        (behind.client, client, &mut identified.source),
+        (behind.destination, destination, &mut identified.destination),
+    ] {
         // Another node's pod here is one that has gone, and its address belongs to a new one.
-        if behind && (matches!(end, Endpoint::External) || is_remote_pod(end)) {
+        if (behind || is_link_local(address)) && (matches!(end, Endpoint::External) || is_remote_pod(end)) {
             *end = Endpoint::UnknownLocal;
             unknown = true;
         }
@@ -137,6 +141,16 @@ fn leave_other_nodes_sides(mut decision: Decision, flow: &IdentifiedFlow) -> Dec
         decision.ingress = SideVerdict::other_node();
     }
     decision
+}
+
+/// True when an end has an address that no object will ever name: it means something on one link only, and what
+/// comes here with one is on its way between two ports of a bridge.
+pub(crate) fn is_beyond_knowledge(tuple: &Tuple) -> bool {
+    is_link_local(tuple.client.0) || is_link_local(tuple.destination.0)
+}
+
+fn is_link_local(address: SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn leg(snapshot: &Snapshot, judged: &Judged, tuple: &Tuple) -> Leg {

@@ -13,7 +13,7 @@ use audit::GateDrop;
 use flow::{EndCause, Endpoint, Protocol, Service, Tuple};
 use policy_cache::Snapshot;
 
-use crate::authorize::{BehindInterface, authorize};
+use crate::authorize::{BehindInterface, authorize, is_beyond_knowledge};
 use crate::config::DenyAction;
 use crate::datapath::{Datapath, Marks};
 use crate::flows::{Known, Refusal};
@@ -77,7 +77,7 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
         Known::Nothing => {}
     }
     let (judged, permit) = authorize(snapshot.as_deref(), &tuple, held.behind());
-    if judged.lacks_knowledge() {
+    if judged.lacks_knowledge() && !is_beyond_knowledge(&tuple) {
         match patience {
             Patience::Waits => return Some(held),
             Patience::IsOver => {

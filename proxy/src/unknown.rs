@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use audit::Metrics;
 use policy_cache::{Snapshot, SnapshotStore};
 
-use crate::authorize::{BehindInterface, Permit, authorize};
+use crate::authorize::{BehindInterface, Permit, authorize, is_beyond_knowledge};
 use crate::config::ProxyConfig;
 use crate::registry::{Judged, Live, Stop};
 
@@ -35,7 +35,7 @@ pub(crate) async fn decide<'a>(
     behind: BehindInterface,
 ) -> Result<Decided, &'a Stop> {
     let decided = Decided::now(policy, live, behind);
-    if decided.knows_both_ends() {
+    if decided.knows_both_ends() || is_beyond_knowledge(&live.tuple) {
         return Ok(decided);
     }
     let decided = match waiting.enter(live.tuple.client.0.ip()) {

@@ -6,9 +6,10 @@ use std::fmt;
 use rtnetlink::IpVersion;
 
 use crate::accounting;
+use crate::bridge_settings::{self, Setting};
 use crate::config::RedirectConfig;
 use crate::gate::{GateListing, Iptables};
-use crate::listing::list_table;
+use crate::listing::{list_bridge_table, list_table, quieted};
 use crate::marks::{Marks, MarksError};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::{RouteError, RouteSpec, Routes};
@@ -65,7 +66,7 @@ impl fmt::Display for CleanupErrors {
     }
 }
 
-/// Removes the table, the iptables gate, the routing rules and the routes, in both families, in the network
+/// Removes the tables, the iptables gate, the routing rules and the routes, in both families, in the network
 /// namespace of the calling thread. With nothing there, removes nothing and succeeds.
 pub async fn cleanup(config: &RedirectConfig) -> Result<CleanupReport, CleanupErrors> {
     let marks = Marks::from_mask(config.mark_mask)
@@ -97,6 +98,15 @@ async fn remove(
             known
         }
     };
+    for (setting, was_on) in [
+        (Setting::CallIptables, created.call_iptables),
+        (Setting::CallIp6tables, created.call_ip6tables),
+        (Setting::SendRedirects, created.send_redirects),
+    ] {
+        if was_on && setting.set(true).is_ok() {
+            report.removed.push(format!("{}=0, now 1 again", setting.name()));
+        }
+    }
     if created.accounting && accounting::disable().is_ok() {
         report.removed.push(format!("{}=1, now 0 again", accounting::NAME));
     }
@@ -114,6 +124,15 @@ async fn remove(
 }
 
 async fn remove_table(report: &mut CleanupReport) -> Result<CreatedBases, ToolError> {
+    if let Some(table) = list_bridge_table().await {
+        for bridge in quieted(&table) {
+            if bridge_settings::send_redirects(&bridge, true).is_ok() {
+                report.removed.push(format!("net.ipv4.conf.{bridge}.send_redirects=0, now 1 again"));
+            }
+        }
+        nft(&["-f", "-"], &format!("delete table bridge {TABLE}\n")).await?;
+        report.removed.push(format!("nft table bridge {TABLE}"));
+    }
     let Some(listing) = list_table().await? else { return Ok(CreatedBases::default()) };
     nft(&["-f", "-"], &format!("delete table inet {TABLE}\n")).await?;
     report.removed.push(format!("nft table inet {TABLE}"));

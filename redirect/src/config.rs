@@ -38,6 +38,11 @@ pub struct RedirectConfig {
     /// Whether conntrack is made to count packets and bytes (`net.netfilter.nf_conntrack_acct`), for the
     /// records of UDP and SCTP flows; cleanup puts it back. Default true.
     pub conntrack_accounting: bool,
+    /// Whether `net.bridge.bridge-nf-call-iptables` and `…-ip6tables`, and `send_redirects` for all interfaces and
+    /// for the bridge, are turned off on a node whose pods share a bridge; cleanup turns them on again. With the
+    /// first two on connections would pass unseen: with false such a node is not ready until its owner has turned
+    /// them off. Default true.
+    pub bridge_settings: bool,
     /// Names of the interfaces that lead to pods, each with an optional `*` at its end: whatever comes from
     /// or goes to such an interface is a pod's, known or not. For nodes whose pods have addresses outside the
     /// Node's podCIDRs. Default none: a name that fits something else closes it.
@@ -58,6 +63,7 @@ impl Default for RedirectConfig {
             syn_rate_per_client: 10_000,
             icmp: Icmp::default(),
             conntrack_accounting: true,
+            bridge_settings: true,
             pod_interfaces: Vec::new(),
         }
     }

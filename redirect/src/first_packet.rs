@@ -12,6 +12,10 @@ use crate::config::FailMode;
 use crate::datagrams::DATAGRAM;
 use crate::ruleset::{RedirectSpec, SYN_RATE, Script, closed, families};
 
+/// Addresses that mean something on one link only (RFC 4291, section 2.5.6). They are routed only from one port
+/// of a bridge to another.
+const LINK_LOCAL: &str = "fe80::/10";
+
 /// The chains, in the order in which each is defined before it is used.
 pub(crate) fn write(script: &mut Script, spec: &RedirectSpec) {
     targets(script, spec);
@@ -173,6 +177,15 @@ fn from_unknown(script: &mut Script, spec: &RedirectSpec) {
 fn first_packet(script: &mut Script, spec: &RedirectSpec) {
     let (isolated, observed) = closed(spec.fail_mode);
     script.chain("first_packet", None);
+    if spec.ipv6 {
+        // A pod has such an address beside those that are known, and others of its bridge reach it there.
+        let to = "goto from_unknown";
+        script.rule(&format!("ip6 daddr {LINK_LOCAL} fib daddr type != local {to}"), "to nobody known");
+        script.rule(
+            &format!("ip6 saddr {LINK_LOCAL} ip6 daddr != ff00::/8 fib daddr type != local {to}"),
+            "from nobody known",
+        );
+    }
     for set in ["isolated", "observed"] {
         for (protocol, version) in families(spec) {
             script.rule(

@@ -27,6 +27,9 @@ pub struct Health {
     pub repairs: u64,
     /// Why something could not be applied or looked at; `None` again once it could.
     pub last_error: Option<String>,
+    /// Why traffic of pods could pass unseen although everything is in place: a bridge of theirs that the rules
+    /// cannot cover. Empty on a node that can be enforced.
+    pub unseen: Vec<String>,
     /// The version of the pods that the kernel has, see [`RedirectHandle::set_local_pods`].
     pub applied_version: u64,
 }
@@ -52,9 +55,11 @@ impl Redirect {
     /// a former process at once, and with empty sets nobody is protected until the first change.
     pub async fn start(spec: RedirectSpec) -> Result<RedirectHandle, InstallError> {
         let pods = spec.pods.clone();
-        let kernel = Kernel::install(spec).await?;
+        let mut kernel = Kernel::install(spec).await?;
+        kernel.follow_bridges().await?;
+        let unseen = kernel.obstacles().to_vec();
         let (pods, wanted) = watch::channel((0, pods));
-        let (report, health) = watch::channel(Health { installed: true, ..Health::default() });
+        let (report, health) = watch::channel(Health { installed: true, unseen, ..Health::default() });
         let guard = tokio::spawn(Guard { kernel, wanted, report, applied: true }.run());
         Ok(RedirectHandle { pods, health, guard })
     }
@@ -113,6 +118,7 @@ impl Guard {
                     Err(_) => return,
                 },
                 _ = look.tick() => self.look().await,
+                () = self.kernel.links_changed() => self.follow_bridges().await,
             }
         }
     }
@@ -143,9 +149,19 @@ impl Guard {
         }
     }
 
+    /// At once when a pod's port has come: until the rules know it, other pods of its bridge get none of its
+    /// packets.
+    async fn follow_bridges(&mut self) {
+        match self.kernel.follow_bridges().await {
+            Ok(repaired) => self.settle(repaired.len()),
+            Err(error) => self.failed(&error),
+        }
+    }
+
     /// Puts back what differs, and says what it was.
     async fn repair(&mut self) -> Result<Vec<Difference>, InstallError> {
         let mut repaired = self.kernel.repair_routes().await?;
+        repaired.extend(self.kernel.follow_bridges().await?);
         let differences = self.kernel.differences().await?;
         if !differences.is_empty() {
             self.kernel.replace().await?;
@@ -162,11 +178,13 @@ impl Guard {
         let version = self.wanted.borrow().0;
         // A version that has come meanwhile is applied by the next turn, not by this one.
         let seen = !self.wanted.has_changed().unwrap_or(false);
+        let unseen = self.kernel.obstacles().to_vec();
         self.report.send_if_modified(|health| {
             let before = health.clone();
             health.repairs += u64::try_from(repaired).unwrap_or(u64::MAX);
             health.installed = true;
             health.last_error = None;
+            health.unseen = unseen;
             if seen {
                 health.applied_version = version;
             }

@@ -8,14 +8,17 @@ use std::io;
 use serde_json::Value;
 
 use crate::accounting;
+use crate::bridge_settings::{self, Setting};
+use crate::bridges::PodBridge;
 use crate::cleanup;
 use crate::gate::Iptables;
-use crate::listing::{Listing, list_table, mangle_exists};
+use crate::links::{LinkWatch, Links};
+use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quieted};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pods::{LocalPods, delta_of};
-use crate::probe::{MissingParts, probe};
+use crate::probe::{MissingParts, builds_bridge_rules, probe};
 use crate::routes::{RouteError, RouteSpec, Routes};
-use crate::ruleset::{GateBackend, RedirectSpec, ruleset};
+use crate::ruleset::{GateBackend, RedirectSpec, TABLE, ruleset};
 use crate::tool::{ToolError, nft};
 
 /// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
@@ -39,6 +42,9 @@ pub enum InstallError {
     /// No word from nf_tables.
     #[error("ask nf_tables for its generation")]
     Generation(#[from] io::Error),
+    /// The node's devices cannot be asked for.
+    #[error("list the node's bridges")]
+    Links(#[source] Box<rtnetlink::Error>),
     /// The table was accepted and is not there.
     #[error("table inet sluice vanished while it was installed")]
     Vanished,
@@ -55,6 +61,10 @@ pub(crate) enum Difference {
     ElementsChanged,
     /// The gate's chain or jump.
     Gate(Family),
+    /// The table of the bridges.
+    Bridges,
+    /// A setting that hides bridged traffic.
+    Setting(&'static str),
     /// A routing rule or route, by name.
     Route(&'static str),
 }
@@ -67,7 +77,8 @@ impl Difference {
             Self::ElementsChanged => "set elements changed",
             Self::Gate(Family::V4) => "iptables gate changed",
             Self::Gate(Family::V6) => "ip6tables gate changed",
-            Self::Route(name) => name,
+            Self::Bridges => "table bridge sluice changed",
+            Self::Setting(name) | Self::Route(name) => name,
         }
     }
 }
@@ -78,6 +89,12 @@ pub(crate) struct Kernel {
     netlink: Nfnetlink,
     routes: Routes,
     iptables: Vec<Iptables>,
+    links: Links,
+    watch: LinkWatch,
+    /// Why the bridges of pods cannot be enforced; empty when they can, or there are none.
+    obstacles: Vec<String>,
+    /// Settings that could not be turned off.
+    stuck: Vec<Setting>,
     installed: Option<Installed>,
     /// The ruleset's generation at which everything was last seen to be as installed.
     generation: Option<u32>,
@@ -86,6 +103,7 @@ pub(crate) struct Kernel {
 /// What the kernel showed right after the installation.
 struct Installed {
     shape: Vec<Value>,
+    bridges: Option<Vec<Value>>,
     gates: Vec<Vec<String>>,
 }
 
@@ -100,7 +118,22 @@ impl Kernel {
             }
         }
         let (netlink, routes) = (Nfnetlink::open()?, Routes::open()?);
-        let mut kernel = Self { spec, netlink, routes, iptables, installed: None, generation: None };
+        // Before the devices are read, so that no change falls between.
+        let watch = LinkWatch::open()?;
+        let mut kernel = Self {
+            spec,
+            netlink,
+            routes,
+            iptables,
+            links: Links::default(),
+            watch,
+            obstacles: Vec::new(),
+            stuck: Vec::new(),
+            installed: None,
+            generation: None,
+        };
+        kernel.read_links().await?;
+        kernel.spec.bridges = kernel.bridges().await;
         // What a former process left keeps isolated pods closed; only what is ours alone is taken back.
         let is_first = list_table().await?.is_none();
         let outcome = kernel.replace().await;
@@ -127,12 +160,15 @@ impl Kernel {
             && let Some(left) = list_table().await?
         {
             self.spec.created = left.created;
+            self.spec.quieted = list_bridge_table().await.map(|table| quieted(&table)).unwrap_or_default();
         }
         self.count_datagrams();
+        self.show_bridged_frames_to_nobody();
         let gates = self.replace_gates().await?;
         self.routes.ensure(RouteSpec::of(&self.spec)).await?;
         let (shape, generation) = self.replace_table().await?;
-        self.installed = Some(Installed { shape, gates });
+        let bridges = list_bridge_table().await.filter(|_| !self.spec.bridges.is_empty());
+        self.installed = Some(Installed { shape, bridges, gates });
         self.generation = generation;
         Ok(())
     }
@@ -170,6 +206,9 @@ impl Kernel {
             }
             Some(_) => {}
         }
+        if !self.spec.bridges.is_empty() && list_bridge_table().await != installed.bridges {
+            differences.push(Difference::Bridges);
+        }
         for (iptables, gate) in self.iptables.iter().zip(&installed.gates) {
             if iptables.glance().await? != *gate {
                 differences.push(Difference::Gate(iptables.family));
@@ -180,6 +219,123 @@ impl Kernel {
             self.generation = Some(generation);
         }
         Ok(differences)
+    }
+
+    /// Waits for a change of the node's devices. Cancel safe.
+    pub(crate) async fn links_changed(&self) {
+        self.watch.changed().await;
+    }
+
+    /// Follows the bridges of pods: the rules go with their ports, and settings that would hide their traffic are
+    /// off. Gives back the settings that somebody had turned on.
+    pub(crate) async fn follow_bridges(&mut self) -> Result<Vec<Difference>, InstallError> {
+        if self.watch.has_changed() {
+            self.read_links().await?;
+        }
+        let bridges = self.bridges().await;
+        self.stuck.retain(|setting| setting.is_on());
+        let turned_on: Vec<Difference> = self
+            .settings_in_the_way(&bridges)
+            .filter(|_| self.spec.bridge_settings && !self.spec.bridges.is_empty())
+            .filter(|setting| !self.stuck.contains(setting))
+            .map(|setting| Difference::Setting(setting.name()))
+            .collect();
+        if bridges != self.spec.bridges || !turned_on.is_empty() {
+            let names: Vec<&str> = bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+            if names != self.spec.bridges.iter().map(|bridge| bridge.name.as_str()).collect::<Vec<_>>() {
+                tracing::info!(bridges = ?names, "pods of this node share a bridge");
+            }
+            self.spec.bridges = bridges;
+            self.replace().await?;
+        }
+        self.obstacles = self.look_for_obstacles();
+        Ok(turned_on)
+    }
+
+    fn look_for_obstacles(&self) -> Vec<String> {
+        let (pods, patterns) = (&self.spec.pods, &self.spec.pod_interfaces);
+        let found = self.links.pod_bridges(pods, patterns);
+        let Some(PodBridge { name, .. }) = found.first() else { return Vec::new() };
+        let settings = self.settings_in_the_way(&found).map(|setting| {
+            let setting = setting.name();
+            format!(
+                "bridge {name} of pods: with {setting}=1 connections between its pods pass unseen; set it to 0 on the node"
+            )
+        });
+        let mut obstacles: Vec<String> = settings.chain(self.links.obstacles(pods, patterns)).collect();
+        if self.spec.bridges.is_empty() {
+            obstacles.push(format!(
+                "bridge {name} of pods: this kernel has no nftables for bridges (CONFIG_NF_TABLES_BRIDGE), and \
+                 connections between its pods pass unseen"
+            ));
+        }
+        obstacles
+    }
+
+    /// Why bridged traffic could pass unseen.
+    pub(crate) fn obstacles(&self) -> &[String] {
+        &self.obstacles
+    }
+
+    async fn read_links(&mut self) -> Result<(), InstallError> {
+        let read = Links::read(self.routes.handle()).await;
+        self.links = read.map_err(|error| InstallError::Links(Box::new(error)))?;
+        Ok(())
+    }
+
+    /// The bridges of pods that the rules can be for.
+    async fn bridges(&self) -> Vec<PodBridge> {
+        let found = self.links.pod_bridges(&self.spec.pods, &self.spec.pod_interfaces);
+        let is_known_to_work = !self.spec.bridges.is_empty();
+        if found.is_empty() || is_known_to_work || builds_bridge_rules().await { found } else { Vec::new() }
+    }
+
+    fn settings_in_the_way(&self, bridges: &[PodBridge]) -> impl Iterator<Item = Setting> + use<> {
+        let ipv6 = self.spec.ipv6;
+        let concerned = move |setting: &Setting| ipv6 || *setting == Setting::CallIptables;
+        let settings = if bridges.is_empty() { &[][..] } else { &Setting::HIDING[..] };
+        settings.iter().copied().filter(concerned).filter(|setting| setting.is_on())
+    }
+
+    /// What stays on is told by [`follow_bridges`](Self::follow_bridges).
+    fn show_bridged_frames_to_nobody(&mut self) {
+        if !self.spec.bridge_settings {
+            return;
+        }
+        for setting in self.settings_in_the_way(&self.spec.bridges) {
+            let created = &mut self.spec.created;
+            match (setting.set(false), setting) {
+                (Ok(()), Setting::CallIptables) => created.call_iptables = true,
+                (Ok(()), Setting::CallIp6tables) => created.call_ip6tables = true,
+                (Ok(()), Setting::SendRedirects) => created.send_redirects = true,
+                (Err(error), _) => {
+                    tracing::warn!(%error, setting = setting.name(), "cannot be turned off");
+                    self.stuck.push(setting);
+                    continue;
+                }
+            }
+            tracing::info!(
+                setting = setting.name(),
+                "turned off: bridged frames come to the node by its own rules"
+            );
+        }
+        self.tell_of_no_shorter_way();
+    }
+
+    /// Where this fails, clients of a bridge get no ICMP error with a refusal; nothing else differs.
+    fn tell_of_no_shorter_way(&mut self) {
+        if self.spec.bridges.is_empty() {
+            return;
+        }
+        if Setting::SendRedirects.is_on() && Setting::SendRedirects.set(false).is_ok() {
+            self.spec.created.send_redirects = true;
+        }
+        for PodBridge { name, .. } in &self.spec.bridges {
+            if bridge_settings::sends_redirects(name) && bridge_settings::send_redirects(name, false).is_ok()
+            {
+                self.spec.quieted.insert(name.clone());
+            }
+        }
     }
 
     /// Puts back routing rules and routes that are missing.
@@ -256,7 +412,10 @@ impl Kernel {
     /// Replaces the table and gives back what the kernel shows of it. When the generation moved by exactly
     /// one, what it shows is ours alone and no stranger's change is taken for wanted.
     async fn replace_table(&self) -> Result<(Vec<Value>, Option<u32>), InstallError> {
-        let script = ruleset(&self.spec).nft;
+        let mut script = ruleset(&self.spec).nft;
+        if self.spec.bridges.is_empty() && list_bridge_table().await.is_some() {
+            script.push_str(&format!("delete table bridge {TABLE}\n"));
+        }
         let mut attempt = 1;
         loop {
             let before = self.netlink.generation()?;

@@ -1,12 +1,15 @@
 //! Turns the interception a node wants, as a value, into kernel state: one nftables table replaced in one
 //! transaction, one routing rule and one route per address family, and, where the kernel has no nft `queue`,
-//! one iptables chain.
+//! one iptables chain. Where pods share a bridge, a second table brings their frames up to the first.
 //!
 //! [`ruleset()`] and [`delta`] are pure: no clock, no I/O, no lock. [`Redirect::start`] applies and keeps what
-//! they say; [`cleanup()`] takes it away. Nothing outside the table `inet sluice`, the configured mark bits,
-//! routing table and rule, and the chain `SLUICE-GATE` is changed.
+//! they say; [`cleanup()`] takes it away. Nothing outside the tables `inet sluice` and `bridge sluice`, the
+//! configured mark bits, routing table and rule, the chain `SLUICE-GATE` and the settings that the
+//! configuration names is changed.
 
 mod accounting;
+mod bridge_settings;
+mod bridges;
 mod cleanup;
 mod config;
 mod datagrams;
@@ -14,6 +17,7 @@ mod first_packet;
 mod gate;
 mod guard;
 mod kernel;
+mod links;
 mod listing;
 mod marks;
 mod nfnetlink;
@@ -23,6 +27,7 @@ mod routes;
 mod ruleset;
 mod tool;
 
+pub use bridges::{HardwareAddr, PodBridge};
 pub use cleanup::{CleanupError, CleanupErrors, CleanupReport, cleanup};
 pub use config::{BackendChoice, ConfigProblem, FailMode, Icmp, RedirectConfig};
 pub use guard::{GuardEnded, Health, Redirect, RedirectHandle};

@@ -1,12 +1,14 @@
 //! Turns `nft -j list table` into what can be compared: the rules without handles and counts, and the sets'
 //! elements as addresses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use serde_json::Value;
 
+use crate::bridges::QUIETED;
 use crate::pods::{LocalPods, SetElements};
 use crate::ruleset::SYN_RATE;
 use crate::ruleset::{CreatedBases, GATE_HOOKS, TABLE};
@@ -30,6 +32,21 @@ pub(crate) async fn list_table() -> Result<Option<Listing>, ToolError> {
         Err(ToolError::Failed { message, .. }) if message.contains("No such file or directory") => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Lists the table of the bridges, elements and all; `None` when there is none, or no such family.
+pub(crate) async fn list_bridge_table() -> Option<Vec<Value>> {
+    let text = nft(&["-j", "list", "table", "bridge", TABLE], "").await.ok()?;
+    let mut listed = objects(&text);
+    listed.retain(|object| object.get("metainfo").is_none());
+    listed.iter_mut().for_each(forget_the_passing);
+    (!listed.is_empty()).then_some(listed)
+}
+
+/// The bridges that a listed table keeps in mind for having told of shorter ways.
+pub(crate) fn quieted(table: &[Value]) -> BTreeSet<String> {
+    let chains = table.iter().filter_map(|object| object["chain"]["name"].as_str());
+    chains.filter_map(|name| name.strip_prefix(QUIETED)).map(str::to_owned).collect()
 }
 
 /// Which of iptables' bases exist: table `mangle` of `family`, its chain `INPUT`, its chain `FORWARD`.
@@ -105,6 +122,9 @@ fn parse(text: &str) -> Option<Listing> {
             Some("created_ip6_mangle_input") => created.input6 = true,
             Some("created_ip6_mangle_forward") => created.forward6 = true,
             Some("enabled_accounting") => created.accounting = true,
+            Some("disabled_bridge_call_iptables") => created.call_iptables = true,
+            Some("disabled_bridge_call_ip6tables") => created.call_ip6tables = true,
+            Some("disabled_send_redirects") => created.send_redirects = true,
             _ => {}
         }
         forget_the_passing(&mut object);

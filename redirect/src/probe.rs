@@ -227,6 +227,15 @@ async fn hooked_builds(kind: &str, hook: &str, rule: &str) -> bool {
         .await
 }
 
+/// Whether the kernel builds the rules of a bridge's table.
+pub(crate) async fn builds_bridge_rules() -> bool {
+    let script = "add table bridge NAME\nadd chain bridge NAME probe { type filter hook prerouting priority -300; }\n\
+                  add map bridge NAME own { type ifname : ether_addr; }\n\
+                  add rule bridge NAME probe ether daddr set iifname map @own meta pkttype set host accept\n";
+    let script = script.replace("NAME", &format!("sluice_probe_{}", unique().replace('-', "_")));
+    nft(&["--check", "-f", "-"], &script).await.is_ok()
+}
+
 async fn check(rule: &str, base: &str) -> bool {
     let script = format!("add table inet NAME\nadd chain inet NAME probe{base}\n{rule}\n");
     let script = script.replace("NAME", &format!("sluice_probe_{}", unique().replace('-', "_")));

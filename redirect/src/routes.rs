@@ -125,6 +125,11 @@ impl Routes {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
+    /// For other questions to the same namespace.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Adds what is missing and removes rules of ours that are not wanted. Says what it did.
     pub(crate) async fn ensure(&self, want: RouteSpec) -> Result<Vec<&'static str>, RouteError> {
         let mut done = Vec::new();

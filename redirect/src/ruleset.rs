@@ -5,8 +5,10 @@
 //! it open a connection, does a socket of the proxy own it. The rule for SYN stands before the one for owned
 //! packets: a SYN that meets a TIME_WAIT socket of the proxy must reach the listener, not that socket.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use crate::bridges::{self, PodBridge};
 use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::datagrams;
 use crate::first_packet;
@@ -68,6 +70,12 @@ pub struct CreatedBases {
     pub forward6: bool,
     /// Conntrack's accounting was off.
     pub accounting: bool,
+    /// Frames on bridges were shown to iptables.
+    pub call_iptables: bool,
+    /// Frames on bridges were shown to ip6tables.
+    pub call_ip6tables: bool,
+    /// All interfaces told of shorter ways.
+    pub send_redirects: bool,
 }
 
 impl CreatedBases {
@@ -81,11 +89,14 @@ impl CreatedBases {
             input6: self.input6 | other.input6,
             forward6: self.forward6 | other.forward6,
             accounting: self.accounting | other.accounting,
+            call_iptables: self.call_iptables | other.call_iptables,
+            call_ip6tables: self.call_ip6tables | other.call_ip6tables,
+            send_redirects: self.send_redirects | other.send_redirects,
         }
     }
 
     /// The marker chains' names, and whether each is wanted.
-    pub(crate) fn markers(&self) -> [(&'static str, bool); 7] {
+    pub(crate) fn markers(&self) -> [(&'static str, bool); 10] {
         [
             ("created_ip_mangle", self.table4),
             ("created_ip_mangle_input", self.input4),
@@ -94,6 +105,9 @@ impl CreatedBases {
             ("created_ip6_mangle_input", self.input6),
             ("created_ip6_mangle_forward", self.forward6),
             ("enabled_accounting", self.accounting),
+            ("disabled_bridge_call_iptables", self.call_iptables),
+            ("disabled_bridge_call_ip6tables", self.call_ip6tables),
+            ("disabled_send_redirects", self.send_redirects),
         ]
     }
 }
@@ -129,6 +143,12 @@ pub struct RedirectSpec {
     pub pod_interfaces: Vec<String>,
     /// The pods to intercept.
     pub pods: LocalPods,
+    /// The bridges that pods are ports of. The installer finds them.
+    pub bridges: Vec<PodBridge>,
+    /// Those of them that told of shorter ways before. Known to the installer.
+    pub quieted: BTreeSet<String>,
+    /// Whether the node's settings that hide bridged traffic are turned off.
+    pub bridge_settings: bool,
     /// Known to the installer; the default elsewhere.
     pub created: CreatedBases,
 }
@@ -156,6 +176,9 @@ impl RedirectSpec {
             ipv6,
             pod_interfaces: config.pod_interfaces.clone(),
             pods,
+            bridges: Vec::new(),
+            quieted: BTreeSet::new(),
+            bridge_settings: config.bridge_settings,
             created: CreatedBases::default(),
         })
     }
@@ -172,7 +195,8 @@ impl RedirectSpec {
 /// The desired interception as commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// For `nft -f -`: creates or replaces the table in one transaction.
+    /// For `nft -f -`: creates or replaces the table, and that of the bridges where there are some, in one
+    /// transaction.
     pub nft: String,
     /// The iptables gate, when that is the backend.
     pub gate: Option<GateScripts>,
@@ -195,7 +219,7 @@ pub fn ruleset(spec: &RedirectSpec) -> Ruleset {
         let script = gate_script(spec, &[], true);
         GateScripts { v6: spec.ipv6.then(|| script.clone()), v4: script }
     });
-    Ruleset { nft: table(spec), gate, routes: route_commands(spec) }
+    Ruleset { nft: table(spec) + &bridges::table(spec), gate, routes: route_commands(spec) }
 }
 
 /// One iptables restore script: empties or creates the chain, fills it, and makes `INPUT` jump there once.
@@ -480,7 +504,11 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    fn line(&mut self, depth: usize, text: &str) {
+    pub(crate) fn text(self) -> String {
+        self.text
+    }
+
+    pub(crate) fn line(&mut self, depth: usize, text: &str) {
         let _ = writeln!(self.text, "{}{text}", "\t".repeat(depth));
     }
 

@@ -7,7 +7,10 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use redirect::{CreatedBases, FailMode, GateBackend, Icmp, LocalPods, RedirectConfig, RedirectSpec, ruleset};
+use redirect::{
+    CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, LocalPods, PodBridge, RedirectConfig,
+    RedirectSpec, ruleset,
+};
 
 fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
     list.iter().map(|address| address.parse().unwrap()).collect()
@@ -23,11 +26,17 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
     let mut spec = RedirectSpec::new(&config, GateBackend::NftQueue, true, pods.clone()).unwrap();
     change(&mut config, &mut spec);
     let changed = RedirectSpec::new(&config, spec.gate, spec.ipv6, spec.pods.clone()).unwrap();
-    RedirectSpec { created: spec.created, ..changed }
+    RedirectSpec { created: spec.created, bridges: spec.bridges, quieted: spec.quieted, ..changed }
 }
 
 fn interfaces() -> Vec<String> {
     vec!["cali*".to_owned(), "cni0".to_owned()]
+}
+
+fn bridge(name: &str, ports: &[&str]) -> PodBridge {
+    let address = |last| HardwareAddr([2, 0, 0, 0, 0, last]);
+    let ports = ports.iter().zip(1..).map(|(port, last)| ((*port).to_owned(), address(last)));
+    PodBridge { name: name.to_owned(), ports: ports.collect() }
 }
 
 /// The table of specs and the file each must give.
@@ -53,6 +62,21 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
                 spec.gate = GateBackend::IptablesNfqueue;
                 spec.ipv6 = false;
                 spec.created = CreatedBases { table4: true, input4: true, ..CreatedBases::default() };
+            }),
+        ),
+        (
+            "bridges",
+            spec(|_, spec| {
+                spec.bridges = vec![bridge("cni0", &["veth1", "veth2"]), bridge("cni1", &[])];
+                spec.quieted = ["cni0".to_owned()].into();
+                spec.created = CreatedBases { call_iptables: true, send_redirects: true, ..spec.created };
+            }),
+        ),
+        (
+            "bridges-v4-only",
+            spec(|_, spec| {
+                spec.bridges = vec![bridge("cni0", &["veth1"])];
+                spec.ipv6 = false;
             }),
         ),
         ("icmp-isolated", spec(|config, _| config.icmp = Icmp::Isolate)),

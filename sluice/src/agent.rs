@@ -163,7 +163,7 @@ impl Agent {
         let uncovered = Uncovered::new(spec.pods.clone());
         let rules = Redirect::start(spec).await?;
         datapath.judge_strays();
-        conditions.set("rules", Ok(()));
+        conditions.set("rules", unseen(&rules.health().borrow()));
         board.set_rules(&rules.health().borrow());
         datapath.judge_older_flows().context("judge the flows that are older than this process")?;
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
@@ -248,7 +248,7 @@ impl Agent {
         let repairs = self.metrics.ruleset_repairs.get();
         self.metrics.ruleset_repairs.inc_by(health.repairs.saturating_sub(repairs));
         let state = match (&health.last_error, health.installed) {
-            (None, true) => Ok(()),
+            (None, true) => unseen(health),
             (Some(error), _) => Err(error.clone()),
             (None, false) => Err("the rules are not in force".to_owned()),
         };
@@ -362,6 +362,11 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
     if local.isolated.is_empty() && local.observed.is_empty() {
         tracing::warn!(node, "no pod has spec.nodeName of this node and an address: nothing to enforce yet");
     }
+}
+
+/// A node is not ready while traffic of its pods could pass by the rules.
+fn unseen(health: &redirect::Health) -> Result<(), String> {
+    if health.unseen.is_empty() { Ok(()) } else { Err(health.unseen.join("; ")) }
 }
 
 fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {

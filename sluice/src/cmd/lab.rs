@@ -12,6 +12,8 @@ mod state;
 mod table;
 
 use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -24,6 +26,14 @@ pub(crate) struct Args {
     /// Leave everything up at the end, for `sluice lab shell`
     #[arg(long)]
     keep: bool,
+
+    /// How pods hang on their nodes: routed, bridge or vxlan
+    #[arg(long, default_value_t, value_name = "SHAPE")]
+    topology: lab::Topology,
+
+    /// Addresses: 4, 6 or dual
+    #[arg(long, default_value_t, value_name = "FAMILY")]
+    family: lab::Families,
 
     /// Name of the lab; several can be up at once
     #[arg(long, global = true, default_value = state::DEFAULT_NAME, value_name = "NAME")]
@@ -71,7 +81,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             require_root()?;
-            match rehearsal::run(&args.name, args.keep) {
+            match rehearsal::run(&args.name, (args.topology, args.family), args.keep) {
                 Ok(true) => Ok(ExitCode::SUCCESS),
                 Ok(false) => Ok(ExitCode::from(1)),
                 Err(error) => match error.downcast_ref::<Interrupted>() {
@@ -98,7 +108,7 @@ fn serve(ports: &[u16], udp: &[u16]) -> anyhow::Result<ExitCode> {
     let _servers = ports
         .iter()
         .map(|&port| {
-            let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
+            let listener = every_address(|address| std::net::TcpListener::bind((address, port)))
                 .with_context(|| format!("listen on port {port}"))?;
             lab::Server::start(listener).with_context(|| format!("serve on port {port}"))
         })
@@ -106,7 +116,7 @@ fn serve(ports: &[u16], udp: &[u16]) -> anyhow::Result<ExitCode> {
     let _udp_servers = udp
         .iter()
         .map(|&port| {
-            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
+            let socket = every_address(|address| std::net::UdpSocket::bind((address, port)))
                 .with_context(|| format!("bind UDP port {port}"))?;
             lab::UdpServer::start(socket).with_context(|| format!("serve on UDP port {port}"))
         })
@@ -114,4 +124,9 @@ fn serve(ports: &[u16], udp: &[u16]) -> anyhow::Result<ExitCode> {
     loop {
         std::thread::park();
     }
+}
+
+/// Binds a socket of both families, or of IPv4 where the kernel has nothing else.
+fn every_address<T>(bind: impl Fn(IpAddr) -> io::Result<T>) -> io::Result<T> {
+    bind(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into()))
 }

@@ -1,11 +1,11 @@
 //! One connection of the table: dialled for real, its record read, the two compared with what is expected.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use lab::{Cluster, Netns, Sluice, Transport, ask, greeting_peer, wait_for};
+use lab::{Cluster, Family, Netns, Sluice, Transport, ask, greeting_peer, wait_for};
 use serde_json::Value;
 
 use super::scenario::{Case, Expect, Rule, Target};
@@ -36,8 +36,8 @@ pub(super) struct Seen {
 }
 
 /// Dials `case` without Sluice in the way: whatever is served must answer.
-pub(super) fn without_sluice(cluster: &Cluster, case: &Case) -> anyhow::Result<bool> {
-    let (_, answer) = dial(cluster, case)?;
+pub(super) fn without_sluice(cluster: &Cluster, family: Family, case: &Case) -> anyhow::Result<bool> {
+    let (_, answer) = dial(cluster, family, case)?;
     Ok(match case.expect {
         Expect::Closed => matches!(answer, Answer::Refused),
         Expect::Allowed | Expect::Denied => matches!(answer, Answer::Peer(_)),
@@ -45,8 +45,13 @@ pub(super) fn without_sluice(cluster: &Cluster, case: &Case) -> anyhow::Result<b
 }
 
 /// Dials `case` and reads the record of the decision.
-pub(super) fn through_sluice(cluster: &Cluster, sluices: &[Sluice], case: &Case) -> anyhow::Result<Seen> {
-    let (client, answer) = dial(cluster, case)?;
+pub(super) fn through_sluice(
+    cluster: &Cluster,
+    family: Family,
+    sluices: &[Sluice],
+    case: &Case,
+) -> anyhow::Result<Seen> {
+    let (client, answer) = dial(cluster, family, case)?;
     let record = match case.rule {
         Rule::OwnNode => Ok(None),
         _ => {
@@ -109,9 +114,9 @@ fn judge(
 }
 
 /// Connects from a port that is known beforehand, so that the record of a refusal can be found too.
-fn dial(cluster: &Cluster, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> {
-    let (netns, address) = place(cluster, case.from)?;
-    let to = address_of(cluster, case.to)?;
+fn dial(cluster: &Cluster, family: Family, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> {
+    let (netns, address) = place(cluster, family, case.from)?;
+    let to = address_of(cluster, family, case.to)?;
     if case.transport == Transport::Udp {
         return ask_by_udp(netns, address, to).with_context(|| format!("ask from {}", case.from));
     }
@@ -128,7 +133,7 @@ fn dial(cluster: &Cluster, case: &Case) -> anyhow::Result<(SocketAddr, Answer)> 
     Ok((client, answer))
 }
 
-fn ask_by_udp(netns: &Netns, address: Ipv4Addr, to: SocketAddr) -> io::Result<(SocketAddr, Answer)> {
+fn ask_by_udp(netns: &Netns, address: IpAddr, to: SocketAddr) -> io::Result<(SocketAddr, Answer)> {
     let socket = netns.udp((address, 0))?;
     socket.connect(to)?;
     let answer = match ask(&socket, b"HELLO\n", CONNECT_LIMIT) {
@@ -140,24 +145,28 @@ fn ask_by_udp(netns: &Netns, address: Ipv4Addr, to: SocketAddr) -> io::Result<(S
 }
 
 /// The namespace and address behind a name of the table.
-pub(super) fn place<'a>(cluster: &'a Cluster, name: &str) -> anyhow::Result<(&'a Netns, Ipv4Addr)> {
+pub(super) fn place<'a>(
+    cluster: &'a Cluster,
+    family: Family,
+    name: &str,
+) -> anyhow::Result<(&'a Netns, IpAddr)> {
     if name == "external" {
         let external = cluster.external();
-        return Ok((external, external.address()));
+        return Ok((external, external.address_in(family)));
     }
     if let Ok(node) = cluster.node(name) {
-        return Ok((node, node.address()));
+        return Ok((node, node.address_in(family)));
     }
     let pod = cluster.pod(name)?;
-    Ok((pod, pod.address()))
+    Ok((pod, pod.address_in(family)))
 }
 
-fn address_of(cluster: &Cluster, target: Target) -> anyhow::Result<SocketAddr> {
+fn address_of(cluster: &Cluster, family: Family, target: Target) -> anyhow::Result<SocketAddr> {
     Ok(match target {
-        Target::Pod { pod, port } => cluster.pod(pod)?.at(port),
-        Target::Service { service, port, .. } => cluster.cluster_ip(service, port)?,
-        Target::NodePort { node, port, .. } => cluster.node(node)?.at(port),
-        Target::External => cluster.external().at(target.port()),
+        Target::Pod { pod, port } => cluster.pod(pod)?.at_in(family, port),
+        Target::Service { service, port, .. } => cluster.cluster_ip_in(family, service, port)?,
+        Target::NodePort { node, port, .. } => cluster.node(node)?.at_in(family, port),
+        Target::External => cluster.external().at_in(family, target.port()),
     })
 }
 
@@ -202,7 +211,8 @@ fn foreign_address(cluster: &Cluster, case: &Case, client: SocketAddr, peer: Soc
     let expected = match case.to {
         Target::External => {
             let node = cluster.pod(case.from).ok()?.node();
-            let address = IpAddr::from(cluster.node(node).ok()?.address());
+            let family = if client.is_ipv4() { Family::V4 } else { Family::V6 };
+            let address = cluster.node(node).ok()?.address_in(family);
             return (peer.ip() != address)
                 .then(|| format!("the server saw {peer}, not its client's node {address}"));
         }

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use lab::{Cluster, LabError, Netns, Sluice, SluiceOptions, ask, wait_until};
+use lab::{Cluster, Families, Family, LabError, Netns, Sluice, SluiceOptions, Topology, ask, wait_until};
 use serde_json::Value;
 
 use super::bulk;
@@ -26,14 +26,17 @@ const RECORD_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the lab. True when everything seen was expected. Everything is removed at the end, also after an
 /// error, unless `keep` is set and no error came.
-pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
+pub(super) fn run(name: &LabName, shape: (Topology, Families), keep: bool) -> anyhow::Result<bool> {
     let interrupt = Interrupt::install()?;
     let out = &mut io::stdout();
     let begin = Instant::now();
     let claim = Claim::take(name)?;
 
+    let (topology, families) = shape;
+    let described = cluster().topology(topology).families(families);
     let mut cluster =
-        cluster().prefix(&name.prefix()).folder(claim.folder()).build().context("build the cluster")?;
+        described.prefix(&name.prefix()).folder(claim.folder()).build().context("build the cluster")?;
+    let rows = CASES.len() * families.each().len();
     for (name, text) in EXAMPLES {
         cluster.write_policy(name, text)?;
     }
@@ -43,11 +46,7 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
     interrupt.check()?;
 
     let open = control(&cluster, &interrupt)?;
-    step(
-        out,
-        begin,
-        &format!("without Sluice {open} of {} connections do what the server does", CASES.len()),
-    )?;
+    step(out, begin, &format!("without Sluice {open} of {rows} connections do what the server does"))?;
     let direct = stream(&cluster).context("direct stream")?;
     step(out, begin, "the direct stream is measured")?;
     interrupt.check()?;
@@ -70,7 +69,7 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
     let build = if cfg!(debug_assertions) { " (a debug build: not a measurement)" } else { "" };
     writeln!(out, "  through Sluice  {through:6.2} Gb/s, {:.2} of direct{build}", through / direct)?;
 
-    let as_expected = open == CASES.len() && different == 0;
+    let as_expected = open == rows && different == 0;
     if keep {
         for sluice in &mut sluices {
             sluice.keep();
@@ -84,7 +83,6 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
         drop((sluices, servers, cluster, claim));
         step(out, begin, "taken down")?;
     }
-    let rows = CASES.len();
     match (as_expected, open == rows) {
         (true, _) => writeln!(out, "\nAll {rows} connections as expected.")?,
         (false, true) => writeln!(out, "\n{different} of {rows} connections NOT as expected.")?,
@@ -98,9 +96,11 @@ pub(super) fn run(name: &LabName, keep: bool) -> anyhow::Result<bool> {
 /// Makes every connection of the table before Sluice runs. Returns how many answered as the server does.
 fn control(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<usize> {
     let mut count = 0;
-    for case in CASES {
-        count += usize::from(probe::without_sluice(cluster, case)?);
-        interrupt.check()?;
+    for family in cluster.families().each() {
+        for case in CASES {
+            count += usize::from(probe::without_sluice(cluster, *family, case)?);
+            interrupt.check()?;
+        }
     }
     Ok(count)
 }
@@ -113,21 +113,31 @@ fn compare(
     interrupt: &Interrupt,
 ) -> anyhow::Result<usize> {
     let mut different = 0;
-    writeln!(out)?;
-    let mut table = Table::begin(out)?;
-    for case in CASES {
-        let seen = probe::through_sluice(cluster, sluices, case)?;
-        table.row(out, case, &seen)?;
-        different += usize::from(!seen.differences.is_empty());
-        interrupt.check()?;
+    for family in cluster.families().each() {
+        writeln!(out)?;
+        if cluster.families() != Families::V4 {
+            writeln!(out, "{}", if *family == Family::V4 { "IPv4" } else { "IPv6" })?;
+        }
+        let mut table = Table::begin(out)?;
+        for case in CASES {
+            let seen = probe::through_sluice(cluster, *family, sluices, case)?;
+            table.row(out, case, &seen)?;
+            different += usize::from(!seen.differences.is_empty());
+            interrupt.check()?;
+        }
     }
     Ok(different)
 }
 
 fn stream(cluster: &Cluster) -> anyhow::Result<f64> {
-    let (client, _) = probe::place(cluster, BULK_FROM)?;
-    let to = cluster.pod(BULK_TO.0)?.at(BULK_TO.1);
+    let family = first_family(cluster);
+    let (client, _) = probe::place(cluster, family, BULK_FROM)?;
+    let to = cluster.pod(BULK_TO.0)?.at_in(family, BULK_TO.1);
     Ok(bulk::gigabits_per_second(client, to)?)
+}
+
+fn first_family(cluster: &Cluster) -> Family {
+    if cluster.families() == Families::V6 { Family::V6 } else { Family::V4 }
 }
 
 fn start_sluices(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<Vec<Sluice>> {
@@ -165,7 +175,7 @@ fn stop(sluices: &mut [Sluice]) -> anyhow::Result<()> {
 /// Shows a denial and the end record of the stream, as they stand in the file.
 fn show_records(out: &mut impl Write, cluster: &Cluster, sluices: &[Sluice]) -> anyhow::Result<()> {
     let server = cluster.pod(BULK_TO.0)?;
-    let client = cluster.pod(BULK_FROM)?.address().to_string();
+    let client = cluster.pod(BULK_FROM)?.address_in(first_family(cluster)).to_string();
     let of_stream = |record: &Value| {
         record["event"]["action"] == "connection-ended"
             && record["source"]["ip"] == client
@@ -183,7 +193,7 @@ fn show_records(out: &mut impl Write, cluster: &Cluster, sluices: &[Sluice]) -> 
 }
 
 fn show_kept(out: &mut impl Write, cluster: &Cluster, name: &LabName) -> anyhow::Result<()> {
-    let api = cluster.cluster_ip("books/api", 80)?;
+    let api = cluster.cluster_ip_in(first_family(cluster), "books/api", 80)?;
     writeln!(out, "\nThe lab stays up:")?;
     writeln!(out, "  {} -- curl -s http://{api}/", name.command("shell books/shop"))?;
     writeln!(out, "  {} -- nft list table inet sluice", name.command("shell node1"))?;
@@ -252,6 +262,7 @@ fn start_servers(cluster: &Cluster) -> anyhow::Result<Vec<ServerProcess>> {
         let udp = UDP_SERVERS.iter().find(|(of_pod, _)| of_pod == pod);
         places.push((cluster.pod(pod)?, ports, udp.map_or(&[], |(_, ports)| ports)));
     }
+    let family = first_family(cluster);
     let mut servers = Vec::new();
     for (netns, ports, udp) in &places {
         servers.push(ServerProcess::start(netns, ports, udp)?);
@@ -259,7 +270,7 @@ fn start_servers(cluster: &Cluster) -> anyhow::Result<Vec<ServerProcess>> {
     for (netns, ports, udp) in &places {
         for port in *udp {
             let answers = || {
-                let socket = netns.udp_to(([127, 0, 0, 1], *port));
+                let socket = netns.udp_to((family.loopback(), *port));
                 socket.is_ok_and(|socket| ask(&socket, b"HELLO\n", READY_STEP).is_ok())
             };
             if !wait_until(SERVER_LIMIT, answers) {
@@ -267,7 +278,7 @@ fn start_servers(cluster: &Cluster) -> anyhow::Result<Vec<ServerProcess>> {
             }
         }
         for port in *ports {
-            let accepts = || netns.connect(([127, 0, 0, 1], *port), SERVER_LIMIT).is_ok();
+            let accepts = || netns.connect((family.loopback(), *port), SERVER_LIMIT).is_ok();
             if !wait_until(SERVER_LIMIT, accepts) {
                 bail!("no server on port {port} in {}", netns.name());
             }
