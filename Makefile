@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ suite: ## Datapath tests over real sockets in network namespaces (root)
 
 check-deploy: ## Kustomizations, chart and image, with kubectl, helm, published schemas and runc (root)
 	$(NEXTEST) -E 'package(deploy-tests)'
+
+matrix: ## Run every cell of the support matrix and write its table into tests/README.md (root)
+	UPDATE_MATRIX=1 $(NEXTEST) -E 'package(suite) and test(every_row)'
+	UPDATE_MATRIX=1 $(NEXTEST) -E 'package(suite) and test(the_matrix_in_the_readme)'
 
 # No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The inputs that are kept
 # stand in fuzz/corpus; what a run finds on its way stays in the target folder.

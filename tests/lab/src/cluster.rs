@@ -414,7 +414,7 @@ macro_rules! is_a_namespace {
             ///
             /// # Panics
             /// When the cluster has no such family.
-            pub fn ip(&self, family: Family) -> IpAddr {
+            pub fn address_in(&self, family: Family) -> IpAddr {
                 let address = match family {
                     Family::V4 => self.has_v4.then(|| self.address().into()),
                     Family::V6 => self.address_6.map(IpAddr::from),
@@ -427,7 +427,7 @@ macro_rules! is_a_namespace {
             /// # Panics
             /// When the cluster has no such family.
             pub fn at_in(&self, family: Family, port: u16) -> SocketAddr {
-                SocketAddr::new(self.ip(family), port)
+                SocketAddr::new(self.address_in(family), port)
             }
         }
 

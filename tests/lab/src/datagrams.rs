@@ -40,8 +40,10 @@ impl UdpServer {
                 // Errors are those of earlier answers: a client that has gone.
                 if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
                     count.fetch_add(1, Ordering::Relaxed);
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
-                    let _ = socket.send_to(format!("{GREETING}{peer}\n").as_bytes(), peer);
+                    // A socket of both families takes an IPv4 client for ::ffff:a.b.c.d.
+                    let plain = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).push(plain);
+                    let _ = socket.send_to(format!("{GREETING}{plain}\n").as_bytes(), peer);
                 }
             }
         })?;

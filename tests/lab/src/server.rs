@@ -40,6 +40,8 @@ impl Server {
         let thread = thread::Builder::new().name("lab-server".into()).spawn(move || {
             // Ends when the drop shuts the listener down: accept(2) then gives EINVAL.
             while let Ok((stream, peer)) = accepting.accept() {
+                // A socket of both families takes an IPv4 client for ::ffff:a.b.c.d.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
                 thread::spawn(move || answer(stream, peer));
             }

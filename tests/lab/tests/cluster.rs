@@ -265,7 +265,7 @@ fn everything_reaches_what_it_should(topology: Topology, families: Families) {
             for to in [single.at_in(*family, 8080), service] {
                 let mut stream = client.connect(to, LIMIT).unwrap();
                 let local = stream.local_addr().unwrap();
-                assert_eq!(local.ip(), client.ip(*family));
+                assert_eq!(local.ip(), client.address_in(*family));
                 assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap(), local, "{to}");
             }
         }
@@ -276,7 +276,7 @@ fn everything_reaches_what_it_should(topology: Topology, families: Families) {
         }
         let _outside = serve(cluster.external(), 80);
         let mut stream = single.connect(cluster.external().at_in(*family, 80), LIMIT).unwrap();
-        let node = cluster.node("node1").unwrap().ip(*family);
+        let node = cluster.node("node1").unwrap().address_in(*family);
         assert_eq!(greeting_peer(&mut stream, LIMIT).unwrap().ip(), node);
     }
     let text = cluster.manifests();

@@ -2,6 +2,7 @@
 //! a look at the packets between them. A panic here is a test's failure report.
 
 pub mod carried;
+pub mod cells;
 pub mod ends;
 pub mod enforced;
 pub mod flows;

@@ -1,0 +1,142 @@
+//! Turns the rows of the support matrix and one shape of cluster into results, and results into the table that
+//! `tests/README.md` shows.
+//!
+//! Every cell has a file under `tests/suite/matrix`, written from what its rows did when `UPDATE_MATRIX` is set and
+//! compared with it otherwise. The table is made of those files and of nothing else.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+use lab::{Families, Topology};
+
+/// What a row says of a shape.
+pub const HOLDS: &str = "yes";
+/// A row that does not concern the shape.
+pub const NOT_CONCERNED: &str = "–";
+
+/// A kind of cluster: one more value of either is one more column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape {
+    /// How pods hang on nodes, and nodes on each other.
+    pub topology: Topology,
+    /// The families of addresses.
+    pub families: Families,
+}
+
+impl Shape {
+    /// Every shape, in the table's order.
+    pub fn all() -> Vec<Self> {
+        let families = |topology| Families::ALL.map(|families| Self { topology, families });
+        Topology::ALL.into_iter().flat_map(families).collect()
+    }
+
+    fn file(self) -> PathBuf {
+        let Self { topology, families } = self;
+        folder().join(format!("{topology}-{families}.json"))
+    }
+}
+
+/// One row of the table, and what must be so for it to hold.
+#[derive(Debug)]
+pub struct Row<S> {
+    /// As the table names it.
+    pub name: &'static str,
+    /// The shapes it speaks of.
+    pub concerns: fn(Shape) -> bool,
+    /// Panics unless it holds.
+    pub check: fn(&S),
+}
+
+/// What the rows say of one shape, by name.
+pub type Results = BTreeMap<String, String>;
+
+/// Runs every row that concerns the shape, also after one has failed. What failed is told with its reason.
+pub fn run<S>(shape: Shape, rows: &[Row<S>], scene: &S) -> Results {
+    let result = |row: &Row<S>| {
+        if !(row.concerns)(shape) {
+            return NOT_CONCERNED.to_owned();
+        }
+        match panic::catch_unwind(AssertUnwindSafe(|| (row.check)(scene))) {
+            Ok(()) => HOLDS.to_owned(),
+            Err(panic) => format!("no: {}", reason(&*panic)),
+        }
+    };
+    rows.iter().map(|row| (row.name.to_owned(), result(row))).collect()
+}
+
+/// Holds the results to the file of the shape, or writes it.
+///
+/// # Panics
+/// When a row that concerns the shape does not hold, and when the file says something else.
+pub fn hold(shape: Shape, results: &Results) {
+    let failed: Vec<_> = results.iter().filter(|(_, result)| result.starts_with("no")).collect();
+    assert!(failed.is_empty(), "{shape:?}: {failed:#?}");
+    let text = serde_json::to_string_pretty(results).expect("JSON") + "\n";
+    if std::env::var_os("UPDATE_MATRIX").is_some() {
+        fs::create_dir_all(folder()).expect("the folder of the matrix");
+        fs::write(shape.file(), &text).expect("write the results");
+    }
+    let kept = fs::read_to_string(shape.file()).unwrap_or_default();
+    assert_eq!(kept, text, "{} is not what the rows gave; UPDATE_MATRIX=1 writes it", shape.file().display());
+}
+
+/// The table of all shapes from their files, in the order of `names`.
+///
+/// # Panics
+/// When a file is missing.
+pub fn table<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let shapes = Shape::all();
+    let results: Vec<Results> = shapes
+        .iter()
+        .map(|shape| {
+            let text = fs::read_to_string(shape.file()).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+            serde_json::from_str(&text).expect("results")
+        })
+        .collect();
+    let mut table = String::from("| |");
+    for Shape { topology, families } in &shapes {
+        let _ = write!(table, " {topology} {families} |");
+    }
+    let _ = write!(table, "\n|---|{}\n", "---|".repeat(shapes.len()));
+    for name in names {
+        let _ = write!(table, "| {name} |");
+        for results in &results {
+            let _ = write!(table, " {} |", results.get(name).map_or("", String::as_str));
+        }
+        table.push('\n');
+    }
+    table
+}
+
+/// Holds the table in `tests/README.md`, between its two markers, to `table`, or writes it there.
+///
+/// # Panics
+/// When it differs, or the markers are missing.
+pub fn hold_readme(table: &str) {
+    const MARKERS: [&str; 2] = ["<!-- matrix: written by make matrix -->\n", "<!-- end of matrix -->"];
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let text = fs::read_to_string(&path).expect("tests/README.md");
+    let (before, rest) = text.split_once(MARKERS[0]).expect("the matrix' first marker");
+    let (kept, after) = rest.split_once(MARKERS[1]).expect("the matrix' last marker");
+    if std::env::var_os("UPDATE_MATRIX").is_some() && kept != table {
+        fs::write(&path, format!("{before}{}{table}{}{after}", MARKERS[0], MARKERS[1])).expect("write it");
+        return;
+    }
+    assert_eq!(
+        kept, table,
+        "the table in tests/README.md is not what the cells gave; `make matrix` writes it"
+    );
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("matrix")
+}
+
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}

@@ -1,0 +1,395 @@
+//! What must be so on every shape of cluster: one more value of `Topology` or `Families` is one more cell.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use lab::{
+    Cluster, ClusterBuilder, Families, Family, Netns, Pod, PodSpec, ServiceSpec, Topology, Transport,
+    UdpServer, ask,
+};
+use serde_json::Value;
+use suite::carried::{Carried, accept};
+use suite::cells::{self, Row, Shape};
+use suite::enforced::{Enforced, LIMIT, is_from, told};
+use suite::flows::ANSWER;
+use suite::packets::SynCount;
+
+/// What takes longer was sent twice: the first retransmission of a SYN comes after a second.
+const ONE_STALL: Duration = Duration::from_millis(900);
+
+/// `near` and `far` are isolated: pods with `role: client` reach them by TCP and UDP on ports 8000 to 8999.
+const POLICY: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: server, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {role: client}}}]
+    ports: [{protocol: TCP, port: 8000, endPort: 8999}, {protocol: UDP, port: 8000, endPort: 8999}]
+";
+
+fn builder(shape: Shape) -> ClusterBuilder {
+    let service = |name: &str| ServiceSpec::new(&format!("shop/{name}")).selector("name", name);
+    let pod = |name: &str, node: &str| PodSpec::new(&format!("shop/{name}")).on(node).label("name", name);
+    Cluster::builder()
+        .nodes(2)
+        .topology(shape.topology)
+        .families(shape.families)
+        .pod(pod("client", "node1").label("role", "client"))
+        .pod(pod("stranger", "node1"))
+        .pod(pod("near", "node1").label("app", "server"))
+        .pod(pod("far", "node2").label("app", "server"))
+        .pod(pod("plain", "node1"))
+        .service(service("near").port("http", 80, 8000).port_of(Transport::Udp, "udp", 53, 8000))
+        .service(
+            service("far")
+                .port("http", 80, 8000)
+                .port_of(Transport::Udp, "udp", 53, 8000)
+                .port("denied", 82, 8000)
+                .node_port(30082),
+        )
+        .service(service("plain").port("http", 80, 8000).node_port(30080))
+}
+
+/// A cluster of one shape, with Sluice on both nodes.
+struct Scene {
+    cluster: Enforced,
+    shape: Shape,
+}
+
+impl Scene {
+    fn new(shape: Shape) -> Self {
+        Self { cluster: Enforced::start(builder(shape), &[("policy.yaml", POLICY)], ""), shape }
+    }
+
+    /// Does the same in every family of the cluster.
+    fn in_each(&self, check: impl Fn(&Enforced, Family)) {
+        self.shape.families.each().iter().for_each(|family| check(&self.cluster, *family));
+    }
+}
+
+const ROWS: [Row<Scene>; 17] = [
+    everywhere("allowed, on one node", |scene| scene.in_each(|c, f| allowed(c, f, "shop/near"))),
+    everywhere("allowed, across nodes", |scene| scene.in_each(|c, f| allowed(c, f, "shop/far"))),
+    everywhere("denied in connect(), on one node", |scene| scene.in_each(|c, f| denied(c, f, "shop/near"))),
+    everywhere("denied in connect(), across nodes", |scene| scene.in_each(|c, f| denied(c, f, "shop/far"))),
+    everywhere("closed ports refuse", |scene| scene.in_each(closed_port)),
+    everywhere("Services, on one node", |scene| scene.in_each(|c, f| service(c, f, "shop/near"))),
+    everywhere("Services, across nodes", |scene| scene.in_each(|c, f| service(c, f, "shop/far"))),
+    everywhere("a pod through its own Service", |scene| scene.in_each(hairpin)),
+    everywhere("processes of the own node", |scene| scene.in_each(own_node)),
+    everywhere("probes of the own node, not of others", |scene| scene.in_each(probes)),
+    everywhere("out of the cluster", |scene| scene.in_each(outwards)),
+    everywhere("NodePorts from outside", |scene| scene.in_each(node_ports)),
+    everywhere("UDP: allowed, denied, Services", |scene| scene.in_each(datagrams)),
+    everywhere("bulk, on one node and across", |scene| scene.in_each(bulk)),
+    everywhere("neighbour discovery and ARP", |scene| scene.in_each(neighbours)),
+    Row {
+        name: "IPv4 from IPv6 sockets is IPv4",
+        concerns: |shape| shape.families != Families::V6,
+        check: |scene| mapped(&scene.cluster),
+    },
+    everywhere("a policy's change ends connections", |scene| scene.in_each(revocation)),
+];
+
+const fn everywhere(name: &'static str, check: fn(&Scene)) -> Row<Scene> {
+    Row { name, concerns: |_| true, check }
+}
+
+/// A pod's socket whose address is known, whatever becomes of it.
+fn dial(pod: &Netns, from: IpAddr, to: SocketAddr) -> (SocketAddr, Result<std::net::TcpStream, ErrorKind>) {
+    let socket = pod.bound((from, 0)).unwrap();
+    let local = socket.local_addr().unwrap().as_socket().unwrap();
+    let begin = Instant::now();
+    let outcome = socket.connect_timeout(&to.into(), LIMIT);
+    assert!(begin.elapsed() < ONE_STALL, "{local} to {to}: {outcome:?} after {:?}", begin.elapsed());
+    (local, outcome.map(|()| socket.into()).map_err(|error| error.kind()))
+}
+
+fn assert_pods(record: &Value, family: Family, client: &Pod, server: &Pod) {
+    for (side, pod) in [("source", client), ("destination", server)] {
+        assert_eq!(record[side]["ip"], pod.address_in(family).to_string(), "{record}");
+        assert_eq!(record[side]["k8s"]["uid"], pod.uid(), "{record}");
+    }
+}
+
+/// Carries some bytes over a new connection and gives its last record on the client's node.
+fn carry(cluster: &Enforced, mut carried: Carried) -> Value {
+    carried.exchange(1_000, 70_000).unwrap();
+    let local = carried.local;
+    carried.close();
+    let record = cluster.last_record("node1", local);
+    assert_eq!(told(&record), "connection-ended client-closed");
+    assert_eq!(
+        (&record["source"]["bytes"], &record["destination"]["bytes"]),
+        (&1_000.into(), &70_000.into())
+    );
+    record
+}
+
+fn allowed(cluster: &Enforced, family: Family, server: &str) {
+    let (client, server) = (cluster.pod("shop/client"), cluster.pod(server));
+    let listener = server.listen_in(family, 8000).unwrap();
+    let (_, stream) = dial(client, client.address_in(family), server.at_in(family, 8000));
+    let carried = Carried::accept(stream.unwrap(), &listener);
+    assert_eq!(carried.peer, carried.local, "the server sees the client's address and port");
+    let local = carried.local;
+    let record = carry(cluster, carried);
+    assert_pods(&record, family, client, server);
+    assert!(record["sluice"]["upstream"].is_null(), "{record}");
+    assert_eq!(
+        record["sluice"]["ingress"]["policies"].as_array().map(Vec::len),
+        Some(usize::from(server.node() == "node1"))
+    );
+    if server.node() != "node1" {
+        let other = cluster.last_record(server.node(), local);
+        assert_eq!(other["network"]["community_id"], record["network"]["community_id"]);
+        assert_pods(&other, family, client, server);
+    }
+}
+
+fn denied(cluster: &Enforced, family: Family, server: &str) {
+    let server = cluster.pod(server);
+    let stranger = cluster.pod("shop/stranger");
+    let listener = server.listen_in(family, 8000).unwrap();
+    let (local, outcome) = dial(stranger, stranger.address_in(family), server.at_in(family, 8000));
+    assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
+    let record = cluster.last_record(server.node(), local);
+    assert_eq!(told(&record), "connection-denied policy-denied");
+    assert_pods(&record, family, stranger, server);
+    assert_eq!(record["sluice"]["ingress"]["policies"], serde_json::json!(["NetworkPolicy/shop/server"]));
+    assert!(accept(&listener, Duration::ZERO).is_none(), "the server hears nothing");
+}
+
+fn closed_port(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    for server in ["shop/near", "shop/far"] {
+        let (local, outcome) =
+            dial(client, client.address_in(family), cluster.pod(server).at_in(family, 8500));
+        assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
+        assert_eq!(told(&cluster.last_record("node1", local)), "connection-failed refused");
+    }
+}
+
+fn service(cluster: &Enforced, family: Family, server: &str) {
+    let (client, stranger) = (cluster.pod("shop/client"), cluster.pod("shop/stranger"));
+    let listener = cluster.pod(server).listen_in(family, 8000).unwrap();
+    let to = cluster.cluster_ip_in(family, server, 80).unwrap();
+    let (_, stream) = dial(client, client.address_in(family), to);
+    let carried = Carried::accept(stream.unwrap(), &listener);
+    assert_eq!(carried.peer, carried.local);
+    let record = carry(cluster, carried);
+    assert_pods(&record, family, client, cluster.pod(server));
+    assert_eq!(record["destination"]["service"]["ip"], to.ip().to_string());
+    assert_eq!(record["destination"]["port"], 8000);
+    let (_, outcome) = dial(stranger, stranger.address_in(family), to);
+    assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
+    assert!(accept(&listener, Duration::ZERO).is_none());
+}
+
+fn hairpin(cluster: &Enforced, family: Family) {
+    let near = cluster.pod("shop/near");
+    let listener = near.listen_in(family, 8000).unwrap();
+    let to = cluster.cluster_ip_in(family, "shop/near", 80).unwrap();
+    let (_, stream) = dial(near, near.address_in(family), to);
+    let carried = Carried::accept(stream.unwrap(), &listener);
+    assert_ne!(carried.peer.ip(), near.address_in(family));
+    assert_eq!(carry(cluster, carried)["sluice"]["hairpin"], true);
+}
+
+fn own_node(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    for name in ["node1", "node2"] {
+        let node = cluster.node(name).unwrap();
+        let listener = node.listen_in(family, 9100).unwrap();
+        let (_, stream) = dial(client, client.address_in(family), node.at_in(family, 9100));
+        let carried = Carried::accept(stream.unwrap(), &listener);
+        assert_eq!(carried.peer.ip(), client.address_in(family));
+        assert_eq!(carry(cluster, carried)["destination"]["k8s"]["node"], name);
+    }
+}
+
+fn probes(cluster: &Enforced, family: Family) {
+    let near = cluster.pod("shop/near");
+    let listener = near.listen_in(family, 9000).unwrap();
+    let to = near.at_in(family, 9000);
+    let node = cluster.node("node1").unwrap();
+    let mut carried = Carried::open(node, &listener, to);
+    carried.exchange(100, 100).unwrap();
+    assert_eq!(carried.peer, carried.local);
+    let local = carried.local;
+    carried.close();
+    assert_eq!(cluster.records_of("node1", local).len(), 0, "not intercepted");
+    // From the overlay's address, where there is one.
+    let socket = cluster.node("node2").unwrap().bound((family.unspecified(), 0)).unwrap();
+    let error = socket.connect_timeout(&to.into(), LIMIT).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    let denial = |record: &Value| {
+        record["source"]["port"] == port && told(record) == "connection-denied policy-denied"
+    };
+    let record = cluster.sluice("node1").wait_record(denial, LIMIT).unwrap();
+    assert_eq!(record["source"]["k8s"]["node"], "node2", "{record}");
+}
+
+fn outwards(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    let listener = cluster.external().listen_in(family, 80).unwrap();
+    let (_, stream) = dial(client, client.address_in(family), cluster.external().at_in(family, 80));
+    let carried = Carried::accept(stream.unwrap(), &listener);
+    assert_eq!(carried.peer.ip(), cluster.node("node1").unwrap().address_in(family), "masqueraded");
+    let record = carry(cluster, carried);
+    assert_eq!(record["destination"]["ip"], cluster.external().address_in(family).to_string());
+    assert_eq!(record["sluice"]["upstream"]["ip"], client.address_in(family).to_string());
+}
+
+fn node_ports(cluster: &Enforced, family: Family) {
+    let plain = cluster.pod("shop/plain");
+    let listener = plain.listen_in(family, 8000).unwrap();
+    let external = cluster.external();
+    for name in ["node1", "node2"] {
+        let node = cluster.node(name).unwrap();
+        let (_, stream) = dial(external, external.address_in(family), node.at_in(family, 30080));
+        let mut carried = Carried::accept(stream.unwrap(), &listener);
+        carried.exchange(1_000, 70_000).unwrap();
+        if name == "node1" {
+            assert_eq!(carried.peer, carried.local, "no masquerade where the pod is");
+        }
+        carried.close();
+    }
+    let tap = SynCount::start(cluster.pod("shop/far"));
+    for name in ["node1", "node2"] {
+        let to = cluster.node(name).unwrap().at_in(family, 30082);
+        assert!(external.connect(to, LIMIT).is_err());
+    }
+    assert_eq!(tap.count(), 0);
+    cluster.pod("shop/far").nft("delete table inet tap\n").unwrap();
+}
+
+fn datagrams(cluster: &Enforced, family: Family) {
+    let (client, stranger) = (cluster.pod("shop/client"), cluster.pod("shop/stranger"));
+    for name in ["shop/near", "shop/far"] {
+        let server = cluster.pod(name);
+        let answering: UdpServer = server.serve_udp_on((family.unspecified(), 8000)).unwrap();
+        for to in [server.at_in(family, 8000), cluster.cluster_ip_in(family, name, 53).unwrap()] {
+            let socket = client.udp((client.address_in(family), 0)).unwrap();
+            socket.connect(to).unwrap();
+            let local = socket.local_addr().unwrap();
+            assert_eq!(ask(&socket, b"HELLO\n", ANSWER).unwrap(), local, "{name} {to}");
+            assert_eq!(ask(&socket, b"AGAIN\n", ANSWER).unwrap(), local, "{name} {to}");
+            let started = |record: &Value| is_from(record, local);
+            let record = cluster.sluice("node1").wait_record(started, LIMIT).unwrap();
+            assert_eq!(told(&record), "connection-started -");
+            assert_pods(&record, family, client, server);
+        }
+        let received = answering.received();
+        let socket = stranger.udp_to(server.at_in(family, 8000)).unwrap();
+        let local = socket.local_addr().unwrap();
+        assert_eq!(ask(&socket, b"HELLO\n", ANSWER).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let denied = |record: &Value| is_from(record, local) && told(record).starts_with("connection-denied");
+        cluster.sluice(server.node()).wait_record(denied, LIMIT).unwrap();
+        assert_eq!(answering.received(), received);
+    }
+}
+
+fn bulk(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    for server in ["shop/near", "shop/far"] {
+        let listener = cluster.pod(server).listen_in(family, 8000).unwrap();
+        let (_, stream) = dial(client, client.address_in(family), cluster.pod(server).at_in(family, 8000));
+        let mut carried = Carried::accept(stream.unwrap(), &listener);
+        carried.exchange(3_000_000, 3_000_000).unwrap();
+        let local = carried.local;
+        carried.close();
+        let record = cluster.last_record("node1", local);
+        assert_eq!(record["source"]["bytes"], 3_000_000);
+        assert_eq!(record["destination"]["bytes"], 3_000_000);
+    }
+}
+
+/// With forgotten neighbours, and with those that were found afterwards.
+fn neighbours(cluster: &Enforced, family: Family) {
+    for round in 0..2 {
+        if round == 0 {
+            for pod in ["shop/client", "shop/near", "shop/stranger"] {
+                cluster.pod(pod).ip("neighbour flush all\n").unwrap();
+            }
+            cluster.node("node1").unwrap().ip("neighbour flush all nud reachable\n").unwrap();
+        }
+        let (client, near) = (cluster.pod("shop/client"), cluster.pod("shop/near"));
+        let listener = near.listen_in(family, 8000).unwrap();
+        let (_, stream) = dial(client, client.address_in(family), near.at_in(family, 8000));
+        carry(cluster, Carried::accept(stream.unwrap(), &listener));
+        drop(listener);
+        denied(cluster, family, "shop/near");
+    }
+}
+
+/// A socket of both families towards an IPv4 address writes it as ::ffff:a.b.c.d.
+fn mapped(cluster: &Enforced) {
+    let (client, near) = (cluster.pod("shop/client"), cluster.pod("shop/near"));
+    let listener = near.listen_in(Family::V6, 8000).unwrap();
+    let to = SocketAddr::from((near.address().to_ipv6_mapped(), 8000));
+    let mut carried = Carried::open(client, &listener, to);
+    assert_eq!(carried.local.ip(), IpAddr::from(client.address().to_ipv6_mapped()));
+    assert_eq!(carried.peer, carried.local);
+    carried.exchange(1_000, 70_000).unwrap();
+    let local = SocketAddr::from((client.address(), carried.local.port()));
+    carried.close();
+    let record = cluster.last_record("node1", local);
+    assert_pods(&record, Family::V4, client, near);
+    let stranger = cluster.pod("shop/stranger");
+    assert_eq!(stranger.connect(to, LIMIT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+fn revocation(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    let mut kept: Vec<(Carried, &str)> = ["shop/near", "shop/far"]
+        .map(|server| {
+            let listener = cluster.pod(server).listen_in(family, 8000).unwrap();
+            (Carried::open(client, &listener, cluster.pod(server).at_in(family, 8000)), server)
+        })
+        .into();
+    cluster.apply("policy.yaml", &POLICY.replace("role: client", "role: nobody"));
+    for (carried, server) in &mut kept {
+        assert!(carried.is_reset(), "{server}");
+    }
+    cluster.apply("policy.yaml", POLICY);
+}
+
+fn cell(topology: Topology, families: Families) {
+    let shape = Shape { topology, families };
+    let scene = Scene::new(shape);
+    let results = cells::run(shape, &ROWS, &scene);
+    cells::hold(shape, &results);
+}
+
+macro_rules! cells {
+    ($($name:ident: $topology:ident, $families:ident;)*) => {$(
+        #[test]
+        fn $name() {
+            cell(Topology::$topology, Families::$families);
+        }
+    )*};
+}
+cells! {
+    every_row_holds_for_routed_pods_of_ipv4: Routed, V4;
+    every_row_holds_for_routed_pods_of_ipv6: Routed, V6;
+    every_row_holds_for_routed_pods_of_both_families: Routed, Dual;
+    every_row_holds_for_bridged_pods_of_ipv4: Bridge, V4;
+    every_row_holds_for_bridged_pods_of_ipv6: Bridge, V6;
+    every_row_holds_for_bridged_pods_of_both_families: Bridge, Dual;
+    every_row_holds_across_an_overlay_of_ipv4: Vxlan, V4;
+    every_row_holds_across_an_overlay_of_ipv6: Vxlan, V6;
+    every_row_holds_across_an_overlay_of_both_families: Vxlan, Dual;
+}
+
+#[test]
+fn the_matrix_in_the_readme_is_what_the_cells_gave() {
+    cells::hold_readme(&cells::table(ROWS.iter().map(|row| row.name)));
+}
