@@ -29,13 +29,14 @@ pub(crate) fn pod(namespace: &str, name: &str, local: bool) -> Pod {
     }
 }
 
-fn policy(name: &str, rule: Option<u32>) -> Arc<[PolicyRef]> {
-    Arc::new([PolicyRef {
+fn policy(name: &str, rule: Option<u32>) -> flow::Policies {
+    let policy = PolicyRef {
         kind: PolicyKind::NetworkPolicy,
         namespace: Some("shop".into()),
         name: name.into(),
         rule,
-    }])
+    };
+    Arc::<[PolicyRef]>::from([policy]).into()
 }
 
 fn allowed() -> Decision {

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::labels::Labels;
+use crate::name::PodName;
 use crate::uid::Uid;
 
 /// What a snapshot knows of one address.
@@ -41,7 +42,7 @@ pub struct Pod {
     /// What the pods of its workload have in common.
     pub workload: Arc<Workload>,
     /// Name.
-    pub name: Box<str>,
+    pub name: PodName,
     /// `metadata.uid`; empty when the manifest has none.
     pub uid: Uid,
     /// `spec.nodeName`, once scheduled.

@@ -6,6 +6,7 @@
 mod address;
 mod endpoint;
 mod labels;
+mod name;
 mod outcome;
 mod uid;
 mod verdict;
@@ -13,6 +14,9 @@ mod verdict;
 pub use address::{ClientAddr, DialedAddr, OrigDst, Protocol, Tuple, UpstreamSource, canonical_ip};
 pub use endpoint::{Endpoint, Owner, Pod, Service, Workload};
 pub use labels::Labels;
+pub use name::PodName;
 pub use outcome::{EndCause, Outcome};
 pub use uid::Uid;
-pub use verdict::{Decision, Generation, PolicyKind, PolicyRef, Reason, SideVerdict, Tier, Verdict};
+pub use verdict::{
+    Decision, Generation, Policies, PolicyKind, PolicyRef, Reason, SideVerdict, Tier, Verdict,
+};

@@ -1,6 +1,7 @@
 //! What was decided, and which policy said so.
 
 use std::fmt;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// The number of a snapshot; grows by one with every published change of the policy cache.
@@ -110,6 +111,51 @@ impl fmt::Display for PolicyRef {
     }
 }
 
+/// Policies that a verdict names: neighbours in a list of its snapshot's. Cloning shares the list and allocates
+/// nothing.
+#[derive(Clone)]
+pub struct Policies {
+    list: Arc<[PolicyRef]>,
+    first: u32,
+    end: u32,
+}
+
+impl Policies {
+    /// Those of a list from `places`; none where the list has no such places.
+    pub fn of(list: &Arc<[PolicyRef]>, places: Range<usize>) -> Self {
+        let place = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { list: Arc::clone(list), first: place(places.start), end: place(places.end) }
+    }
+}
+
+impl Deref for Policies {
+    type Target = [PolicyRef];
+
+    fn deref(&self) -> &[PolicyRef] {
+        self.list.get(self.first as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+impl From<Arc<[PolicyRef]>> for Policies {
+    fn from(list: Arc<[PolicyRef]>) -> Self {
+        Self::of(&list, 0..list.len())
+    }
+}
+
+impl PartialEq for Policies {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Policies {}
+
+impl fmt::Debug for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
 /// Why one side came out as it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -162,7 +208,7 @@ pub struct SideVerdict {
     pub tier: Option<Tier>,
     /// The rule that matched, or every policy that isolates the pod. Shared with the snapshot: cloning it
     /// allocates nothing.
-    pub policies: Option<Arc<[PolicyRef]>>,
+    pub policies: Option<Policies>,
     /// Why.
     pub reason: Reason,
 }
@@ -233,6 +279,20 @@ mod tests {
         policy.namespace = None;
         policy.kind = PolicyKind::ClusterNetworkPolicy;
         assert_eq!(policy.to_string(), "ClusterNetworkPolicy/web");
+    }
+
+    #[test]
+    fn policies_are_those_of_their_places_and_none_beyond_the_end() {
+        let named = |name: &str| PolicyRef {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: None,
+            name: name.into(),
+            rule: None,
+        };
+        let list: Arc<[PolicyRef]> = [named("a"), named("b"), named("c")].into();
+        assert_eq!(*Policies::of(&list, 1..2), [named("b")]);
+        assert_eq!(Policies::of(&list, 2..3), Policies::from(Arc::from([named("c")])));
+        assert!(Policies::of(&list, 2..4).is_empty() && Policies::of(&list, 3..3).is_empty());
     }
 
     #[test]

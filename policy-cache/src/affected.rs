@@ -11,19 +11,18 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::compile::rules::{Isolation, Subject};
-use crate::shared::Chunks;
 use crate::snapshot::{Identity, PodEntry, Snapshot};
 
-type Subjects = Chunks<Option<Arc<Subject>>, 32>;
-
 /// Whose connections a change of snapshot may decide differently.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Affected {
     /// Anyone's: own addresses or options changed.
     All,
     /// Those with an end among these addresses.
     Addresses(HashSet<IpAddr>),
+    /// Those with an end that this says is affected. There may be as many as there are pods, so each is only
+    /// looked at when it is asked about.
+    Where(Box<Difference>),
 }
 
 impl Affected {
@@ -32,7 +31,45 @@ impl Affected {
         match self {
             Self::All => true,
             Self::Addresses(addresses) => addresses.contains(&ip),
+            Self::Where(difference) => difference.contains(ip),
         }
+    }
+
+    /// Every such address, `None` for [`Affected::All`]. Looks at every pod where a policy's content has changed.
+    pub fn addresses(&self) -> Option<HashSet<IpAddr>> {
+        match self {
+            Self::All => None,
+            Self::Addresses(addresses) => Some(addresses.clone()),
+            Self::Where(difference) => Some(difference.addresses()),
+        }
+    }
+}
+
+/// Two snapshots that decide differently about pods that are the same in both.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    new: Snapshot,
+    old: Snapshot,
+    /// Addresses that changed hands, and what is no pod's.
+    moved: HashSet<IpAddr>,
+}
+
+impl Difference {
+    /// True when a connection with an end at `ip` must be judged again.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = flow::canonical_ip(ip);
+        if self.moved.contains(&ip) {
+            return true;
+        }
+        match (self.new.view.pods.at(ip), self.old.view.pods.at(ip)) {
+            (Some(new), Some(old)) => !self.new.same_identity(new.identity, &self.old, old.identity),
+            _ => false,
+        }
+    }
+
+    fn addresses(&self) -> HashSet<IpAddr> {
+        let pods = self.new.view.pods.iter().map(|(ip, _)| ip).filter(|ip| self.contains(*ip));
+        pods.chain(self.moved.iter().copied()).collect()
     }
 }
 
@@ -45,12 +82,19 @@ impl Snapshot {
             return Affected::All;
         }
         let mut addresses = HashSet::new();
-        self.affected_pods(older, &mut addresses);
         self.affected_nodes(older, &mut addresses);
         if !Arc::ptr_eq(&self.view.domains, &older.view.domains) {
             addresses.extend(self.view.domains.differing(&older.view.domains));
         }
-        Affected::Addresses(addresses)
+        let moved = self.view.pods.differing(&older.view.pods).filter(|(_, new, old)| match (new, old) {
+            (Some(new), Some(old)) => !self.same_pod(new, older, old),
+            _ => true,
+        });
+        addresses.extend(moved.map(|(ip, ..)| ip));
+        if !self.identities_changed(older) {
+            return Affected::Addresses(addresses);
+        }
+        Affected::Where(Box::new(Difference { new: self.clone(), old: older.clone(), moved: addresses }))
     }
 
     fn same_surroundings(&self, older: &Self) -> bool {
@@ -64,63 +108,37 @@ impl Snapshot {
             && (Arc::ptr_eq(&new.own_ranges, &old.own_ranges) || new.own_ranges == old.own_ranges)
     }
 
-    fn affected_pods(&self, older: &Self, addresses: &mut HashSet<IpAddr>) {
-        let changed = self.changed_identities(older);
-        for (ip, new, old) in self.view.pods.differing(&older.view.pods) {
-            let same = match (new, old) {
-                (Some(new), Some(old)) => self.same_pod(new, older, old, &changed),
-                _ => false,
-            };
-            if !same {
-                addresses.insert(ip);
-            }
-        }
-        if changed.in_both {
-            let shared = self.view.pods.shared(&older.view.pods);
-            let touched = shared.filter(|(_, entry)| changed.contains(entry.identity));
-            addresses.extend(touched.map(|(ip, _)| ip));
-        }
-    }
-
-    fn same_pod(&self, new: &PodEntry, older: &Self, old: &PodEntry, changed: &Changed) -> bool {
-        let same_identity = if new.identity == old.identity {
-            !changed.contains(new.identity)
-        } else {
-            self.same_identity(new.identity, older, old.identity)
-        };
+    fn same_pod(&self, new: &PodEntry, older: &Self, old: &PodEntry) -> bool {
         let name = |snapshot: &Self, entry: &PodEntry| {
             entry.node().and_then(|node| snapshot.node_name(node).cloned())
         };
         let same = |new: &flow::Pod, old: &flow::Pod| {
             new.uid == old.uid && new.name == old.name && new.namespace == old.namespace
         };
-        same_identity
+        self.same_identity(new.identity, older, old.identity)
             && (Arc::ptr_eq(&new.pod, &old.pod) || same(&new.pod, &old.pod))
             && name(self, new) == name(older, old)
     }
 
-    /// The identities that are not what the same number was in the older snapshot.
-    fn changed_identities(&self, older: &Self) -> Changed {
-        let mut changed = Changed::default();
-        let mut look = |number: u32| {
-            if !self.same_identity(number, older, number) {
-                changed.insert(number);
-                changed.in_both |= self.has_identity(number) && older.has_identity(number);
-            }
-        };
-        self.view.identities.differing(&older.view.identities).for_each(&mut look);
-        self.view.kinds.differing(&older.view.kinds).for_each(&mut look);
-        let (new, old) = (&self.view.subjects, &older.view.subjects);
-        let content = |subjects: &Subjects, number| Some(subjects.get(number)?.as_ref()?.content);
-        let mut subjects = Changed::default();
-        let differ = |number: &u32| content(new, *number) != content(old, *number);
-        new.differing(old).filter(differ).for_each(|number| subjects.insert(number));
-        if !subjects.is_empty() {
-            let kinds =
-                (0..self.view.kinds.len()).filter_map(|number| Some((number, self.view.kinds.get(number)?)));
-            kinds.filter(|(_, kind)| subjects.contains(kind.subject)).for_each(|(number, _)| look(number));
+    /// True when what is said of an identity that both snapshots have is no longer the same: pods that have not
+    /// changed may then be affected.
+    fn identities_changed(&self, older: &Self) -> bool {
+        let (new, old) = (&self.view, &older.view);
+        let both = |number: &u32| self.has_identity(*number) && older.has_identity(*number);
+        let mut numbers = new.identities.differing(&old.identities).chain(new.kinds.differing(&old.kinds));
+        if numbers.any(|number| both(&number) && !self.same_identity(number, older, number)) {
+            return true;
         }
-        changed
+        let list =
+            |snapshot: &Self, number| Some(snapshot.view.lists.get(number)?.content).filter(|own| *own != 0);
+        let subject = |snapshot: &Self, number| Some(snapshot.view.subjects.get(number)?.as_ref()?.content);
+        // A number that was or is nobody's is new or gone for those who have it, who are found above.
+        let differ = |new: Option<u64>, old: Option<u64>| new.zip(old).is_some_and(|(new, old)| new != old);
+        new.lists.differing(&old.lists).any(|number| differ(list(self, number), list(older, number)))
+            || new
+                .subjects
+                .differing(&old.subjects)
+                .any(|number| differ(subject(self, number), subject(older, number)))
     }
 
     fn has_identity(&self, number: u32) -> bool {
@@ -128,15 +146,17 @@ impl Snapshot {
     }
 
     fn same_identity(&self, new: u32, older: &Self, old: u32) -> bool {
-        let subject = |snapshot: &Self, number: u32| {
-            let kind = snapshot.view.kinds.get(number).copied().unwrap_or_default();
-            snapshot.view.subject(kind).map(|subject| subject.content)
+        let contents = |snapshot: &Self, number: u32| {
+            let view = &snapshot.view;
+            let kind = view.kinds.get(number).copied().unwrap_or_default();
+            let list = |number| (number != 0).then(|| view.lists.get(number).map(|list| list.content));
+            (view.subject(&kind).map(|subject| subject.content), kind.lists.map(list))
         };
         let same = match (self.view.identities.get(new), older.view.identities.get(old)) {
-            (Some(new), Some(old)) => same_rules(new, old),
+            (Some(new), Some(old)) => same_members(new, old),
             (new, old) => new.is_none() && old.is_none(),
         };
-        same && subject(self, new) == subject(older, old)
+        same && contents(self, new) == contents(older, old)
     }
 
     /// Nodes' addresses that changed hands, and all addresses of nodes with other labels.
@@ -172,47 +192,7 @@ impl Snapshot {
     }
 }
 
-fn same_rules(new: &Identity, old: &Identity) -> bool {
-    let content = |isolation: &Option<Isolation>| isolation.as_ref().map(|isolation| isolation.content);
+fn same_members(new: &Identity, old: &Identity) -> bool {
     (Arc::ptr_eq(&new.who, &old.who) || new.who == old.who)
         && (Arc::ptr_eq(&new.ports, &old.ports) || new.ports.named == old.ports.named)
-        && content(&new.ingress) == content(&old.ingress)
-        && content(&new.egress) == content(&old.egress)
-}
-
-/// A set of identities.
-#[derive(Debug, Default)]
-struct Changed {
-    words: Vec<u64>,
-    /// One of them is an identity in both snapshots, so it may be that of pods which have not changed.
-    in_both: bool,
-}
-
-impl Changed {
-    fn insert(&mut self, number: u32) {
-        let word = number as usize / 64;
-        if word >= self.words.len() {
-            self.words.resize(word + 1, 0);
-        }
-        self.words[word] |= 1 << (number % 64);
-    }
-
-    fn contains(&self, number: u32) -> bool {
-        self.words.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.words.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::snapshot::Kind;
-
-    #[test]
-    fn a_kind_is_a_quarter_of_a_cache_line() {
-        assert_eq!((size_of::<Kind>(), size_of::<Identity>()), (16, 64));
-    }
 }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use flow::{Decision, Protocol, Reason, SideVerdict, Tier, Verdict};
+use flow::{Decision, Policies, Protocol, Reason, SideVerdict, Tier, Verdict};
 
-use crate::compile::rules::{Directions, Effect, Isolation, NO_SET, PortMatch, Ports, Rule};
+use crate::compile::rules::{Directions, EGRESS, Effect, INGRESS, Isolation, NO_SET, PortMatch, Ports, Rule};
 use crate::options::OwnNodeEgress;
 use crate::snapshot::{End, IdentifiedFlow, Identity, Kind, PortSet, Snapshot};
 
@@ -45,9 +45,9 @@ impl Snapshot {
         }
     }
 
-    fn kind(&self, end: End) -> Option<Kind> {
+    fn kind(&self, end: End) -> Option<&Kind> {
         match end {
-            End::Pod { identity, .. } => self.view.kinds.get(identity).copied(),
+            End::Pod { identity, .. } => self.view.kinds.get(identity),
             _ => None,
         }
     }
@@ -56,11 +56,11 @@ impl Snapshot {
         &self,
         flow: &IdentifiedFlow,
         to_itself: bool,
-        kind: Option<Kind>,
+        kind: Option<&Kind>,
         traffic: &Traffic,
-        peer: &Peer,
+        peer: &Peer<'_>,
     ) -> SideVerdict {
-        let End::Pod { identity, node } = flow.source_end else { return SideVerdict::not_applicable() };
+        let End::Pod { node, .. } = flow.source_end else { return SideVerdict::not_applicable() };
         if to_itself && !flow.led_back {
             return allowed(Reason::OwnAddress);
         }
@@ -71,18 +71,18 @@ impl Snapshot {
             (false, true) => Some(Reason::OwnNode),
             (false, false) => None,
         };
-        self.side((identity, kind), &EGRESS, exempt, traffic, peer)
+        self.side(kind, EGRESS, exempt, traffic, peer)
     }
 
     fn ingress(
         &self,
         flow: &IdentifiedFlow,
         to_itself: bool,
-        kind: Option<Kind>,
+        kind: Option<&Kind>,
         traffic: &Traffic,
-        peer: &Peer,
+        peer: &Peer<'_>,
     ) -> SideVerdict {
-        let End::Pod { identity, node } = flow.destination_end else { return SideVerdict::not_applicable() };
+        let End::Pod { node, .. } = flow.destination_end else { return SideVerdict::not_applicable() };
         if to_itself && !flow.led_back {
             return allowed(Reason::OwnAddress);
         }
@@ -90,7 +90,7 @@ impl Snapshot {
             return allowed(Reason::OwnNode);
         }
         let exempt = to_itself.then_some(Reason::OwnAddress);
-        self.side((identity, kind), &INGRESS, exempt, traffic, peer)
+        self.side(kind, INGRESS, exempt, traffic, peer)
     }
 
     /// Admin, NetworkPolicy, Baseline, and whatever none of them speaks about is allowed.
@@ -98,33 +98,30 @@ impl Snapshot {
     /// `exempt` is why NetworkPolicy cannot deny this. One that isolates the pod still hides the Baseline.
     fn side(
         &self,
-        (identity, kind): (u32, Option<Kind>),
-        direction: &Direction,
+        kind: Option<&Kind>,
+        direction: usize,
         exempt: Option<Reason>,
         traffic: &Traffic,
-        peer: &Peer,
+        peer: &Peer<'_>,
     ) -> SideVerdict {
-        let (Some(pod), Some(kind)) = (self.view.identities.get(identity), kind) else {
-            return SideVerdict::refused(Reason::UnknownLocalPod);
-        };
+        let Some(kind) = kind else { return SideVerdict::refused(Reason::UnknownLocalPod) };
         let subject = self.view.subject(kind);
-        let ask = |tier, policies: &Directions| {
-            let mut rules = (direction.tier_rules)(policies).iter().flat_map(|rules| rules.iter());
-            let rule = rules.find(|rule| self.matches(rule, kind, traffic, peer))?;
-            let verdict = match rule.effect {
-                Effect::Accept => Verdict::Allow,
-                Effect::Pass => return None,
-                Effect::Deny | Effect::Refuse | Effect::Continue => Verdict::Deny,
-            };
-            Some(by_policy(verdict, tier, Reason::RuleMatched, rule))
-        };
+        let ask =
+            |tier, policies: &Directions| self.tier_rules(tier, policies, direction, kind, traffic, peer);
         if let Some(verdict) = subject.and_then(|subject| ask(Tier::Admin, &subject.admin)) {
             return verdict;
         }
-        match ((direction.isolation)(pod), exempt) {
-            (Some(_), Some(reason)) => return allowed(reason),
-            (Some(isolation), None) => return self.network_policies(isolation, kind, traffic, peer),
-            (None, _) => {}
+        match (kind.lists[direction], exempt) {
+            (0, _) => {}
+            (_, Some(reason)) => return allowed(reason),
+            (list, None) => {
+                // A list that is missing would be a mistake of ours, and no reason to let anything through.
+                let Some(list) = self.view.lists.get(list) else {
+                    let tier = Some(Tier::NetworkPolicy);
+                    return SideVerdict { tier, ..SideVerdict::refused(Reason::NoRuleMatched) };
+                };
+                return self.network_policies(list, kind, traffic, peer);
+            }
         }
         if let Some(verdict) = subject.and_then(|subject| ask(Tier::Baseline, &subject.baseline)) {
             return verdict;
@@ -132,54 +129,77 @@ impl Snapshot {
         allowed(exempt.unwrap_or(Reason::NotIsolated))
     }
 
-    fn network_policies(
+    /// What the first matching rule says, unless it passes.
+    fn tier_rules(
         &self,
-        isolation: &Isolation,
-        own: Kind,
+        tier: Tier,
+        policies: &Directions,
+        direction: usize,
+        own: &Kind,
         traffic: &Traffic,
-        peer: &Peer,
-    ) -> SideVerdict {
-        let tier = Tier::NetworkPolicy;
-        match self.first(&isolation.rules, own, traffic, peer) {
-            Some(rule) if rule.effect == Effect::Accept => {
-                by_policy(Verdict::Allow, tier, Reason::RuleMatched, rule)
-            }
-            Some(rule) => by_policy(Verdict::Deny, tier, Reason::NoRuleMatched, rule),
-            // A list without an end would be a mistake of ours, and no reason to let anything through.
-            None => SideVerdict { tier: Some(tier), ..SideVerdict::refused(Reason::NoRuleMatched) },
-        }
-    }
-
-    /// The first rule that matches, in the rules that others lead to as well.
-    fn first<'r>(&self, rules: &'r [Rule], own: Kind, traffic: &Traffic, peer: &Peer) -> Option<&'r Rule> {
-        for rule in rules {
-            match (rule.effect, &rule.more) {
-                (Effect::Continue, Some(more)) => {
-                    let rules = more.rules.as_deref().unwrap_or_default();
-                    if let Some(found) = rules.iter().find(|rule| self.matches(rule, own, traffic, peer)) {
-                        return Some(found);
-                    }
-                }
-                _ if self.matches(rule, own, traffic, peer) => return Some(rule),
-                _ => {}
-            }
+        peer: &Peer<'_>,
+    ) -> Option<SideVerdict> {
+        for policy in &policies[direction] {
+            let Some(place) = policy.rules.iter().position(|rule| self.matches(rule, own, traffic, peer))
+            else {
+                continue;
+            };
+            let verdict = match policy.rules[place].effect {
+                Effect::Accept => Verdict::Allow,
+                Effect::Pass => return None,
+                Effect::Deny | Effect::Continue => Verdict::Deny,
+            };
+            let named = Policies::of(&policy.names, place..place + 1);
+            return Some(by_policies(verdict, tier, Reason::RuleMatched, named));
         }
         None
     }
 
-    /// `own` is the pod that the rule speaks about.
-    fn matches(&self, rule: &Rule, own: Kind, traffic: &Traffic, peer: &Peer) -> bool {
-        self.ports_match(&rule.ports, traffic) && self.peer_matches(rule, own, peer)
+    fn network_policies(
+        &self,
+        isolation: &Isolation,
+        own: &Kind,
+        traffic: &Traffic,
+        peer: &Peer<'_>,
+    ) -> SideVerdict {
+        let tier = Tier::NetworkPolicy;
+        let Isolation { rules, names, .. } = isolation;
+        let accepted = |names, place| {
+            by_policies(Verdict::Allow, tier, Reason::RuleMatched, Policies::of(names, place..place + 1))
+        };
+        for (place, rule) in rules.iter().enumerate() {
+            match (rule.effect, &rule.more) {
+                (Effect::Continue, Some(more)) => {
+                    let Some(long) = &more.rules else { continue };
+                    let found = long.0.rules.iter().position(|rule| self.matches(rule, own, traffic, peer));
+                    if let Some(place) = found {
+                        return accepted(&long.0.names, place);
+                    }
+                }
+                (Effect::Accept, _) if self.matches(rule, own, traffic, peer) => {
+                    return accepted(names, place);
+                }
+                _ => {}
+            }
+        }
+        let isolating = Policies::of(names, rules.len()..names.len());
+        by_policies(Verdict::Deny, tier, Reason::NoRuleMatched, isolating)
     }
 
-    fn peer_matches(&self, rule: &Rule, own: Kind, peer: &Peer) -> bool {
+    /// `own` is the pod that the rule speaks about. The ports come last: those with names are looked up.
+    fn matches(&self, rule: &Rule, own: &Kind, traffic: &Traffic, peer: &Peer<'_>) -> bool {
+        self.peer_matches(rule, own, peer) && self.ports_match(&rule.ports, traffic)
+    }
+
+    fn peer_matches(&self, rule: &Rule, own: &Kind, peer: &Peer<'_>) -> bool {
         if rule.any_peer {
             return true;
         }
         if let Some((identity, kind)) = peer.pod {
-            let selected = |set: &u32| *set != NO_SET && self.is_in_set(*set, identity);
+            let selected = |set: u32| set != NO_SET && self.is_in_set(set, identity, kind);
             if (rule.local & kind.local != 0 && kind.namespace == own.namespace)
-                || rule.sets.iter().any(selected)
+                || selected(rule.sets[0])
+                || selected(rule.sets[1])
             {
                 return true;
             }
@@ -190,14 +210,17 @@ impl Snapshot {
         rule.more.as_deref().is_some_and(|more| {
             let in_node_set =
                 |set: &u32, node| self.view.node_sets.get(*set).is_some_and(|nodes| nodes.contains(node));
-            peer.pod.is_some_and(|(identity, _)| more.sets.iter().any(|set| self.is_in_set(*set, identity)))
+            let selected =
+                |(identity, kind)| more.sets.iter().any(|set| self.is_in_set(*set, identity, kind));
+            peer.pod.is_some_and(selected)
                 || peer.node.is_some_and(|node| more.nodes.iter().any(|set| in_node_set(set, node)))
                 || self.view.domains.any(&more.domains, peer.ip)
         })
     }
 
-    fn is_in_set(&self, set: u32, identity: u32) -> bool {
-        self.view.sets.get(set).is_some_and(|set| set.contains(identity))
+    fn is_in_set(&self, set: u32, identity: u32, kind: &Kind) -> bool {
+        let noted = kind.is_in(set);
+        noted.unwrap_or_else(|| self.view.sets.get(set).is_some_and(|set| set.contains(identity)))
     }
 
     fn ports_match(&self, ports: &Ports, traffic: &Traffic) -> bool {
@@ -223,18 +246,6 @@ impl Snapshot {
     }
 }
 
-/// Where the parts of one direction are found.
-struct Direction {
-    isolation: fn(&Identity) -> Option<&Isolation>,
-    tier_rules: fn(&Directions) -> &[std::sync::Arc<[Rule]>],
-}
-
-const INGRESS: Direction =
-    Direction { isolation: |pod| pod.ingress.as_ref(), tier_rules: |policies| &policies.ingress };
-
-const EGRESS: Direction =
-    Direction { isolation: |pod| pod.egress.as_ref(), tier_rules: |policies| &policies.egress };
-
 /// What rules are asked about.
 struct Traffic {
     protocol: Protocol,
@@ -244,14 +255,14 @@ struct Traffic {
 }
 
 /// The other end, as rules see it.
-struct Peer {
+struct Peer<'v> {
     ip: IpAddr,
-    pod: Option<(u32, Kind)>,
+    pod: Option<(u32, &'v Kind)>,
     node: Option<u32>,
 }
 
-impl Peer {
-    fn new(end: End, ip: IpAddr, kind: Option<Kind>) -> Self {
+impl<'v> Peer<'v> {
+    fn new(end: End, ip: IpAddr, kind: Option<&'v Kind>) -> Self {
         let (pod, node) = match end {
             End::Pod { identity, .. } => (kind.map(|kind| (identity, kind)), None),
             End::Node(node) => (None, Some(node)),
@@ -269,11 +280,6 @@ fn allowed(reason: Reason) -> SideVerdict {
     SideVerdict { verdict: Verdict::Allow, tier: Some(Tier::Default), policies: None, reason }
 }
 
-fn by_policy(verdict: Verdict, tier: Tier, reason: Reason, rule: &Rule) -> SideVerdict {
-    SideVerdict {
-        verdict,
-        tier: Some(tier),
-        policies: Some(std::sync::Arc::clone(&rule.attribution)),
-        reason,
-    }
+fn by_policies(verdict: Verdict, tier: Tier, reason: Reason, policies: Policies) -> SideVerdict {
+    SideVerdict { verdict, tier: Some(tier), policies: Some(policies), reason }
 }

@@ -21,7 +21,7 @@ mod source;
 mod store;
 mod watch;
 
-pub use affected::Affected;
+pub use affected::{Affected, Difference};
 pub use cluster::Cluster;
 pub use compile::compile;
 pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use flow::{ClientAddr, Decision, Endpoint, OrigDst, PolicyRef, Protocol, SideVerdict, Tuple};
+use flow::{ClientAddr, Decision, Endpoint, OrigDst, Policies, PolicyRef, Protocol, SideVerdict, Tuple};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -125,7 +125,7 @@ struct Side {
 
 /// Policies, written as their names.
 #[derive(Clone, Debug, PartialEq)]
-struct Names(Option<Arc<[PolicyRef]>>);
+struct Names(Option<Policies>);
 
 impl Serialize for Names {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::compile::domains::Domains;
 use crate::compile::ranges::AddressRanges;
-use crate::compile::rules::{Isolation, Subject};
+use crate::compile::rules::{EGRESS, INGRESS, Isolation, Subject};
 use crate::objects::{Counts, NamedPort};
 use crate::options::OwnNodeEgress;
 use crate::shared::{Chunks, Set, Table, key_of_ip};
@@ -40,8 +40,10 @@ pub(crate) struct View {
     pub(crate) node_addresses: Table<u32>,
     pub(crate) nodes: Chunks<Option<Arc<Node>>, 64>,
     /// By the numbers of identities.
-    pub(crate) kinds: Chunks<Kind, 128>,
-    pub(crate) identities: Chunks<Identity, 32>,
+    pub(crate) kinds: Chunks<Kind, 64>,
+    pub(crate) identities: Chunks<Identity, 64>,
+    /// By the numbers in [`Kind::lists`].
+    pub(crate) lists: Chunks<Isolation, 64>,
     /// Identities by the numbers of selectors.
     pub(crate) sets: Chunks<Arc<Set>, 32>,
     /// Nodes by the numbers of selectors of nodes.
@@ -75,8 +77,9 @@ impl PodEntry {
     }
 }
 
-/// What the rules of others see of an identity, which is what pods share that policies cannot tell apart.
+/// What deciding reads of an identity, which is what pods share that policies cannot tell apart: one cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(64))]
 pub(crate) struct Kind {
     /// The selectors of its own namespace that match it, a bit each.
     pub(crate) local: u64,
@@ -84,13 +87,38 @@ pub(crate) struct Kind {
     pub(crate) namespace: u32,
     /// The policies of the Admin and Baseline tier that speak about it; 0 where there are none.
     pub(crate) subject: u32,
+    /// The rules of the NetworkPolicies that isolate it, for ingress and egress; 0 where none does.
+    pub(crate) lists: [u32; 2],
+    /// The selectors across namespaces that match it, a bit for each of the first.
+    pub(crate) sets: [u64; 5],
 }
 
-/// What its own policies say of an identity.
+impl Kind {
+    /// An identity that nothing selects yet.
+    pub(crate) fn of(namespace: u32) -> Self {
+        Self { namespace, ..Self::default() }
+    }
+
+    /// Whether a selector across namespaces matches it, when that is noted here.
+    pub(crate) fn is_in(&self, set: u32) -> Option<bool> {
+        self.sets.get(set as usize / 64).map(|word| word >> (set % 64) & 1 == 1)
+    }
+
+    fn note(&mut self, set: u32, is_in: bool) {
+        if let Some(word) = self.sets.get_mut(set as usize / 64) {
+            *word = *word & !(1 << (set % 64)) | u64::from(is_in) << (set % 64);
+        }
+    }
+
+    /// True for the selectors that are noted here.
+    fn has_place(set: u32) -> bool {
+        (set as usize) < 64 * Self::default().sets.len()
+    }
+}
+
+/// What is further known of an identity.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
-    pub(crate) ingress: Option<Isolation>,
-    pub(crate) egress: Option<Isolation>,
     pub(crate) ports: Arc<PortSet>,
     pub(crate) who: Arc<Who>,
 }
@@ -309,18 +337,69 @@ impl Snapshot {
 
 impl View {
     /// The policies of the Admin and Baseline tier that speak about an identity of this kind.
-    pub(crate) fn subject(&self, kind: Kind) -> Option<&Subject> {
+    pub(crate) fn subject(&self, kind: &Kind) -> Option<&Subject> {
         // Most clusters have none, and then nothing is looked up.
         if kind.subject == 0 { None } else { self.subjects.get(kind.subject)?.as_deref() }
     }
 
+    /// Puts an identity among those that a selector across namespaces matches.
+    pub(crate) fn enter_set(&mut self, set: u32, identity: u32) {
+        Arc::make_mut(self.sets.get_mut(set)).insert(identity);
+        if Kind::has_place(set) {
+            self.kinds.get_mut(identity).note(set, true);
+        }
+    }
+
+    /// Takes an identity out of them.
+    pub(crate) fn leave_set(&mut self, set: u32, identity: u32) {
+        Arc::make_mut(self.sets.get_mut(set)).remove(identity);
+        if Kind::has_place(set) {
+            self.kinds.get_mut(identity).note(set, false);
+        }
+    }
+
+    /// Makes these the identities that a selector across namespaces matches.
+    pub(crate) fn set_members(&mut self, set: u32, members: Set) {
+        if Kind::has_place(set) {
+            let before = self.sets.get(set).cloned().unwrap_or_default();
+            for identity in before.iter().filter(|identity| !members.contains(*identity)) {
+                self.kinds.get_mut(identity).note(set, false);
+            }
+            for identity in members.iter().filter(|identity| !before.contains(*identity)) {
+                self.kinds.get_mut(identity).note(set, true);
+            }
+        }
+        self.sets.set(set, Arc::new(members));
+    }
+
     fn may_be_denied(&self, identity: u32) -> bool {
-        let isolated = |own: &Identity| own.ingress.is_some() || own.egress.is_some();
-        self.identities.get(identity).is_none_or(isolated)
-            || self
-                .kinds
-                .get(identity)
-                .and_then(|kind| self.subject(*kind))
-                .is_some_and(|subject| subject.may_be_denied)
+        self.kinds.get(identity).is_none_or(|kind| {
+            kind.lists[INGRESS] != 0
+                || kind.lists[EGRESS] != 0
+                || self.subject(kind).is_some_and(|subject| subject.may_be_denied)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_deciding_reads_of_an_identity_is_one_cache_line() {
+        assert_eq!((size_of::<Kind>(), align_of::<Kind>()), (64, 64));
+    }
+
+    #[test]
+    fn selectors_without_a_place_are_looked_up() {
+        let mut kind = Kind::of(1);
+        for set in [0, 63, 64, 319, 320, u32::MAX] {
+            kind.note(set, true);
+        }
+        let noted = [0, 1, 63, 64, 319, 320, u32::MAX].map(|set| kind.is_in(set));
+        assert_eq!(noted, [Some(true), Some(false), Some(true), Some(true), Some(true), None, None]);
+        assert!(Kind::has_place(319) && !Kind::has_place(320));
+        kind.note(64, false);
+        assert_eq!((kind.is_in(64), kind.is_in(63)), (Some(false), Some(true)));
     }
 }

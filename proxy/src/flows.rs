@@ -275,6 +275,11 @@ impl Flows {
         revoked
     }
 
+    /// The addresses at either end of flows.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.lock().by_address.keys().copied().collect()
+    }
+
     /// Writes the final record of every flow: they live on in the kernel, and nobody counts them here.
     pub(crate) fn end_all(&self, cause: EndCause) {
         let mut table = self.lock();

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -176,11 +177,15 @@ fn is_of_local_pod(snapshot: &Snapshot, tuple: &Tuple) -> bool {
 /// Judges live flows by a new snapshot, and takes those no longer allowed out of conntrack: their next packet
 /// is judged as a new flow's, and refused.
 pub(crate) fn sweep(path: &Arc<Datapath>, now: &Snapshot, affected: &Affected) {
-    let addresses = match affected {
+    let addresses: Option<Vec<IpAddr>> = match affected {
         Affected::All => None,
-        Affected::Addresses(addresses) => Some(addresses),
+        Affected::Addresses(addresses) => Some(addresses.iter().copied().collect()),
+        Affected::Where(difference) => {
+            let ends = path.flows.addresses();
+            Some(ends.into_iter().filter(|ip| difference.contains(*ip)).collect())
+        }
     };
-    let revoked = path.flows.sweep(addresses, |tuple, judged| {
+    let revoked = path.flows.sweep(addresses.as_ref(), |tuple, judged| {
         if judged.decision.generation >= now.generation() {
             return None;
         }

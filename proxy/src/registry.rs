@@ -278,6 +278,13 @@ impl Registry {
         found.into_values().collect()
     }
 
+    /// The connections that have an address at either end that `wanted` says yes to.
+    pub(crate) fn of_addresses_where(&self, wanted: impl Fn(IpAddr) -> bool) -> Vec<Arc<Live>> {
+        // Addresses first: looking into the map while it is iterated could wait for itself.
+        let addresses: Vec<IpAddr> = self.by_address.iter().map(|entry| *entry.key()).collect();
+        self.of_addresses(addresses.iter().filter(|address| wanted(**address)))
+    }
+
     /// Every connection.
     pub(crate) fn all(&self) -> Vec<Arc<Live>> {
         self.by_tuple.iter().map(|live| Arc::clone(&live.key().0)).collect()

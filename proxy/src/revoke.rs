@@ -36,6 +36,7 @@ fn sweep(path: &Arc<Datapath>, before: Option<&Snapshot>, now: &Snapshot) {
     let connections = match &affected {
         Affected::All => path.registry.all(),
         Affected::Addresses(addresses) => path.registry.of_addresses(addresses),
+        Affected::Where(difference) => path.registry.of_addresses_where(|ip| difference.contains(ip)),
     };
     let looked_at = connections.len();
     let revoked = connections.iter().filter(|live| judge_again(path, now, live)).count();

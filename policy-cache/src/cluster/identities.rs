@@ -26,8 +26,6 @@ pub(super) struct Identities {
     port_sets_limit: usize,
     port_names: HashMap<Arc<str>, u32>,
     pub(super) workloads: Shared<Workload>,
-    /// Those whose lists of rules must be made anew.
-    pub(super) stale: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -40,8 +38,6 @@ pub(super) struct IdentitySlot {
     in_use: bool,
     /// Selectors and policies know it.
     placed: bool,
-    /// The NetworkPolicies that isolate it, for ingress and egress, in the order of their names.
-    pub(super) selected: [Box<[u32]>; 2],
 }
 
 /// Fewer sets of ports than these are not looked through.
@@ -146,17 +142,16 @@ impl Cluster {
         let slot = &mut self.identities.slots[number];
         slot.placed = true;
         let (namespace, labels, ports) = (slot.namespace, slot.labels.clone(), Arc::clone(&slot.ports));
-        self.identities.slots[number].selected = self.isolating(namespace, &labels);
+        let lists = self.isolating(namespace, &labels);
         let local = self.local_bits(namespace, &labels);
         let own = &mut self.namespaces.slots[namespace];
         own.identities.push(number);
         let (what, groups) = (Arc::clone(&own.what), own.groups.clone());
         let who = Arc::new(Who { namespace: what, labels });
-        self.view.kinds.set(number, Kind { local, namespace, subject: 0 });
-        self.view.identities.set(number, Identity { ingress: None, egress: None, ports, who });
+        self.view.kinds.set(number, Kind { local, lists, ..Kind::of(namespace) });
+        self.view.identities.set(number, Identity { ports, who });
         self.enter_sets(number, &groups);
         self.set_subject(number);
-        self.identities.stale.push(number);
     }
 
     fn remove_identity(&mut self, number: u32, placed: bool) {
@@ -167,6 +162,8 @@ impl Cluster {
             let groups = own.groups.clone();
             self.leave_sets(number, &groups);
             self.forget_subject(number);
+            let lists = self.view.kinds.get(number).map_or([0, 0], |kind| kind.lists);
+            lists.into_iter().for_each(|list| self.release_list(list));
             self.view.kinds.set(number, Kind::default());
             self.view.identities.set(number, Identity::default());
         }
@@ -176,11 +173,6 @@ impl Cluster {
             entry.remove();
         }
         self.release_namespace(namespace);
-    }
-
-    /// True for an identity that selectors and policies know.
-    pub(super) fn is_placed(&self, identity: u32) -> bool {
-        self.identities.slots[identity].placed
     }
 }
 

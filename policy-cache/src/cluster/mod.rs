@@ -45,6 +45,7 @@ pub struct Cluster {
     pods: pods::Pods,
     nodes: nodes::Nodes,
     policies: policies::Policies,
+    lists: isolation::Lists,
     tiers: tiers::Tiers,
     services: services::Services,
     /// Namespace and name: an agent is not asked who is behind a Service.
@@ -74,6 +75,7 @@ impl Cluster {
             nodes: Chunks::default(),
             kinds: Chunks::default(),
             identities: Chunks::default(),
+            lists: Chunks::default(),
             sets: Chunks::default(),
             node_sets: Chunks::default(),
             subjects: Chunks::default(),
@@ -93,6 +95,7 @@ impl Cluster {
             pods: pods::Pods::default(),
             nodes: nodes::Nodes::default(),
             policies: policies::Policies::default(),
+            lists: isolation::Lists::default(),
             tiers: tiers::Tiers::default(),
             services: services::Services::default(),
             slices: HashSet::new(),

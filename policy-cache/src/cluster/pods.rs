@@ -1,7 +1,7 @@
 //! Pods, and which of them holds each address.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use flow::{Labels, Pod, Uid, Workload};
@@ -37,7 +37,6 @@ pub(super) struct Pods {
 struct PodSlot {
     pod: Option<Arc<Pod>>,
     ips: Ips,
-    hosts: Ips,
     /// Seconds; 0 when it is not said.
     created: u32,
     /// [`NO_IDENTITY`] for a pod that no address is its own.
@@ -55,38 +54,70 @@ struct State {
     unscheduled: bool,
 }
 
-/// A few addresses. Most pods have one, of IPv4.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A pod's addresses and its host's. Most pods have one of each, of IPv4, or one more of IPv6.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Ips {
-    One(Ipv4Addr),
-    Many(Box<[IpAddr]>),
+    #[default]
+    None,
+    One {
+        own: Ipv4Addr,
+        host: Ipv4Addr,
+    },
+    Dual(Box<Dual>),
+    Others(Box<Others>),
 }
 
-impl Default for Ips {
-    fn default() -> Self {
-        Self::Many(Box::default())
-    }
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Dual {
+    own: (Ipv4Addr, Ipv6Addr),
+    host: Ipv4Addr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Others {
+    own: Box<[IpAddr]>,
+    hosts: Box<[IpAddr]>,
 }
 
 impl Ips {
-    fn new<'i>(ips: impl IntoIterator<Item = &'i IpAddr>) -> Self {
-        let ips: Vec<IpAddr> = ips.into_iter().copied().collect();
-        match ips[..] {
-            [IpAddr::V4(ip)] => Self::One(ip),
-            _ => Self::Many(ips.into()),
+    fn new<'i>(
+        own: impl IntoIterator<Item = &'i IpAddr>,
+        hosts: impl IntoIterator<Item = &'i IpAddr>,
+    ) -> Self {
+        let list = |ips: &mut dyn Iterator<Item = &'i IpAddr>| -> Box<[IpAddr]> { ips.copied().collect() };
+        let (own, hosts) = (list(&mut own.into_iter()), list(&mut hosts.into_iter()));
+        match (&*own, &*hosts) {
+            ([], []) => Self::None,
+            ([IpAddr::V4(own)], [IpAddr::V4(host)]) => Self::One { own: *own, host: *host },
+            ([IpAddr::V4(v4), IpAddr::V6(v6)], [IpAddr::V4(host)]) => {
+                Self::Dual(Box::new(Dual { own: (*v4, *v6), host: *host }))
+            }
+            _ => Self::Others(Box::new(Others { own, hosts })),
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let (one, many): (_, &[IpAddr]) = match self {
-            Self::One(ip) => (Some(IpAddr::V4(*ip)), &[]),
-            Self::Many(ips) => (None, ips),
+    fn own(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let (v4, v6, others): (_, _, &[IpAddr]) = match self {
+            Self::None => (None, None, &[]),
+            Self::One { own, .. } => (Some(*own), None, &[]),
+            Self::Dual(ips) => (Some(ips.own.0), Some(ips.own.1), &[]),
+            Self::Others(ips) => (None, None, &ips.own),
         };
-        one.into_iter().chain(many.iter().copied())
+        v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).chain(others.iter().copied())
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let (one, others): (_, &[IpAddr]) = match self {
+            Self::None => (None, &[]),
+            Self::One { host, .. } => (Some(*host), &[]),
+            Self::Dual(ips) => (Some(ips.host), &[]),
+            Self::Others(ips) => (None, &ips.hosts),
+        };
+        one.map(IpAddr::V4).into_iter().chain(others.iter().copied())
     }
 
     fn nth(&self, place: u16) -> Option<IpAddr> {
-        self.iter().nth(usize::from(place))
+        self.own().nth(usize::from(place))
     }
 }
 
@@ -106,15 +137,15 @@ impl PodSlot {
         let node = |slot: &Self| if slot.state.unscheduled { NO_NODE } else { slot.node };
         own.uid == pod.uid
             && Arc::ptr_eq(&own.workload, &pod.workload)
-            && (&self.ips, &self.hosts, self.created) == (&other.ips, &other.hosts, other.created)
+            && (&self.ips, self.created) == (&other.ips, other.created)
             && (self.identity, node(self), self.state) == (other.identity, node(other), other.state)
     }
 
     /// The addresses that this says are a node's.
     fn node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let scheduled = !self.state.unscheduled && self.node != NO_NODE;
-        let hosts = self.hosts.iter().filter(move |_| scheduled && self.has_host());
-        let own = self.ips.iter().filter(|_| self.state.host_network);
+        let hosts = self.ips.hosts().filter(move |_| scheduled && self.has_host());
+        let own = self.ips.own().filter(|_| self.state.host_network);
         hosts.chain(own)
     }
 
@@ -208,8 +239,7 @@ impl Cluster {
         };
         PodSlot {
             pod: Some(Arc::new(pod)),
-            ips: if finished { Ips::default() } else { Ips::new(&new.ips) },
-            hosts: if finished { Ips::default() } else { Ips::new(&new.host_ips) },
+            ips: if finished { Ips::None } else { Ips::new(&new.ips, &new.host_ips) },
             created: if with_identity { seconds(&new.created) } else { 0 },
             identity,
             node,
@@ -235,13 +265,13 @@ impl Cluster {
         if !slot.has_identity() {
             return;
         }
-        if slot.state.unscheduled && slot.hosts.nth(0).is_some() {
+        if slot.state.unscheduled && slot.ips.hosts().next().is_some() {
             self.pods.unscheduled.insert(number);
             self.pods.nodes_changed = true;
         }
         let slots = &self.pods.slots;
         let hash = |claim: &(u32, u16)| slots[claim.0].ips.nth(claim.1).map_or(0, |ip| fingerprint(&ip));
-        for (place, ip) in (0..).zip(slot.ips.iter()) {
+        for (place, ip) in (0..).zip(slot.ips.own()) {
             self.pods.claims.insert_unique(fingerprint(&ip), (number, place), hash);
             self.pods.changed.push(ip);
         }
@@ -256,7 +286,7 @@ impl Cluster {
             return;
         }
         self.pods.unscheduled.remove(&number);
-        for (place, ip) in (0..).zip(slot.ips.iter()) {
+        for (place, ip) in (0..).zip(slot.ips.own()) {
             if let Ok(entry) = self.pods.claims.find_entry(fingerprint(&ip), |own| *own == (number, place)) {
                 entry.remove();
             }
@@ -274,7 +304,7 @@ impl Cluster {
             if node.is_some() && (node == before || node == now.as_deref()) {
                 let local = node == now.as_deref();
                 Arc::make_mut(pod).local = local;
-                self.pods.changed.extend(slot.ips.iter());
+                self.pods.changed.extend(slot.ips.own());
             }
         }
     }
@@ -330,7 +360,7 @@ impl Cluster {
     fn place_unscheduled(&mut self) {
         for number in self.pods.unscheduled.iter().copied().collect::<Vec<_>>() {
             let slot = &mut self.pods.slots[number];
-            let node = slot.hosts.iter().find_map(|ip| self.view.node_addresses.at(ip)).copied();
+            let node = slot.ips.hosts().find_map(|ip| self.view.node_addresses.at(ip)).copied();
             let name = node.map(|node| Arc::clone(&self.nodes.slots[node].name));
             let Some(pod) = &mut slot.pod else { continue };
             if (slot.node, &pod.node) == (node.unwrap_or(NO_NODE), &name) {
@@ -340,7 +370,7 @@ impl Cluster {
             let local = name.is_some() && name.as_deref() == self.options.node.as_deref();
             let pod = Arc::make_mut(pod);
             (pod.node, pod.local) = (name, local);
-            self.pods.changed.extend(slot.ips.iter());
+            self.pods.changed.extend(slot.ips.own());
         }
     }
 }
@@ -366,8 +396,8 @@ mod tests {
 
     #[test]
     fn a_pod_takes_few_bytes() {
-        assert!(size_of::<PodSlot>() <= 64, "{}", size_of::<PodSlot>());
-        assert!(size_of::<Pod>() <= 72, "{}", size_of::<Pod>());
+        assert!(size_of::<PodSlot>() <= 40, "{}", size_of::<PodSlot>());
+        assert!(size_of::<Pod>() <= 88, "{}", size_of::<Pod>());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::selectors::{Scope, Use};
 use super::shared::{Shared, fingerprint};
 use super::slots::Slots;
 use crate::compile::ranges::AddressRanges;
-use crate::compile::rules::{Effect, PortMatch, Ports, Rule};
+use crate::compile::rules::{Effect, Long, Named, PortMatch, Ports, Rule};
 use crate::objects::{self, NetworkPolicy, Numbers, Peer, Port, Selector};
 
 #[derive(Debug, Default)]
@@ -18,7 +18,13 @@ pub(super) struct Policies {
     pub(super) slots: Slots<PolicySlot>,
     /// Blocks of addresses: many policies have the same.
     blocks: Shared<AddressRanges>,
+    /// Rules: policies of one form have the same, and so have those whom they isolate.
+    rules: Shared<[Rule]>,
 }
+
+/// Rules of a policy up to which they are copied into the lists of the identities it isolates, where they are
+/// read without a detour.
+const MAX_COPIED: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct PolicySlot {
@@ -26,10 +32,17 @@ pub(super) struct PolicySlot {
     pub(super) fingerprint: u64,
     pub(super) selector: Arc<Selector>,
     /// For ingress and egress; `None` where it does not isolate.
-    pub(super) rules: [Option<Arc<[Rule]>>; 2],
+    pub(super) rules: [Option<PolicyRules>; 2],
     /// How it is named in decisions, no rule of it meant.
     pub(super) reference: PolicyRef,
     uses: Box<[Use]>,
+}
+
+/// The rules of a policy in one direction.
+#[derive(Debug)]
+pub(super) enum PolicyRules {
+    Few(Arc<[Rule]>),
+    Many(Long),
 }
 
 impl Default for PolicySlot {
@@ -57,8 +70,14 @@ impl Policies {
         (!ranges.is_empty()).then(|| self.blocks.get(&ranges, || Arc::new(ranges.clone())))
     }
 
+    /// One pointer for equal rules.
+    pub(super) fn share(&mut self, rules: Vec<Rule>) -> Arc<[Rule]> {
+        self.rules.get(rules.as_slice(), || rules.clone().into())
+    }
+
     pub(super) fn sweep(&mut self) {
         self.blocks.sweep();
+        self.rules.sweep();
     }
 }
 
@@ -119,25 +138,20 @@ impl Cluster {
         };
         let mut uses = Vec::new();
         let rules = [&new.ingress, &new.egress].map(|rules| {
-            let rules = (0..).zip(rules.as_ref()?);
-            Some(
-                rules.map(|(index, rule)| self.rule(namespace, &reference, index, rule, &mut uses)).collect(),
-            )
+            let rules = rules.as_ref()?.iter().map(|rule| self.rule(namespace, rule, &mut uses));
+            let rules: Vec<Rule> = rules.collect();
+            if rules.len() <= MAX_COPIED {
+                return Some(PolicyRules::Few(self.policies.share(rules)));
+            }
+            let names = numbered(&reference, rules.len()).collect();
+            Some(PolicyRules::Many(Long(Named { rules: rules.into(), names })))
         });
         let selector = self.selectors.share(&new.pod_selector);
         PolicySlot { name, fingerprint, selector, rules, reference, uses: uses.into() }
     }
 
-    fn rule(
-        &mut self,
-        namespace: u32,
-        policy: &PolicyRef,
-        index: u32,
-        rule: &objects::Rule,
-        uses: &mut Vec<Use>,
-    ) -> Rule {
-        let attribution = [PolicyRef { rule: Some(index), ..policy.clone() }].into();
-        let mut compiled = Rule::new(attribution, Effect::Accept);
+    fn rule(&mut self, namespace: u32, rule: &objects::Rule, uses: &mut Vec<Use>) -> Rule {
+        let mut compiled = Rule::new(Effect::Accept);
         compiled.any_peer = rule.peers.is_none();
         let mut blocks = Vec::new();
         for peer in rule.peers.iter().flatten() {
@@ -191,6 +205,11 @@ impl Cluster {
         let references = self.policies.slots.iter().map(|(_, slot)| &slot.reference);
         references.filter_map(|own| Some((own.namespace.as_deref()?, &*own.name)))
     }
+}
+
+/// The names of a policy's rules, by their index.
+pub(super) fn numbered(policy: &PolicyRef, rules: usize) -> impl Iterator<Item = PolicyRef> + '_ {
+    (0..).take(rules).map(|index| PolicyRef { rule: Some(index), ..policy.clone() })
 }
 
 impl Rule {

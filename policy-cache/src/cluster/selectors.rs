@@ -210,7 +210,7 @@ impl Cluster {
                 namespace.identities.iter().filter(matches).for_each(|one| members.insert(*one));
             }
         }
-        self.view.sets.set(number, Arc::new(members));
+        self.view.set_members(number, members);
         number
     }
 
@@ -221,7 +221,7 @@ impl Cluster {
             return;
         }
         let SetSlot { group, selector, .. } = self.selectors.sets.remove(number);
-        self.view.sets.set(number, Arc::default());
+        self.view.set_members(number, Set::default());
         let own = &mut self.selectors.groups[group];
         own.sets -= 1;
         own.index.remove(number, &selector);
@@ -302,7 +302,7 @@ impl Cluster {
     pub(super) fn enter_sets(&mut self, identity: u32, groups: &[u32]) {
         let labels = &self.identities.slots[identity].labels;
         for set in self.selectors.matching(groups, labels) {
-            Arc::make_mut(self.view.sets.get_mut(set)).insert(identity);
+            self.view.enter_set(set, identity);
         }
     }
 
@@ -310,7 +310,7 @@ impl Cluster {
     pub(super) fn leave_sets(&mut self, identity: u32, groups: &[u32]) {
         let labels = &self.identities.slots[identity].labels;
         for set in self.selectors.matching(groups, labels) {
-            Arc::make_mut(self.view.sets.get_mut(set)).remove(identity);
+            self.view.leave_set(set, identity);
         }
     }
 

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use flow::{PolicyKind, PolicyRef, Tier};
 
 use super::Cluster;
+use super::isolation::DIRECTIONS;
+use super::policies::numbered;
 use super::selectors::Use;
 use super::shared::fingerprint;
 use super::slots::Slots;
 use crate::compile::domains::Domains;
-use crate::compile::rules::{Directions, Effect, PortMatch, Ports, Rule, Subject};
+use crate::compile::rules::{Directions, Effect, Named, PortMatch, Ports, Rule, Subject};
 use crate::objects::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
 #[derive(Debug, Default)]
@@ -41,8 +43,8 @@ struct TierSlot {
     fingerprint: u64,
     /// The set of its subjects.
     subject: u32,
-    ingress: Arc<[Rule]>,
-    egress: Arc<[Rule]>,
+    /// For ingress and egress.
+    rules: [Named; 2],
     uses: Box<[Use]>,
 }
 
@@ -55,8 +57,7 @@ impl Default for TierSlot {
             priority: 0,
             fingerprint: 0,
             subject: 0,
-            ingress: Arc::new([]),
-            egress: Arc::new([]),
+            rules: [(), ()].map(|()| Named { rules: Arc::new([]), names: Arc::new([]) }),
             uses: Box::default(),
         }
     }
@@ -167,11 +168,10 @@ impl Cluster {
         let subject = self.pods_in(namespaces, pods);
         let reference = PolicyRef { kind: new.kind, namespace: None, name: Arc::clone(&name), rule: None };
         let mut uses = Vec::new();
-        let mut rules = |rules: &[TierRule]| -> Arc<[Rule]> {
-            let rules = (0..).zip(rules);
-            rules.map(|(index, rule)| self.tier_rule(&reference, index, rule, &mut uses)).collect()
-        };
-        let (ingress, egress) = (rules(&new.ingress), rules(&new.egress));
+        let rules = [&new.ingress, &new.egress].map(|rules| Named {
+            names: numbered(&reference, rules.len()).collect(),
+            rules: rules.iter().map(|rule| self.tier_rule(rule, &mut uses)).collect(),
+        });
         TierSlot {
             kind: new.kind,
             name,
@@ -179,20 +179,18 @@ impl Cluster {
             priority: new.priority.unwrap_or(u16::MAX),
             fingerprint,
             subject,
-            ingress,
-            egress,
+            rules,
             uses: uses.into(),
         }
     }
 
-    fn tier_rule(&mut self, policy: &PolicyRef, index: u32, rule: &TierRule, uses: &mut Vec<Use>) -> Rule {
-        let attribution = [PolicyRef { rule: Some(index), ..policy.clone() }].into();
+    fn tier_rule(&mut self, rule: &TierRule, uses: &mut Vec<Use>) -> Rule {
         let effect = match (fails_closed(rule), rule.action) {
             (_, Action::Accept) => Effect::Accept,
             (true, _) | (false, Action::Deny) => Effect::Deny,
             (false, Action::Pass) => Effect::Pass,
         };
-        let mut compiled = Rule::new(attribution, effect);
+        let mut compiled = Rule::new(effect);
         if fails_closed(rule) {
             compiled.any_peer = effect == Effect::Deny;
             return compiled;
@@ -386,14 +384,13 @@ impl Tiers {
 
     fn compiled(&self, policies: &[u32]) -> Subject {
         let slots = || policies.iter().map(|number| &self.slots[*number]);
-        let directions = |tier| {
-            let own = || slots().filter(move |slot| slot.tier == tier);
-            let rules = |of: fn(&TierSlot) -> &Arc<[Rule]>| {
-                own().map(of).filter(|rules| !rules.is_empty()).cloned().collect()
-            };
-            Directions { ingress: rules(|slot| &slot.ingress), egress: rules(|slot| &slot.egress) }
+        let directions = |tier| -> Directions {
+            DIRECTIONS.map(|direction| {
+                let own = slots().filter(|slot| slot.tier == tier).map(|slot| &slot.rules[direction]);
+                own.filter(|own| !own.rules.is_empty()).cloned().collect()
+            })
         };
-        let mut rules = slots().flat_map(|slot| slot.ingress.iter().chain(slot.egress.iter()));
+        let mut rules = slots().flat_map(|slot| slot.rules.iter().flat_map(|own| own.rules.iter()));
         let content: Vec<u64> = slots().map(|slot| slot.fingerprint).collect();
         Subject {
             admin: directions(Tier::Admin),

@@ -1,16 +1,19 @@
 //! Rules as `decide` reads them: flat, in the order of their evaluation, comparing numbers only.
+//!
+//! Rules say nothing of the policies they come from: their names stand beside them, in the same order. So policies
+//! of one form share their rules, however many namespaces they are in, and deciding reads what is in the
+//! processor's caches.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use flow::{PolicyRef, Protocol};
 
 use super::ranges::AddressRanges;
 
-/// One rule, or the end of a list of NetworkPolicies.
-#[derive(Clone, Debug)]
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Rule {
-    /// The policy and this rule's index, or all policies that isolate: what its verdict is attributed to.
-    pub(crate) attribution: Arc<[PolicyRef]>,
     /// Peers of the pod's own namespace: a bit for each of that namespace's selectors.
     pub(crate) local: u64,
     /// Peers by the numbers of selectors across namespaces, [`NO_SET`] where there are fewer.
@@ -27,7 +30,7 @@ pub(crate) struct Rule {
 pub(crate) const NO_SET: u32 = u32::MAX;
 
 /// What few rules have.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct More {
     /// Selectors that have no place in the rule itself.
     pub(crate) sets: Box<[u32]>,
@@ -35,31 +38,29 @@ pub(crate) struct More {
     pub(crate) nodes: Box<[u32]>,
     /// Numbers of domain name patterns, ascending.
     pub(crate) domains: Box<[u32]>,
-    /// The rules to go on with, for [`Effect::Continue`].
-    pub(crate) rules: Option<Arc<[Rule]>>,
+    /// The rules to look at, for [`Effect::Continue`].
+    pub(crate) rules: Option<Long>,
 }
 
 /// What a rule does with what it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Effect {
     Accept,
     Deny,
     /// Leaves the whole tier.
     Pass,
-    /// No rule of the NetworkPolicies that isolate the pod allows it. Matches everything.
-    Refuse,
     /// Looks at the rules in [`More::rules`] before the next one.
     Continue,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Ports {
     Any,
     One(PortMatch),
     Many(Box<[PortMatch]>),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PortMatch {
     /// Inclusive.
     Range { protocol: Protocol, low: u16, high: u16 },
@@ -79,9 +80,8 @@ impl FromIterator<PortMatch> for Ports {
 
 impl Rule {
     /// A rule that matches every port of nobody.
-    pub(crate) fn new(attribution: Arc<[PolicyRef]>, effect: Effect) -> Self {
+    pub(crate) fn new(effect: Effect) -> Self {
         Self {
-            attribution,
             local: 0,
             sets: [NO_SET; 2],
             blocks: None,
@@ -104,13 +104,46 @@ impl Rule {
     }
 }
 
-/// The NetworkPolicies that isolate an identity in one direction.
+/// Rules, and beside each the policy and the index that it has there.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) rules: Arc<[Rule]>,
+    pub(crate) names: Arc<[PolicyRef]>,
+}
+
+/// Rules of a policy that are too many to be copied. The same only as themselves, so that comparing them costs
+/// nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Long(pub(crate) Named);
+
+impl PartialEq for Long {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0.names, &other.0.names)
+    }
+}
+
+impl Eq for Long {}
+
+impl Hash for Long {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0.names).cast::<PolicyRef>().hash(state);
+    }
+}
+
+/// The NetworkPolicies that isolate identities in one direction. What none of their rules accepts is refused.
 #[derive(Clone, Debug)]
 pub(crate) struct Isolation {
-    /// Ends with [`Effect::Refuse`].
     pub(crate) rules: Arc<[Rule]>,
+    /// The policy of each rule and its index there, and after these every policy that isolates.
+    pub(crate) names: Arc<[PolicyRef]>,
     /// Equal for equal policies, in this snapshot and any other.
     pub(crate) content: u64,
+}
+
+impl Default for Isolation {
+    fn default() -> Self {
+        Self { rules: Arc::new([]), names: Arc::new([]), content: 0 }
+    }
 }
 
 /// The policies of the Admin and Baseline tier that an identity is a subject of.
@@ -124,9 +157,20 @@ pub(crate) struct Subject {
     pub(crate) content: u64,
 }
 
-/// The rules of each policy, in the order of evaluation.
-#[derive(Debug, Default)]
-pub(crate) struct Directions {
-    pub(crate) ingress: Box<[Arc<[Rule]>]>,
-    pub(crate) egress: Box<[Arc<[Rule]>]>,
+/// The rules of each policy for ingress and egress, in the order of evaluation.
+pub(crate) type Directions = [Box<[Named]>; 2];
+
+/// Ingress and egress, as places in arrays.
+pub(crate) const INGRESS: usize = 0;
+/// See [`INGRESS`].
+pub(crate) const EGRESS: usize = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_a_cache_line() {
+        assert_eq!(size_of::<Rule>(), 64);
+    }
 }

@@ -39,11 +39,6 @@ impl<T, const N: usize> Chunks<T, N> {
             .filter_map(|number| u32::try_from(number).ok())
     }
 
-    /// One more than the highest number that there is room for.
-    pub(crate) fn len(&self) -> u32 {
-        u32::try_from(self.chunks.len() * N).unwrap_or(u32::MAX)
-    }
-
     /// True when both are one and the same in memory.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.chunks, &other.chunks)

@@ -6,7 +6,7 @@ mod cluster;
 mod conformance;
 
 use cluster::Cluster;
-use policy_cache::{Affected, Options, OwnNodeEgress};
+use policy_cache::{Options, OwnNodeEgress};
 
 /// Subject: every pod.
 fn cnp(tier: &str, priority: u16, rules: &str) -> String {
@@ -217,13 +217,11 @@ fn a_changed_node_label_domain_name_or_priority_affects_those_it_touches() {
             "{{tier: Admin, priority: {priority}, subject: {{pods: {{namespaceSelector: {{matchLabels: {{ns: x}}}}, podSelector: {{matchLabels: {{pod: a}}}}}}}}, {rules}}}"
         )
     };
-    let affected = |old: &Cluster, new: &Cluster| match new.affected_since(old) {
-        Affected::All => panic!("everybody"),
-        Affected::Addresses(addresses) => {
-            let mut addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            addresses.sort();
-            addresses
-        }
+    let affected = |old: &Cluster, new: &Cluster| {
+        let addresses = new.affected_since(old).addresses().expect("everybody");
+        let mut addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        addresses.sort();
+        addresses
     };
     let nodes = egress("{nodes: {matchLabels: {zone: west}}}", 1);
     let cluster = Cluster::new(&[("CNP", "p", &nodes)]);
