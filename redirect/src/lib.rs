@@ -25,6 +25,7 @@ mod pods;
 mod probe;
 mod routes;
 mod ruleset;
+pub mod survey;
 mod tool;
 
 pub use bridges::{HardwareAddr, PodBridge};

@@ -14,6 +14,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use crate::ruleset::RedirectSpec;
+use crate::survey::MarkRule;
 
 /// Not in iproute2's etc/rt_protos.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(93);
@@ -54,7 +55,7 @@ fn hint(cause: &io::Error) -> &'static str {
 }
 
 impl RouteError {
-    fn of(action: &'static str, error: rtnetlink::Error) -> Self {
+    pub(crate) fn of(action: &'static str, error: rtnetlink::Error) -> Self {
         match error {
             rtnetlink::Error::NetlinkError(message) => Self::Refused { action, cause: message.to_io() },
             error => Self::Exchange { action, cause: Box::new(error) },
@@ -185,6 +186,29 @@ impl Routes {
             }
         }
         Ok(removed)
+    }
+
+    /// The connection itself, for what is only read.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Every rule that asks for a mark.
+    pub(crate) async fn mark_rules(&self, version: IpVersion) -> Result<Vec<MarkRule>, RouteError> {
+        let family = if version == IpVersion::V4 { 4 } else { 6 };
+        let rules = self.rules(version).await?;
+        let asks = rules.iter().filter_map(|rule| {
+            let mark = mark_of(rule)?;
+            Some(MarkRule {
+                family,
+                priority: priority_of(rule),
+                mark,
+                mask: mask_of(rule).unwrap_or(u32::MAX),
+                table: table_of(rule),
+                ours: ours(rule, None),
+            })
+        });
+        Ok(asks.collect())
     }
 
     /// Whether the kernel routes by rules at all (CONFIG_IP_MULTIPLE_TABLES).

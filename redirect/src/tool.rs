@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 /// A tool that has not answered by then hangs on a lock or a dead kernel thread.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Far more than any table of ours, and less than a machine's memory.
+const MOST_BYTES: u64 = 64 << 20;
+/// What is kept of a complaint.
+const COMPLAINT: usize = 4 << 10;
 
 /// Why a tool did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +94,7 @@ pub(crate) async fn run(program: &PathBuf, arguments: &[&str], script: &str) -> 
         .kill_on_drop(true)
         .spawn()
         .map_err(failed_to_run)?;
-    let mut stdin = child.stdin.take();
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async move {
         if let Some(stdin) = &mut stdin {
             // A tool that has failed already closes its end; its exit status tells the story.
@@ -98,17 +102,57 @@ pub(crate) async fn run(program: &PathBuf, arguments: &[&str], script: &str) -> 
         }
         drop(stdin);
     };
-    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(PATIENCE, both)
+    let both = async {
+        // A tool that prints beyond the limit is ended by its next write: its pipe is closed.
+        let ((), stdout, stderr, status) = tokio::join!(feed, bounded(stdout), bounded(stderr), child.wait());
+        Ok::<_, io::Error>((stdout?, stderr?, status?))
+    };
+    let (stdout, stderr, status) = tokio::time::timeout(PATIENCE, both)
         .await
         .map_err(|_| ToolError::TimedOut { program: name.clone(), limit: PATIENCE })?
         .map_err(failed_to_run)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    if stdout.len() as u64 >= MOST_BYTES {
+        let message = format!("printed more than {} MiB", MOST_BYTES >> 20);
+        return Err(ToolError::Failed { program: name, status: status.to_string(), message });
     }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    }
+    let complaint = &stderr[..stderr.len().min(COMPLAINT)];
+    let message = String::from_utf8_lossy(complaint).trim().to_owned();
     if message.contains("Operation not permitted") || message.contains("you must be root") {
         return Err(ToolError::NotPermitted { program: name, message });
     }
-    Err(ToolError::Failed { program: name, status: output.status.to_string(), message })
+    Err(ToolError::Failed { program: name, status: status.to_string(), message })
+}
+
+/// Everything up to the limit. The pipe is closed then.
+async fn bounded(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MOST_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sh(script: &str) -> Result<String, ToolError> {
+        run(&"/bin/sh".into(), &["-c", script], "asked").await
+    }
+
+    #[tokio::test]
+    async fn what_a_tool_prints_is_given_back_and_what_it_complains_of_is_the_error() {
+        assert_eq!(sh("cat; printf ' answered'").await.unwrap(), "asked answered");
+        let error = sh("echo broken >&2; exit 3").await.unwrap_err();
+        assert!(error.to_string().contains("broken"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_prints_without_end_is_ended_and_told() {
+        let error = sh("exec yes").await.unwrap_err();
+        assert!(error.to_string().contains("more than 64 MiB"), "{error}");
+    }
 }

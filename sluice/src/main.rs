@@ -45,6 +45,8 @@ enum Command {
     Top(Box<cmd::top::Args>),
     /// Who talks to whom, as a graph: DOT, Mermaid, JSON
     Graph(Box<cmd::graph::Args>),
+    /// Say what this node has and lacks, and try a denied and an allowed connection
+    Doctor(cmd::doctor::Args),
     /// Print the rules that would be installed on this node
     Rules(cmd::rules::Args),
     /// Remove every rule, route and mark that Sluice has left on this node
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Observe(args) => cmd::observe::execute(*args),
         Command::Top(args) => cmd::top::execute(&args),
         Command::Graph(args) => cmd::graph::execute(&args),
+        Command::Doctor(args) => cmd::doctor::execute(args),
         Command::Rules(args) => cmd::rules::execute(args),
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };

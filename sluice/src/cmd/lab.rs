@@ -4,7 +4,7 @@
 //! What is expected is written down in [`scenario`]; no policy engine has a say in it.
 
 mod bulk;
-mod interrupt;
+pub(crate) mod interrupt;
 mod probe;
 mod rehearsal;
 mod scenario;

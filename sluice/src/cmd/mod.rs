@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub(crate) mod cleanup;
+pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod graph;
 pub(crate) mod lab;

@@ -11,22 +11,22 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The lab was told to stop by this signal.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("stopped by signal {0}")]
-pub(super) struct Interrupted(i32);
+pub(crate) struct Interrupted(i32);
 
 impl Interrupted {
     /// What a shell reports for a process that a signal ended.
-    pub(super) fn exit_code(self) -> u8 {
+    pub(crate) fn exit_code(self) -> u8 {
         u8::try_from(128 + self.0).unwrap_or(u8::MAX)
     }
 }
 
 /// Whether a signal has come.
 #[derive(Clone, Debug)]
-pub(super) struct Interrupt(Arc<AtomicI32>);
+pub(crate) struct Interrupt(Arc<AtomicI32>);
 
 impl Interrupt {
     /// Takes over the three signals for the rest of the process's life.
-    pub(super) fn install() -> anyhow::Result<Self> {
+    pub(crate) fn install() -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let mut signals = {
             // Handlers stay when the stream is moved to the waiting thread.
@@ -57,7 +57,7 @@ impl Interrupt {
     }
 
     /// An error once a signal has come.
-    pub(super) fn check(&self) -> Result<(), Interrupted> {
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),
             number => Err(Interrupted(number)),

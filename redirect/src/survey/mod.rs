@@ -1,0 +1,229 @@
+//! Reads what is on a node beside Sluice: the rules, marks, queues, interfaces and settings that bear on the
+//! interception. Changes nothing, and judges nothing: what it means is for the reader to say.
+//!
+//! What tools print is a stranger's text. It is read line by line, within limits of bytes, lines and time
+//! ([`lines`]), and names are cut and stripped of control characters before anybody prints them.
+
+mod iptables;
+mod lines;
+mod links;
+mod listed;
+mod settings;
+
+use std::path::PathBuf;
+
+pub use links::{Link, LinkKind, MarkRule};
+pub use settings::setting;
+
+use crate::probe::{Capabilities, probe};
+use crate::tool::{ToolError, find};
+
+/// The longest name that is kept; longer ones are cut. The kernel's own limit for tables and chains is 255.
+const NAME_LENGTH: usize = 128;
+const COMPLAINT_LENGTH: usize = 1_000;
+/// How many chains, and how many uses of each kind, are kept.
+const ENTRIES: usize = 100_000;
+
+/// What a node has that bears on the interception.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The parts of the kernel and the tools.
+    pub capabilities: Capabilities,
+    /// The tools that Sluice or its self-test runs.
+    pub tools: Vec<Tool>,
+    /// Everything that netfilter has been given by others and by Sluice.
+    pub filter: Filter,
+    /// The names of ipsets; empty where there is no `ipset`.
+    pub ipsets: Vec<String>,
+    /// The interfaces.
+    pub links: Vec<Link>,
+    /// Routing rules that ask for a mark.
+    pub mark_rules: Vec<MarkRule>,
+    /// The numbers of the netfilter queues that a program reads.
+    pub bound_queues: Vec<u16>,
+    /// Ports with a TCP listener on an IPv4 loopback or wildcard address.
+    pub listening: Vec<u16>,
+    /// What could not be read, or not to its end.
+    pub unread: Vec<Unread>,
+}
+
+/// A tool, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// Its name.
+    pub name: &'static str,
+    /// Its file; `None` when it is not installed.
+    pub path: Option<PathBuf>,
+}
+
+/// Something that was not read to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// What was to be read.
+    pub what: &'static str,
+    /// Why it was not.
+    pub why: String,
+}
+
+/// Tables, chains and the rules among them that matter here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// nft tables.
+    pub tables: Vec<Table>,
+    /// Chains, of nft and of the older iptables.
+    pub chains: Vec<Chain>,
+    /// Rules that write a mark.
+    pub mark_writes: Vec<MarkWrite>,
+    /// Rules that hand packets to a queue.
+    pub queue_uses: Vec<QueueUse>,
+    /// Rules that divert, untrack or offload packets.
+    pub detours: Vec<Detour>,
+}
+
+/// An nft table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Table {
+    /// `ip`, `ip6`, `inet`, `bridge`, `arp` or `netdev`.
+    pub family: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Where a chain or rule is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The family, as of a [`Table`].
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// Whether it belongs to the older iptables, which nft does not show.
+    pub legacy: bool,
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Where it is.
+    pub place: Place,
+    /// What it hangs on, if packets come to it by themselves.
+    pub base: Option<Base>,
+    /// How many rules it has.
+    pub rules: usize,
+}
+
+/// The hook of a base chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
+    /// `prerouting`, `input`, `forward`, `output`, `postrouting` or `ingress`.
+    pub hook: String,
+    /// Lower ones come first.
+    pub priority: i32,
+    /// Whether it drops what none of its rules decides.
+    pub drops: bool,
+}
+
+/// A rule that writes the packet's mark or the connection's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkWrite {
+    /// Where it is.
+    pub place: Place,
+    /// Whether it is the connection's mark.
+    pub connection: bool,
+    /// The bits that it may turn on.
+    pub sets: u32,
+    /// The bits that it may turn off.
+    pub clears: u32,
+}
+
+/// A rule that hands packets to a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueUse {
+    /// Where it is.
+    pub place: Place,
+    /// The first queue.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+/// A rule by which packets do not take their usual way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// Where it is.
+    pub place: Place,
+    /// What it does.
+    pub kind: DetourKind,
+}
+
+/// What a rule does with a packet's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DetourKind {
+    /// Hands it to a local listener (TPROXY).
+    Divert,
+    /// Keeps it out of conntrack.
+    Untrack,
+    /// Lets the rest of its flow pass by all rules (a flow table).
+    Offload,
+}
+
+/// Reads all of it, in the network namespace of the calling thread. What cannot be read is in
+/// [`Survey::unread`]; the rest is there nevertheless.
+pub async fn survey() -> Survey {
+    let mut survey = Survey { capabilities: probe().await, tools: tools(), ..Survey::default() };
+    let mut unread = Vec::new();
+    let mut note = |what: &'static str, outcome: Result<(), ToolError>| {
+        if let Err(error) = outcome {
+            unread.push(Unread { what, why: printable(&error) });
+        }
+    };
+    if let Some(nft) = find(&["nft"]) {
+        note("the nft ruleset", listed::read(&nft, &mut survey.filter).await);
+    }
+    note("the rules of the older iptables", iptables::read_legacy(&mut survey.filter).await);
+    note("the rules of iptables", iptables::read_marks(&mut survey.filter).await);
+    if let Some(ipset) = find(&["ipset"]) {
+        note("ipsets", names(&ipset, &mut survey.ipsets).await);
+    }
+    match links::read().await {
+        Ok((links, mark_rules)) => (survey.links, survey.mark_rules) = (links, mark_rules),
+        Err(error) => {
+            unread.push(Unread { what: "interfaces and routing rules", why: printable(&error) });
+        }
+    }
+    survey.bound_queues = settings::bound_queues();
+    survey.listening = settings::listening();
+    survey.unread = unread;
+    survey
+}
+
+fn tools() -> Vec<Tool> {
+    let known = ["nft", "iptables-nft-restore", "ip6tables-nft-restore", "ip", "ipset"];
+    known.map(|name| Tool { name, path: find(&[name]) }).into()
+}
+
+async fn names(ipset: &PathBuf, into: &mut Vec<String>) -> Result<(), ToolError> {
+    lines::each(ipset, &["list", "-n"], |line| {
+        if into.len() < ENTRIES {
+            into.push(plain(line));
+        }
+    })
+    .await
+}
+
+/// A name that can be printed: cut, and without control characters.
+fn plain(name: &str) -> String {
+    without_control(name, NAME_LENGTH)
+}
+
+/// An error in one line that can be printed: tools' own words may be in it.
+fn printable(error: &dyn std::error::Error) -> String {
+    without_control(&crate::kernel::chain(error), COMPLAINT_LENGTH)
+}
+
+fn without_control(text: &str, length: usize) -> String {
+    text.chars().take(length).map(|c| if c.is_control() { '?' } else { c }).collect()
+}

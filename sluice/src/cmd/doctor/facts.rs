@@ -1,0 +1,130 @@
+//! Everything the checks look at, read once.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit};
+use redirect::survey::{Place, Survey, setting};
+
+use crate::config::Config;
+
+/// Settings that are looked at, by their path under /proc/sys.
+const SETTINGS: [&str; 19] = [
+    "kernel/osrelease",
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv4/tcp_fwmark_accept",
+    "net/ipv4/tcp_syncookies",
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/conf/default/rp_filter",
+    "net/ipv4/conf/all/route_localnet",
+    "net/ipv4/conf/default/route_localnet",
+    "net/ipv4/conf/all/send_redirects",
+    "net/core/somaxconn",
+    "net/netfilter/nf_conntrack_acct",
+    "net/netfilter/nf_conntrack_max",
+    "net/netfilter/nf_conntrack_count",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+    "fs/pipe-user-pages-soft",
+    "fs/nr_open",
+    "fs/file-max",
+];
+/// Settings of each interface.
+const PER_INTERFACE: [&str; 3] = ["rp_filter", "route_localnet", "send_redirects"];
+
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_SYS_RESOURCE (include/uapi/linux/capability.h).
+pub(super) const NET_ADMIN: u8 = 12;
+pub(super) const NET_RAW: u8 = 13;
+pub(super) const SYS_ADMIN: u8 = 21;
+pub(super) const SYS_RESOURCE: u8 = 24;
+
+/// What a node is.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) survey: Survey,
+    pub(super) config: Config,
+    pub(super) settings: BTreeMap<String, String>,
+    /// This process's effective capabilities, bit by bit.
+    pub(super) capabilities: u64,
+    /// The most descriptors this process may have open.
+    pub(super) descriptors: Option<u64>,
+    /// Whether settings of the network can be written.
+    pub(super) settings_writable: bool,
+}
+
+impl Facts {
+    /// Reads what the survey has not, in the network namespace of the calling thread.
+    pub(super) fn read(survey: Survey, config: Config) -> Self {
+        let mut settings = BTreeMap::new();
+        let mut keep = |path: &str| {
+            if let Some(value) = setting(path) {
+                settings.insert(path.to_owned(), value);
+            }
+        };
+        SETTINGS.into_iter().for_each(&mut keep);
+        // A dot in an interface's name stays a dot in its path.
+        for link in survey.links.iter().filter(|link| !link.name.contains('/')) {
+            PER_INTERFACE.iter().for_each(|name| keep(&format!("net/ipv4/conf/{}/{name}", link.name)));
+        }
+        Self {
+            survey,
+            config,
+            settings,
+            capabilities: effective_capabilities().unwrap_or_default(),
+            descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
+            settings_writable: fs::OpenOptions::new()
+                .write(true)
+                .open("/proc/sys/net/netfilter/nf_conntrack_acct")
+                .is_ok(),
+        }
+    }
+
+    /// A setting as it is written.
+    pub(super) fn setting(&self, path: &str) -> Option<&str> {
+        self.settings.get(path).map(String::as_str)
+    }
+
+    /// A setting that is a number.
+    pub(super) fn number(&self, path: &str) -> Option<i64> {
+        self.setting(path)?.parse().ok()
+    }
+
+    /// Whether this process has a capability.
+    pub(super) fn may(&self, capability: u8) -> bool {
+        self.capabilities >> capability & 1 == 1
+    }
+
+    /// Whether a program reads the gate's first queue.
+    pub(super) fn queue_is_read(&self) -> bool {
+        self.survey.bound_queues.contains(&self.config.redirect.queue)
+    }
+
+    /// Whether the rules of Sluice are there.
+    pub(super) fn has_our_table(&self) -> bool {
+        self.survey.filter.tables.iter().any(|table| is_ours(&table.family, &table.name))
+    }
+}
+
+/// Whether a rule or chain there is Sluice's own.
+pub(super) fn ours(place: &Place) -> bool {
+    is_ours(&place.family, &place.table) || place.chain.starts_with("SLUICE-")
+}
+
+fn is_ours(family: &str, table: &str) -> bool {
+    matches!(family, "inet" | "bridge") && table == "sluice"
+}
+
+/// A place as a person finds it.
+pub(super) fn shown(place: &Place) -> String {
+    let Place { family, table, chain, legacy } = place;
+    let variant = if *legacy { " (iptables-legacy)" } else { "" };
+    format!("{family} {table} {chain}{variant}")
+}
+
+/// Source: proc(5), /proc/pid/status, CapEff.
+fn effective_capabilities() -> Option<u64> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}

@@ -1,0 +1,105 @@
+//! Rights, tools and parts of the kernel.
+
+use super::facts::{Facts, NET_ADMIN, NET_RAW};
+use super::finding::{Finding, fail, ok, warn};
+
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let mut findings = rights(facts);
+    findings.extend(tools(facts));
+    findings.extend(parts(facts));
+    findings.extend(facts.survey.unread.iter().map(|unread| {
+        warn(
+            "survey",
+            format!("{} cannot be read: {}", unread.what, unread.why),
+            "what is there is not known, and clashes with it are not found",
+            "run as root on the node, with the tools installed",
+        )
+    }));
+    findings
+}
+
+fn rights(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !facts.may(NET_ADMIN) {
+        findings.push(fail(
+            "rights.net-admin",
+            "this process has no CAP_NET_ADMIN",
+            "no rule can be installed, so nothing is enforced",
+            "run as root, or give the container NET_ADMIN",
+        ));
+    }
+    if !facts.may(NET_RAW) {
+        findings.push(warn(
+            "rights.net-raw",
+            "this process has no CAP_NET_RAW",
+            "destinations that cannot be reached look refused to clients",
+            "run as root, or give the container NET_RAW",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(ok("rights", "CAP_NET_ADMIN and CAP_NET_RAW"));
+    }
+    findings
+}
+
+fn tools(facts: &Facts) -> Vec<Finding> {
+    let path = |name: &str| facts.survey.tools.iter().find(|tool| tool.name == name)?.path.clone();
+    let mut findings = Vec::new();
+    match (path("nft"), &facts.survey.capabilities.nft_version) {
+        (Some(path), Some(version)) => {
+            findings.push(ok("tools.nft", format!("{}, version {version}", path.display())));
+        }
+        (Some(path), None) => findings.push(fail(
+            "tools.nft",
+            format!("{} does not say its version", path.display()),
+            "no rule can be installed, so nothing is enforced",
+            "apt-get install --reinstall nftables",
+        )),
+        (None, _) => findings.push(fail(
+            "tools.nft",
+            "nft is not installed",
+            "no rule can be installed, so nothing is enforced",
+            "apt-get install nftables",
+        )),
+    }
+    match path("iptables-nft-restore") {
+        Some(path) => findings.push(ok("tools.iptables", path.display().to_string())),
+        None if facts.survey.capabilities.nft_queue => {
+            findings.push(ok("tools.iptables", "iptables-nft is not installed; this kernel needs none"));
+        }
+        None => findings.push(fail(
+            "tools.iptables",
+            "iptables-nft is not installed, and this kernel has no nft queue",
+            "there is no gate, so nothing is enforced",
+            "apt-get install iptables (1.8 or later, nf_tables variant)",
+        )),
+    }
+    findings
+}
+
+/// What `sluice run` would choose on this node, or why it could not start.
+fn parts(facts: &Facts) -> Vec<Finding> {
+    let found = &facts.survey.capabilities;
+    let families = if found.ipv6 { "IPv4 and IPv6" } else { "IPv4; this node has no IPv6" };
+    match found.choose(facts.config.redirect.backend) {
+        Ok(gate) => vec![ok("kernel.parts", format!("all there; the gate is {gate:?}, for {families}"))],
+        Err(missing) => missing
+            .0
+            .iter()
+            // One way to hold a packet is enough.
+            .filter(|part| !(part.part.contains("NFQUEUE") && found.nft_queue))
+            .map(|part| {
+                let option = match part.kernel_option {
+                    "" => String::new(),
+                    option => format!(" ({option})"),
+                };
+                fail(
+                    "kernel.parts",
+                    format!("no {}{option}", part.part),
+                    "sluice run does not start, so nothing is enforced",
+                    part.remedy,
+                )
+            })
+            .collect(),
+    }
+}
