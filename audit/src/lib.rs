@@ -13,6 +13,7 @@ mod complaint;
 mod lane;
 mod line;
 mod metrics;
+mod otlp;
 mod output;
 mod pressure;
 mod queue;
@@ -29,6 +30,7 @@ mod writer;
 
 pub use line::{ECS_VERSION, SCHEMA};
 pub use metrics::{Age, ByteDirection, DeniedSide, GateDrop, Label, Metrics, PerLabel};
+pub use otlp::{OtlpHeader, OtlpProtocol, OtlpSink, OtlpTls, SpoolConfig};
 pub use output::{Sink, SinkError};
 pub use record::{Action, ConnectionId, Record, Timing, Traffic};
 pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};

@@ -111,6 +111,32 @@ fn finished(action: Action, cause: EndCause) -> Record {
     }
 }
 
+/// A record with every field that one can have.
+pub(crate) fn everything() -> Record {
+    Record {
+        traffic: Traffic {
+            client_bytes: 17,
+            server_bytes: 1 << 40,
+            client_packets: Some(3),
+            server_packets: Some(4),
+            uncounted: false,
+        },
+        upstream_source: Some(UpstreamSource("10.244.1.2:20000".parse().unwrap())),
+        hairpin: true,
+        revoked_by: Some(refused_at_ingress(8)),
+        timing: Timing {
+            decide: Some(Duration::from_nanos(41_900)),
+            connect: Some(Duration::from_micros(350)),
+        },
+        ..finished(Action::Ended, EndCause::PolicyRevoked)
+    }
+}
+
+/// A connection that was refused at ingress.
+pub(crate) fn denied() -> Record {
+    Record { decision: refused_at_ingress(7), ..finished(Action::Denied, EndCause::PolicyDenied) }
+}
+
 fn line(sequence: u64, record: &Record) -> Value {
     let mut lines = Vec::new();
     append(&mut lines, sequence, "node-a", record).unwrap();

@@ -50,6 +50,15 @@ pub struct Metrics {
     sink_written: Family<SinkName, Counter>,
     /// Records that each further sink lost: `sluice_sink_lost_total{sink}`.
     sink_lost: Family<SinkName, Counter>,
+    /// Of those, records that the sink's collector refused for good: `sluice_sink_rejected_total{sink}`.
+    sink_rejected: Family<SinkName, Counter>,
+    /// Requests that a sink's collector did not take, and that are tried again:
+    /// `sluice_sink_failed_requests_total{sink}`.
+    sink_failed_requests: Family<SinkName, Counter>,
+    /// Records that wait for a sink's collector: `sluice_sink_waiting{sink}`.
+    sink_waiting: Family<SinkName, Gauge>,
+    /// What of that is on disk: `sluice_sink_spool_bytes{sink}`.
+    sink_spool: Family<SinkName, Gauge>,
     /// Records that wait to be written: `sluice_records_waiting`.
     pub records_waiting: Gauge,
     /// Live connections ended by a change of policy: `sluice_policy_revocations_total`.
@@ -100,6 +109,10 @@ impl Default for Metrics {
             records_lost: Counter::default(),
             sink_written: Family::default(),
             sink_lost: Family::default(),
+            sink_rejected: Family::default(),
+            sink_failed_requests: Family::default(),
+            sink_waiting: Family::default(),
+            sink_spool: Family::default(),
             records_waiting: Gauge::default(),
             policy_revocations: Counter::default(),
             snapshot_generation: Gauge::default(),
@@ -143,6 +156,20 @@ impl Metrics {
     pub(crate) fn sink(&self, name: &str) -> (Counter, Counter) {
         let label = SinkName { sink: name.to_owned() };
         (self.sink_written.get_or_create_owned(&label), self.sink_lost.get_or_create_owned(&label))
+    }
+
+    /// What a sink counts that knows later what became of a record. The further series exist when it counts.
+    pub(crate) fn delivery(&self, name: &str) -> Delivery {
+        let label = SinkName { sink: name.to_owned() };
+        let (written, lost) = self.sink(name);
+        Delivery {
+            written,
+            lost,
+            rejected: self.sink_rejected.get_or_create_owned(&label),
+            failed_requests: self.sink_failed_requests.get_or_create_owned(&label),
+            waiting: self.sink_waiting.get_or_create_owned(&label),
+            spool_bytes: self.sink_spool.get_or_create_owned(&label),
+        }
     }
 
     fn register_connections(&self, registry: &mut Registry) {
@@ -257,6 +284,27 @@ impl Metrics {
             self.sink_lost.clone(),
         );
         registry.register(
+            "sink_rejected",
+            "Connection records that a sink's collector has refused for good; they are among the lost",
+            self.sink_rejected.clone(),
+        );
+        registry.register(
+            "sink_failed_requests",
+            "Requests that a sink's collector did not take and that are tried again",
+            self.sink_failed_requests.clone(),
+        );
+        registry.register(
+            "sink_waiting",
+            "Connection records that wait for a sink's collector",
+            self.sink_waiting.clone(),
+        );
+        registry.register_with_unit(
+            "sink_spool",
+            "What a sink keeps on disk until its collector has taken it",
+            Unit::Bytes,
+            self.sink_spool.clone(),
+        );
+        registry.register(
             "records_waiting",
             "Connection records that wait to be written",
             self.records_waiting.clone(),
@@ -297,6 +345,23 @@ impl Metrics {
             self.descriptors_limit.clone(),
         );
     }
+}
+
+/// Counts of a sink that knows later than its lane what became of a record.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    /// Records that arrived.
+    pub(crate) written: Counter,
+    /// Records that never will.
+    pub(crate) lost: Counter,
+    /// Those of them that were refused.
+    pub(crate) rejected: Counter,
+    /// Requests that are tried again.
+    pub(crate) failed_requests: Counter,
+    /// Records that wait.
+    pub(crate) waiting: Gauge,
+    /// Bytes on disk.
+    pub(crate) spool_bytes: Gauge,
 }
 
 /// The label of a sink.

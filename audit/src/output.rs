@@ -70,6 +70,30 @@ pub enum SinkError {
         #[source]
         cause: rusqlite::Error,
     },
+    /// The folder of a spool cannot be used.
+    #[error("records spool {}: {cause}", folder.display())]
+    Spool {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A spool has no room, and nothing in it may be dropped.
+    #[error("the spool of the sink {sink} is full: its collector does not take records")]
+    SpoolFull {
+        /// The sink's name.
+        sink: String,
+    },
+    /// A spool cannot be written, and memory is full as well.
+    #[error("the spool of the sink {sink}: {cause}")]
+    SpoolWrite {
+        /// The sink's name.
+        sink: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// The thread that writes cannot be started.
     #[error("start the thread that writes records: {0}")]
     Thread(#[source] io::Error),

@@ -48,14 +48,23 @@ pub struct ConnectionId(u128);
 impl ConnectionId {
     /// The next id of this process.
     pub fn next() -> Self {
-        static PROCESS: OnceLock<u64> = OnceLock::new();
         static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
-        // `RandomState` takes its keys from the operating system's random source.
-        let process = *PROCESS.get_or_init(|| RandomState::new().hash_one(SystemTime::now()));
         let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-        Self(u128::from(process) << 64 | u128::from(connection))
+        Self(u128::from(process()) << 64 | u128::from(connection))
     }
+
+    /// The half that all ids of this process share, as it prints.
+    pub(crate) fn process() -> String {
+        format!("{:016x}", process())
+    }
+}
+
+fn process() -> u64 {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+
+    // `RandomState` takes its keys from the operating system's random source.
+    *PROCESS.get_or_init(|| RandomState::new().hash_one(SystemTime::now()))
 }
 
 impl ConnectionId {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lane::{Counted, Deliver, Lane, LaneOptions};
-use crate::metrics::Metrics;
+use crate::metrics::{Delivery, Metrics};
+use crate::otlp::Otlp;
 use crate::output::{Output, Sink, SinkError};
 use crate::pressure::Pressure;
 use crate::queue::Queue;
@@ -144,6 +145,17 @@ impl RecorderConfig {
             .collect()
     }
 
+    /// Names folders inside `data` for whatever is to be kept and has no folder yet: `records` for the store,
+    /// `spool-NAME` for the spool of the sink NAME.
+    pub fn keep_in(&mut self, data: &Path) {
+        self.store.folder.get_or_insert_with(|| data.join("records"));
+        for sink in &mut self.sinks {
+            if let Some(otlp) = &mut sink.otlp {
+                otlp.spool.folder.get_or_insert_with(|| data.join(format!("spool-{}", sink.name)));
+            }
+        }
+    }
+
     fn name_taken(&self, index: usize, sink: &SinkConfig) -> Option<ConfigProblem> {
         let is_taken = self.sinks[..index].iter().any(|other| other.name == sink.name)
             || [FIRST, STORE].contains(&&*sink.name);
@@ -206,12 +218,20 @@ impl Recorder {
             lanes.push(Lane::start(lane, Box::new(store), done.clone())?);
         }
         for (sink, place) in config.sinks.iter().zip(3..) {
-            let lane = LaneOptions {
+            let mut lane = LaneOptions {
                 overflow: sink.overflow,
                 wanted: sink.wanted(),
                 ..other_lane(&config, node, &shared, &sink.name, place)
             };
-            lanes.push(Lane::start(lane, sink.open()?, done.clone())?);
+            let sink = match &sink.otlp {
+                Some(otlp) => {
+                    let delivery = shared.metrics.delivery(&sink.name);
+                    lane.count = count_only_losses(delivery.clone());
+                    Box::new(Otlp::open(&sink.name, otlp, sink.overflow, node, delivery)?)
+                }
+                None => sink.open()?,
+            };
+            lanes.push(Lane::start(lane, sink, done.clone())?);
         }
         let tap = Tap::default();
         // Without a name among the sinks: what a slow listener misses is no loss of records.
@@ -329,6 +349,15 @@ fn other_lane(
             };
         }),
     }
+}
+
+/// For a sink that says itself when a record was written.
+fn count_only_losses(delivery: Delivery) -> Box<dyn Fn(Counted) + Send + Sync> {
+    Box::new(move |counted| {
+        if let Counted::Lost(records) = counted {
+            delivery.lost.inc_by(records);
+        }
+    })
 }
 
 #[cfg(test)]

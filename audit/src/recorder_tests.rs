@@ -486,7 +486,7 @@ fn sinks_that_cannot_be_used_are_named_by_their_place() {
     assert_eq!(
         problems,
         [
-            "sinks[1].name: a must have exactly one of file, stdout and syslog",
+            "sinks[1].name: a must have exactly one of file, stdout, syslog and otlp",
             "sinks[2].name: B b must be 1 to 32 lower case letters, digits and dashes",
             "sinks[2].sample_one_in: 0 must be above 0",
             "sinks[1].name: a must be a name that no other sink has; records and store are taken",

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::ConfigProblem;
 use crate::batch::{Entry, Told};
 use crate::lane::{Deliver, Wanted};
+use crate::otlp::OtlpSink;
 use crate::output::{Output, Sink, SinkError};
 use crate::record::{Action, Record};
 use crate::recorder::Overflow;
 use crate::rotation::{RotatingFile, Rotation};
 use crate::syslog::{Syslog, SyslogSink};
 
-/// One more place for records. Exactly one of `file`, `stdout` and `syslog` says what it is.
+/// One more place for records. Exactly one of `file`, `stdout`, `syslog` and `otlp` says what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SinkConfig {
@@ -28,6 +29,9 @@ pub struct SinkConfig {
     /// The host's log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub syslog: Option<SyslogSink>,
+    /// A collector of OpenTelemetry logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<OtlpSink>,
     /// The records it gets. Default: all.
     pub only: Only,
     /// One in so many connections, by its id, so that all records of a connection are there or none. Denials,
@@ -44,6 +48,7 @@ impl Default for SinkConfig {
             file: None,
             stdout: None,
             syslog: None,
+            otlp: None,
             only: Only::default(),
             sample_one_in: 1,
             overflow: Overflow::Drop,
@@ -94,7 +99,7 @@ impl SinkConfig {
     /// Every setting that cannot be used, told with the place of the sink in the list.
     pub(crate) fn validate(&self, index: usize) -> Vec<ConfigProblem> {
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let kinds = [self.file.is_some(), self.stdout.is_some(), self.syslog.is_some()];
+        let kinds = [self.file.is_some(), self.stdout.is_some(), self.syslog.is_some(), self.otlp.is_some()];
         let facility = self.syslog.as_ref().map_or(0, |syslog| syslog.facility);
         let checks = [
             (
@@ -107,19 +112,22 @@ impl SinkConfig {
                 kinds.iter().filter(|is_there| **is_there).count() != 1,
                 "name",
                 self.name.clone(),
-                "must have exactly one of file, stdout and syslog",
+                "must have exactly one of file, stdout, syslog and otlp",
             ),
             (self.sample_one_in == 0, "sample_one_in", self.sample_one_in.to_string(), "must be above 0"),
             (facility > 23, "syslog.facility", facility.to_string(), "must be from 0 to 23"),
         ];
-        let problem = |(_, field, value, problem): (bool, &str, String, &'static str)| ConfigProblem {
+        let problem = |(field, value, problem): (&str, String, &'static str)| ConfigProblem {
             field: format!("sinks[{index}].{field}").into(),
             value,
             problem,
         };
-        checks.into_iter().filter(|(wrong, ..)| *wrong).map(problem).collect()
+        let otlp = self.otlp.iter().flat_map(OtlpSink::problems).collect::<Vec<_>>();
+        let own = checks.into_iter().filter(|(wrong, ..)| *wrong);
+        own.map(|(_, field, value, text)| (field, value, text)).chain(otlp).map(problem).collect()
     }
 
+    /// Opens what writes to this machine.
     pub(crate) fn open(&self) -> Result<Box<dyn Deliver>, SinkError> {
         if let Some(FileSink { path, rotate }) = &self.file {
             return open_file(path.clone(), rotate);

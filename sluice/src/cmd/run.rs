@@ -35,8 +35,8 @@ pub(crate) struct Args {
     /// Where connection records go: a file, reopened on SIGHUP, or - for standard output
     #[arg(long, value_name = "FILE|-", default_value = "-")]
     records: PathBuf,
-    /// A folder of Sluice's own: records are kept there for questions, in records/, unless records.store.folder
-    /// says elsewhere
+    /// A folder of Sluice's own: records are kept there for questions, in records/, and for collectors that are
+    /// away, in spool-NAME/, unless the configuration says elsewhere
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Address of /healthz, /readyz and /metrics
@@ -51,10 +51,8 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(data) = args.data
-        && config.records.store.folder.is_none()
-    {
-        config.records.store.folder = Some(data.join("records"));
+    if let Some(data) = &args.data {
+        config.records.keep_in(data);
     }
     let _log = logging::start(&config.log)?;
     let sink = if args.records.as_os_str() == "-" { Sink::Stdout } else { Sink::File(args.records) };
