@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use audit::{Action, ConnectionId, Record, Timing, Traffic};
 use divan::Bencher;
 use flow::{
-    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, PolicyKind, PolicyRef,
-    Protocol, Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
+    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, Policies, PolicyKind,
+    PolicyRef, Protocol, Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
 };
 use policy_bench::{Cluster, Shape};
 use policy_cache::{Options, Snapshot, compile, parse};
@@ -119,7 +119,11 @@ fn record() -> Record {
         decision: Decision {
             generation: Generation(7),
             egress: allow(Reason::NotIsolated, Tier::Default, None),
-            ingress: allow(Reason::RuleMatched, Tier::NetworkPolicy, Some(Arc::new([policy]))),
+            ingress: allow(
+                Reason::RuleMatched,
+                Tier::NetworkPolicy,
+                Some(Policies::from(Arc::from([policy]))),
+            ),
         },
         cause: Some(EndCause::ClientClosed),
         revoked_by: None,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use audit::{Action, ConnectionId, Metrics, Record, Recorder, RecorderConfig, Sink, Timing, Traffic};
 use flow::{
-    Decision, EndCause, Endpoint, Generation, Owner, Pod, PolicyKind, PolicyRef, Reason, SideVerdict, Tier,
-    Tuple, Verdict, Workload,
+    Decision, EndCause, Endpoint, Generation, Owner, Pod, Policies, PolicyKind, PolicyRef, Reason,
+    SideVerdict, Tier, Tuple, Verdict, Workload,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -88,7 +88,11 @@ fn sample() -> Result<Record, std::net::AddrParseError> {
         decision: Decision {
             generation: Generation(7),
             egress: allow(Reason::NotIsolated, Tier::Default, None),
-            ingress: allow(Reason::RuleMatched, Tier::NetworkPolicy, Some(Arc::new([policy]))),
+            ingress: allow(
+                Reason::RuleMatched,
+                Tier::NetworkPolicy,
+                Some(Policies::from(Arc::from([policy]))),
+            ),
         },
         cause: Some(EndCause::ClientClosed),
         revoked_by: None,

@@ -1,5 +1,6 @@
 //! The name of a pod: short ones, as nearly all are, without memory of their own.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -57,6 +58,18 @@ impl PartialEq for PodName {
 }
 
 impl Eq for PodName {}
+
+impl PartialOrd for PodName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PodName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
 
 impl Hash for PodName {
     fn hash<H: Hasher>(&self, state: &mut H) {

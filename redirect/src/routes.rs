@@ -188,11 +188,6 @@ impl Routes {
         Ok(removed)
     }
 
-    /// The connection itself, for what is only read.
-    pub(crate) fn handle(&self) -> &Handle {
-        &self.handle
-    }
-
     /// Every rule that asks for a mark.
     pub(crate) async fn mark_rules(&self, version: IpVersion) -> Result<Vec<MarkRule>, RouteError> {
         let family = if version == IpVersion::V4 { 4 } else { 6 };

@@ -134,7 +134,7 @@ impl Servers {
         let (mut tcp, mut udp) = (Vec::new(), Vec::new());
         for name in ["doctor/open", "doctor/closed"] {
             let pod = cluster.pod(name)?;
-            let second = pod.at_6(PORT).filter(|_| ipv6);
+            let second = pod.address_6().filter(|_| ipv6).map(|address| SocketAddr::from((address, PORT)));
             for address in std::iter::once(pod.at(PORT)).chain(second) {
                 tcp.push(Server::start(pod.listen_on(address)?)?);
                 udp.push(pod.serve_udp_on(address)?);
@@ -242,7 +242,7 @@ fn connect(cluster: &Cluster, case: Case, to: &str) -> io::Result<(SocketAddr, S
 
 fn address(cluster: &Cluster, case: Case, pod: &str) -> Result<SocketAddr, LabError> {
     let pod = cluster.pod(pod)?;
-    let second = pod.at_6(PORT).filter(|_| case.ipv6);
+    let second = pod.address_6().filter(|_| case.ipv6).map(|address| SocketAddr::from((address, PORT)));
     Ok(second.unwrap_or_else(|| pod.at(PORT)))
 }
 
