@@ -1,5 +1,7 @@
 //! The lab's own connectivity, without Sluice: what a cluster without policies must do.
 
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
