@@ -116,7 +116,10 @@ fn no_side_way_is_open(families: Families, ways: &[&str]) {
             && record["destination"]["ip"].as_str().is_some_and(|ip| ip.starts_with("fe80:"))
             && record["event"]["reason"].as_str().is_some_and(|reason| reason.contains("unknown-local-pod"))
     };
-    cluster.sluice("node1").wait_record(denied, LIMIT).unwrap();
+    // Without IPv6 of its own on the bridge, the node drops what it has no way back to, before it is recorded.
+    if families != Families::V4 {
+        cluster.sluice("node1").wait_record(denied, LIMIT).unwrap();
+    }
 }
 
 #[test]
