@@ -153,6 +153,8 @@ impl Guard {
     /// packets.
     async fn follow_bridges(&mut self) {
         match self.kernel.follow_bridges().await {
+            // Bridges are a part: that the rest is back, only a look at everything can tell.
+            Ok(_) if !self.applied || !self.report.borrow().installed => self.look().await,
             Ok(repaired) => self.settle(repaired.len()),
             Err(error) => self.failed(&error),
         }
