@@ -90,11 +90,14 @@ pub(crate) struct Kernel {
     routes: Routes,
     iptables: Vec<Iptables>,
     links: Links,
+    links_are_old: bool,
     watch: LinkWatch,
     /// Why the bridges of pods cannot be enforced; empty when they can, or there are none.
     obstacles: Vec<String>,
     /// Settings that could not be turned off.
     stuck: Vec<Setting>,
+    /// Whether this kernel has rules for bridges; asked when the first bridge of pods is found.
+    has_bridge_rules: Option<bool>,
     installed: Option<Installed>,
     /// The ruleset's generation at which everything was last seen to be as installed.
     generation: Option<u32>,
@@ -126,9 +129,11 @@ impl Kernel {
             routes,
             iptables,
             links: Links::default(),
+            links_are_old: true,
             watch,
             obstacles: Vec::new(),
             stuck: Vec::new(),
+            has_bridge_rules: None,
             installed: None,
             generation: None,
         };
@@ -229,7 +234,8 @@ impl Kernel {
     /// Follows the bridges of pods: the rules go with their ports, and settings that would hide their traffic are
     /// off. Gives back the settings that somebody had turned on.
     pub(crate) async fn follow_bridges(&mut self) -> Result<Vec<Difference>, InstallError> {
-        if self.watch.has_changed() {
+        self.links_are_old |= self.watch.has_changed();
+        if self.links_are_old {
             self.read_links().await?;
         }
         let bridges = self.bridges().await;
@@ -280,14 +286,17 @@ impl Kernel {
     async fn read_links(&mut self) -> Result<(), InstallError> {
         let read = Links::read(self.routes.handle()).await;
         self.links = read.map_err(|error| InstallError::Links(Box::new(error)))?;
+        self.links_are_old = false;
         Ok(())
     }
 
     /// The bridges of pods that the rules can be for.
-    async fn bridges(&self) -> Vec<PodBridge> {
+    async fn bridges(&mut self) -> Vec<PodBridge> {
         let found = self.links.pod_bridges(&self.spec.pods, &self.spec.pod_interfaces);
-        let is_known_to_work = !self.spec.bridges.is_empty();
-        if found.is_empty() || is_known_to_work || builds_bridge_rules().await { found } else { Vec::new() }
+        if !found.is_empty() && self.has_bridge_rules.is_none() {
+            self.has_bridge_rules = Some(builds_bridge_rules().await);
+        }
+        if self.has_bridge_rules == Some(false) { Vec::new() } else { found }
     }
 
     fn settings_in_the_way(&self, bridges: &[PodBridge]) -> impl Iterator<Item = Setting> + use<> {

@@ -33,6 +33,7 @@ pub use cleanup::{CleanupError, CleanupErrors, CleanupReport, cleanup};
 pub use config::{BackendChoice, ConfigProblem, FailMode, Icmp, RedirectConfig};
 pub use guard::{GuardEnded, Health, Redirect, RedirectHandle};
 pub use kernel::InstallError;
+pub use links::pod_bridges;
 pub use marks::{Marks, MarksError};
 pub use pods::{LocalPods, delta};
 pub use probe::{Capabilities, MissingPart, MissingParts, probe};

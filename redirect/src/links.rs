@@ -21,13 +21,23 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::bridges::{HardwareAddr, PodBridge};
+use crate::kernel::InstallError;
 use crate::pods::LocalPods;
+use crate::routes::Routes;
 
 /// A pod's interface comes with a handful of messages.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// linux/rtnetlink.h: links, and addresses of both families.
 const GROUPS: [u32; 3] = [1, 5, 9];
+
+/// The bridges of these pods on this node, asked for in the network namespace of the calling thread. `interfaces`
+/// are names of devices that lead to pods, with an optional `*` at the end.
+pub async fn pod_bridges(pods: &LocalPods, interfaces: &[String]) -> Result<Vec<PodBridge>, InstallError> {
+    let routes = Routes::open()?;
+    let links = Links::read(routes.handle()).await.map_err(|error| InstallError::Links(Box::new(error)))?;
+    Ok(links.pod_bridges(pods, interfaces))
+}
 
 /// The devices of a network namespace and their addresses, as far as bridges are concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -90,6 +90,21 @@ fn everything_seen_is_as_expected_and_nothing_is_left() {
 }
 
 #[test]
+fn everything_seen_is_as_expected_on_a_bridge_and_across_an_overlay_in_each_family() {
+    for (topology, family, rows) in [("bridge", "6", 38), ("vxlan", "dual", 76)] {
+        let lab = Lab::new(topology);
+        let output = lab.output(&["--topology", topology, "--family", family]);
+        let stdout = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{stdout}\n{}", text(&output.stderr));
+        assert!(stdout.contains(&format!("All {rows} connections as expected.")), "{stdout}");
+        lab.assert_nothing_left();
+    }
+    let unknown = Lab::new("ring").output(&["--topology", "ring"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("routed, bridge, vxlan"), "{}", text(&unknown.stderr));
+}
+
+#[test]
 fn a_lab_told_to_stop_removes_itself() {
     let lab = Lab::new("stopped");
     for (number, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {

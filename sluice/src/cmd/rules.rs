@@ -43,11 +43,11 @@ enum Backend {
 /// Runs the command.
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (gate, ipv6) = match args.backend {
         Some(Backend::Nft) => (GateBackend::NftQueue, !args.ipv4_only),
         Some(Backend::Iptables) => (GateBackend::IptablesNfqueue, !args.ipv4_only),
         None => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let node = runtime.block_on(redirect::probe());
             (node.choose(config.backend)?, node.ipv6)
         }
@@ -57,7 +57,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         observed: args.observed.into_iter().collect(),
         ranges: args.pod_cidrs.into_iter().collect(),
     };
-    let spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
+    let mut spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
+    if args.backend.is_none() {
+        spec.bridges = runtime.block_on(redirect::pod_bridges(&spec.pods, &spec.pod_interfaces))?;
+    }
     print!("{}", text(&redirect::ruleset(&spec)));
     Ok(ExitCode::SUCCESS)
 }

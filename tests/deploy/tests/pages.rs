@@ -111,12 +111,14 @@ fn every_condition_of_readiness_is_in_the_troubleshooting() {
 }
 
 #[test]
-fn every_network_that_is_not_supported_says_so_first_and_has_no_overlay() {
+fn every_network_s_page_says_first_what_was_tested_and_which_overlay_to_take() {
     let deploy = tools::repository().join("deploy");
-    for name in ["flannel", "k3s", "kindnet"] {
+    for name in ["aws-vpc-cni", "calico", "flannel", "k3s", "kindnet"] {
         let page = read(&deploy.join(format!("docs/cni/{name}.md")));
-        assert!(page.lines().nth(2).unwrap().starts_with("**Not supported yet."), "{name}");
-        assert!(!deploy.join("kustomize/overlays").join(name).exists(), "{name}");
+        assert!(page.lines().nth(2).unwrap().starts_with("**State: "), "{name}");
+        let (_, rest) = page.split_once("overlay `").expect(name);
+        let overlay = rest.split('`').next().unwrap();
+        assert!(deploy.join("kustomize/overlays").join(overlay).exists(), "{name}: {overlay}");
     }
     for entry in fs::read_dir(deploy.join("kustomize/overlays")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

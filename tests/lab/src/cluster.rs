@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::LabError;
-use crate::iproute::{bridge_batch, ip_batch, nft_script};
+use crate::iproute::{bridge_batch, ip_batch, iptables_script, nft_script};
+use crate::iptables_mode;
 use crate::manifests;
 use crate::netns::{self, Netns};
 use crate::process::{Sluice, SluiceOptions};
-use crate::services::{ServicePlan, node_ruleset};
+use crate::services::{KubeProxy, ServicePlan, node_ruleset};
 use crate::shape::{Families, Family, Topology};
 use crate::spec::ClusterBuilder;
 use crate::topology::{self, Names, Plan};
@@ -291,6 +292,12 @@ fn configure(plan: &Plan, names: &Names) -> Result<(), LabError> {
             bridge_batch(name, &entries)?;
         }
         nft_script(name, &node_ruleset(plan, &plan.nodes[index]))?;
+        if plan.kube_proxy == KubeProxy::Iptables {
+            for family in plan.families.each() {
+                let script = iptables_mode::restore_script(plan, &plan.nodes[index], *family);
+                iptables_script(name, *family, &script)?;
+            }
+        }
     }
     for (pod, name) in plan.pods.iter().zip(&names.pods) {
         if let Some(name) = name {

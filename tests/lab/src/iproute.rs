@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::error::LabError;
+use crate::shape::Family;
 
 /// Runs the lines of `script` with one `ip -batch`, in `netns` or in the caller's namespace.
 ///
@@ -29,6 +30,17 @@ pub fn nft_script(netns: &str, script: &str) -> Result<(), LabError> {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", netns, "nft", "-f", "-"]);
     feed(command, "nft", Some(netns), script)
+}
+
+/// Loads `script` with the restore command of a family in `netns`, beside what is there.
+pub(crate) fn iptables_script(netns: &str, family: Family, script: &str) -> Result<(), LabError> {
+    let program = match family {
+        Family::V4 => "iptables-nft-restore",
+        Family::V6 => "ip6tables-nft-restore",
+    };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns, program, "--noflush"]);
+    feed(command, program, Some(netns), script)
 }
 
 fn feed(

@@ -158,7 +158,7 @@ fn service_object(service: &ServicePlan) -> Value {
     let cluster_ips: Vec<_> =
         [Family::V4, Family::V6].iter().filter_map(|family| service.ip(*family)).collect();
     let kind = if spec.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
-    json!({
+    let mut object = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
@@ -173,7 +173,11 @@ fn service_object(service: &ServicePlan) -> Value {
             "selector": spec.selector,
             "ports": ports,
         },
-    })
+    });
+    if spec.keeps_clients {
+        object["spec"]["externalTrafficPolicy"] = json!("Local");
+    }
+    object
 }
 
 /// One slice per port: endpoints of a named target port may differ in number from pod to pod, and a slice

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::cluster::Cluster;
 use crate::error::LabError;
+use crate::services::KubeProxy;
 use crate::shape::{Families, Topology};
 
 /// What a port speaks.
@@ -56,6 +57,7 @@ pub struct PodSpec {
     pub(crate) ports: Vec<ContainerPort>,
     pub(crate) deployment: Option<String>,
     pub(crate) host_network: bool,
+    pub(crate) host_ports: Vec<(u16, u16)>,
 }
 
 impl PodSpec {
@@ -71,6 +73,7 @@ impl PodSpec {
             ports: Vec::new(),
             deployment: None,
             host_network: false,
+            host_ports: Vec::new(),
         }
     }
 
@@ -100,6 +103,12 @@ impl PodSpec {
     /// Belongs to this Deployment, through a ReplicaSet as Kubernetes does it.
     pub fn deployment(mut self, name: &str) -> Self {
         self.deployment = Some(name.to_owned());
+        self
+    }
+
+    /// Is reached at TCP `host_port` of its node, too.
+    pub fn host_port(mut self, host_port: u16, port: u16) -> Self {
+        self.host_ports.push((host_port, port));
         self
     }
 
@@ -154,13 +163,21 @@ pub struct ServiceSpec {
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) ports: Vec<ServicePort>,
     pub(crate) cluster_ip: Option<Ipv4Addr>,
+    pub(crate) keeps_clients: bool,
 }
 
 impl ServiceSpec {
     /// A Service named `namespace/name`; without a slash it is in `default`.
     pub fn new(full_name: &str) -> Self {
         let (namespace, name) = split_name(full_name);
-        Self { namespace, name, selector: BTreeMap::new(), ports: Vec::new(), cluster_ip: None }
+        Self {
+            namespace,
+            name,
+            selector: BTreeMap::new(),
+            ports: Vec::new(),
+            cluster_ip: None,
+            keeps_clients: false,
+        }
     }
 
     /// Leads to the namespace's pods that carry this label, and all others asked for.
@@ -195,6 +212,13 @@ impl ServiceSpec {
         self
     }
 
+    /// Shows pods the clients outside, and is reached from there only at nodes that have such a pod
+    /// (`externalTrafficPolicy: Local`).
+    pub fn local_traffic(mut self) -> Self {
+        self.keeps_clients = true;
+        self
+    }
+
     /// Has this ClusterIP instead of the next free one.
     pub fn cluster_ip(mut self, address: Ipv4Addr) -> Self {
         self.cluster_ip = Some(address);
@@ -218,6 +242,7 @@ pub struct ClusterBuilder {
     pub(crate) rp_filter: u8,
     pub(crate) families: Families,
     pub(crate) topology: Topology,
+    pub(crate) kube_proxy: KubeProxy,
     pub(crate) prefix: Option<String>,
     pub(crate) folder: Option<std::path::PathBuf>,
 }
@@ -233,6 +258,7 @@ impl ClusterBuilder {
             rp_filter: 0,
             families: Families::default(),
             topology: Topology::default(),
+            kube_proxy: KubeProxy::default(),
             prefix: None,
             folder: None,
         }
@@ -286,6 +312,12 @@ impl ClusterBuilder {
     /// with IPv6 switched on.
     pub fn families(mut self, families: Families) -> Self {
         self.families = families;
+        self
+    }
+
+    /// The shape of the rules that lead to Services; nftables by default.
+    pub fn kube_proxy(mut self, kube_proxy: KubeProxy) -> Self {
+        self.kube_proxy = kube_proxy;
         self
     }
 

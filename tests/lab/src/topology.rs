@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use crate::error::LabError;
-use crate::services::{ServicePlan, plan_services};
+use crate::services::{KubeProxy, ServicePlan, plan_services};
 use crate::shape::{Families, Family, Topology};
 use crate::spec::{ClusterBuilder, PodSpec};
 
@@ -61,6 +61,7 @@ pub(crate) struct Plan {
     pub(crate) rp_filter: u8,
     pub(crate) families: Families,
     pub(crate) topology: Topology,
+    pub(crate) kube_proxy: KubeProxy,
 }
 
 impl NodePlan {
@@ -151,6 +152,7 @@ pub(crate) fn plan(builder: &ClusterBuilder) -> Result<Plan, LabError> {
         rp_filter: builder.rp_filter,
         families,
         topology: builder.topology,
+        kube_proxy: builder.kube_proxy,
     })
 }
 

@@ -6,15 +6,17 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use lab::{
     Cluster, ClusterBuilder, Families, Family, Netns, Node, PodSpec, SluiceOptions, Topology, UdpServer, ask,
     wait_until,
 };
+use nix::sys::socket::{self, AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType};
 use socket2::SockRef;
 use suite::carried::{Carried, accept};
-use suite::enforced::{Enforced, LIMIT, is_from, told};
+use suite::enforced::{Enforced, LIMIT, told};
 
 /// `server` is open to `client` on ports 8000 to 8999, and to nobody else.
 const POLICY: &str = "\
@@ -262,54 +264,53 @@ fn while_no_process_runs_isolated_pods_of_a_bridge_are_closed_and_others_open() 
     assert_eq!(by_the_side_ways(&cluster), [""; 0]);
 }
 
-/// A pod that comes while others speak: a port and a namespace first, its object a moment later.
-#[test]
-fn pods_come_and_go_on_a_bridge_under_traffic() {
-    let cluster = enforced(Families::V4);
-    let (client, server) = (cluster.pod("client"), cluster.pod("server"));
-    let listener = server.listen(8000).unwrap();
-    let mut carried = Carried::open(client, &listener, server.at(8000));
-    let node = cluster.node("node1").unwrap();
-    for round in 0..5_u8 {
-        let late = Netns::create("late").unwrap();
-        let own = Ipv4Addr::new(10, 244, 1, 100 + round);
-        node.ip(&format!(
-            "link add late{round} type veth peer name eth0 netns {}\nlink set late{round} master cni0 up\n",
-            late.name()
-        ))
-        .unwrap();
-        late.ip(&format!(
-            "link set lo up\naddress add {own}/24 dev eth0\nlink set eth0 up\nroute add default via 10.244.1.1\n"
-        ))
-        .unwrap();
-        assert!(carried.is_alive());
-        // Not known yet: held, and decided when its object has come.
-        let to = server.at(8000);
-        std::thread::scope(|scope| {
-            let attempt = scope.spawn(|| late.connect_from((own, 40_000), to, LIMIT));
-            cluster.wait_metric("node1", "sluice_gate_pending", 1.0);
-            let file = cluster.write_policy("late.yaml", &pod_object(round, own)).unwrap();
-            assert_eq!(attempt.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionRefused);
-            assert!(file.exists());
-        });
-        let record = cluster
-            .sluice("node1")
-            .wait_record(|record| is_from(record, SocketAddr::from((own, 40_000))), LIMIT)
-            .unwrap();
-        assert_eq!(told(&record), "connection-denied policy-denied");
-        assert_eq!(record["source"]["k8s"]["pod"], format!("late{round}"));
-        cluster.change(|cluster| cluster.remove_policy("late.yaml").unwrap());
-        drop(late);
-        assert!(carried.is_alive());
-    }
-    drop((carried, listener));
-    assert_denied_and_allowed(&cluster);
+/// A UDP packet from one pod to another in a frame of the bridge, with these bytes between its hardware addresses
+/// and its type: tags of VLANs (IEEE 802.1Q, 802.1ad).
+fn send_tagged(from: &Netns, to: &Netns, [source, destination]: [Ipv4Addr; 2], tags: &[u8]) {
+    let address = |netns: &Netns| -> LinkAddr {
+        let interfaces = netns.run(|| nix::ifaddrs::getifaddrs().unwrap().collect::<Vec<_>>());
+        let of_eth0 = interfaces.into_iter().filter(|interface| interface.interface_name == "eth0");
+        of_eth0.filter_map(|interface| interface.address?.as_link_addr().copied()).next().unwrap()
+    };
+    let (own, peer) = (address(from), address(to));
+    let datagram =
+        [&5000_u16.to_be_bytes()[..], &9000_u16.to_be_bytes(), &12_u16.to_be_bytes(), &[0, 0], b"TAGS"]
+            .concat();
+    let mut header = vec![0x45, 0, 0, 32, 0, 1, 0, 0, 64, 17, 0, 0];
+    header.extend(source.octets());
+    header.extend(destination.octets());
+    let words = header.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    header[10..12].copy_from_slice(&(!folded).to_be_bytes());
+    let frame =
+        [&peer.addr().unwrap()[..], &own.addr().unwrap(), tags, &[0x08, 0x00], &header, &datagram].concat();
+    let socket = from
+        .run(|| socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap());
+    socket::bind(socket.as_raw_fd(), &own).unwrap();
+    assert_eq!(socket::send(socket.as_raw_fd(), &frame, MsgFlags::empty()).unwrap(), frame.len());
 }
 
-fn pod_object(round: u8, address: Ipv4Addr) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: late{round}, namespace: default, uid: late-{round}}}\n\
-         spec: {{nodeName: node1, containers: [{{name: c, image: i}}]}}\n\
-         status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}\n"
-    )
+#[test]
+fn a_tag_does_not_hide_a_packet() {
+    const VLAN_0: &[u8] = &[0x81, 0, 0, 0];
+    const PROVIDER_0: &[u8] = &[0x88, 0xa8, 0, 0];
+    let tags = [vec![], VLAN_0.to_vec(), VLAN_0.repeat(2), [PROVIDER_0, VLAN_0].concat()];
+    let cluster = bridged(Families::V4).build().unwrap();
+    cluster.write_policy("policy.yaml", POLICY).unwrap();
+    let arrive = |cluster: &Cluster| -> Vec<bool> {
+        let (stranger, server) = (cluster.pod("stranger").unwrap(), cluster.pod("server").unwrap());
+        let datagrams = server.serve_udp(9000).unwrap();
+        let ends = [stranger.address(), server.address()];
+        tags.iter()
+            .map(|tags| {
+                let before = datagrams.received();
+                send_tagged(stranger, server, ends, tags);
+                wait_until(SILENCE, || datagrams.received() > before)
+            })
+            .collect()
+    };
+    assert_eq!(arrive(&cluster), [true; 4], "without Sluice each is delivered");
+    let cluster = Enforced::on(cluster, &["node1"], "");
+    assert_eq!(arrive(&cluster), [false; 4]);
 }
