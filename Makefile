@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-bench deny
+.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab test-kernel test-kernels bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-kernels setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ lab: setup ## The main job: a cluster of network namespaces, nine policies, real
 	$(CARGO) build --release --locked -p sluice
 	$(SUDO) $(TARGET)/release/sluice lab
 
-test: setup-test check unit suite check-deploy fuzz test-lab ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
+test: setup-test check unit suite check-deploy fuzz test-lab test-kernel ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
 
 check: ## Formatting and lints
 	$(CARGO) fmt --all --check
@@ -61,6 +61,14 @@ test-lab: ## The lab with a debug build (root)
 	$(NEXTEST) --no-run
 	$(SUDO) $(TARGET)/debug/sluice lab
 
+test-kernel: setup-kernels ## `sluice doctor` and the lab on this Debian release's own kernel, in an emulated machine (root)
+	$(NEXTEST) --no-run
+	tests/kernels/run.sh short $$(. /etc/os-release && echo $$VERSION_CODENAME)
+
+test-kernels: setup-kernels ## Debian's kernels 5.10, 6.1 and 6.12 in emulated machines: doctor, lab, datapath tests; a table (root)
+	$(NEXTEST) --no-run
+	tests/kernels/run.sh whole bullseye bookworm trixie
+
 bench: setup-bench ## Beside HAProxy, nginx and no proxy, interleaved: a table, ratios, targets, JSON; 10 minutes (root)
 	$(CARGO) build --release --locked -p sluice -p benches
 	$(SUDO) $(TARGET)/release/bench-datapath proxies --sluice $(TARGET)/release/sluice --json $(TARGET)/bench.json $(BENCH_ARGS)
@@ -104,6 +112,9 @@ setup-test: setup ## The same, cargo-nextest, and what the deployment is checked
 setup-fuzz: setup ## The same, and cargo-fuzz with what it builds
 	@deploy/setup-debian.sh fuzz
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+
+setup-kernels: setup ## The same, and what boots kernels: qemu and the parts of a small system
+	@deploy/setup-debian.sh kernels
 
 setup-bench: setup ## The same, and the proxies that Sluice is measured beside; none of them is started
 	@deploy/setup-debian.sh bench

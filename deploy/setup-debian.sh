@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building, the lab and the tests need and this machine lacks.
 # With "test" also what only the tests need, with "bench" the proxies that Sluice is measured beside, with "fuzz" what
-# libFuzzer is compiled with.
+# libFuzzer is compiled with, with "kernels" what boots other kernels.
 set -eu
 
 missing=
@@ -25,6 +25,16 @@ if [ "${1:-}" = test ]; then
 fi
 if [ "${1:-}" = fuzz ]; then
     need c++ g++
+fi
+if [ "${1:-}" = kernels ]; then
+    need python3 python3
+    need qemu-system-x86_64 qemu-system-x86
+    need busybox busybox-static
+    need cpio cpio
+    need depmod kmod
+    need strip binutils
+    need xz xz-utils
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 fi
 if [ "${1:-}" = bench ]; then
     need haproxy haproxy

@@ -83,6 +83,13 @@ fn parts(facts: &Facts) -> Vec<Finding> {
     let families = if found.ipv6 { "IPv4 and IPv6" } else { "IPv4; this node has no IPv6" };
     match found.choose(facts.config.redirect.backend) {
         Ok(gate) => vec![ok("kernel.parts", format!("all there; the gate is {gate:?}, for {families}"))],
+        // A kernel without nf_tables refuses everything as if it were not allowed.
+        Err(_) if !found.permitted && found.nft_version.is_some() && facts.may(NET_ADMIN) => vec![fail(
+            "kernel.parts",
+            "the kernel refuses every nft rule (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
+            "sluice run does not start, so nothing is enforced",
+            "modprobe nf_tables",
+        )],
         Err(missing) => missing
             .0
             .iter()

@@ -20,8 +20,8 @@ use crate::cmd::lab::interrupt::Interrupt;
 const NAME: &str = "self-test";
 const PORT: u16 = 80;
 /// Enough for a busy machine; a client that is dropped waits this long.
-const LIMIT: Duration = Duration::from_secs(3);
-const READY_LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(5);
+const READY_LIMIT: Duration = Duration::from_secs(60);
 const READY_STEP: Duration = Duration::from_millis(200);
 /// Lines of the agent's log that are shown when it does not become ready.
 const SHOWN_LINES: usize = 5;

@@ -98,6 +98,7 @@ fn rights_tools_and_parts_of_the_kernel_that_are_missing_are_failures() {
         facts.survey.capabilities.nft_version = None;
     });
     check(&[("kernel.parts", State::Fail)], |facts| facts.survey.capabilities.nft_tproxy = false);
+    check(&[("kernel.parts", State::Fail)], |facts| facts.survey.capabilities.permitted = false);
     check(
         &[("tools.iptables", State::Fail), ("kernel.parts", State::Fail), ("kernel.parts", State::Fail)],
         |facts| facts.survey.capabilities.nft_queue = false,

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::scenario::{Case, Expect, Rule, Target};
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(4);
-const RECORD_LIMIT: Duration = Duration::from_secs(4);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const RECORD_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a client got.
 #[derive(Debug)]

@@ -18,11 +18,12 @@ use super::table::Table;
 
 /// Where each `sluice run` has its admin API, inside its node.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9093);
-const SERVER_LIMIT: Duration = Duration::from_secs(5);
-const READY_LIMIT: Duration = Duration::from_secs(15);
+const SERVER_LIMIT: Duration = Duration::from_secs(15);
+/// An emulated machine takes a while.
+const READY_LIMIT: Duration = Duration::from_secs(60);
 const READY_STEP: Duration = Duration::from_millis(200);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-const RECORD_LIMIT: Duration = Duration::from_secs(5);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const RECORD_LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs the lab. True when everything seen was expected. Everything is removed at the end, also after an
 /// error, unless `keep` is set and no error came.

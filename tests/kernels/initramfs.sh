@@ -1,0 +1,74 @@
+#!/bin/sh
+# initramfs.sh KERNEL_FOLDER OUTPUT FILE...: a file system for one boot: busybox, nft, iptables, ip and conntrack with their
+# libraries, the kernel's network modules, and FILEs under /test. /init is this folder's `init`.
+set -eu
+
+here=$(dirname "$(readlink -f "$0")")
+kernel=$1
+output=$2
+shift 2
+version=$(cat "$kernel/version")
+modules=$(find "$kernel" -path "*/lib/modules/$version" -prune | head -n 1)
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+mkdir -p "$root/bin" "$root/sbin" "$root/test" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" \
+    "$root/etc" "$root/var" "$root/usr"
+ln -s ../bin "$root/usr/bin"
+ln -s ../sbin "$root/usr/sbin"
+ln -s ../run "$root/var/run"
+
+with_libraries() { # file, place
+    cp -L "$1" "$2"
+    # Libraries keep their places; the loader is among them.
+    { ldd "$1" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r library; do
+        mkdir -p "$root$(dirname "$library")"
+        [ -e "$root$library" ] || cp -L "$library" "$root$library"
+    done
+}
+tool() {
+    path=$(command -v "$1" || ls "/usr/sbin/$1" "/sbin/$1" 2>/dev/null | head -n 1)
+    with_libraries "$path" "$root/sbin/$1"
+}
+
+cp "$(command -v busybox)" "$root/bin/busybox"
+for name in nft ip conntrack kmod; do tool "$name"; done
+# The kernel calls this one by its path.
+ln -s kmod "$root/sbin/modprobe"
+tool xtables-nft-multi
+for family in iptables ip6tables; do
+    for name in $family-nft $family-nft-save $family-nft-restore $family $family-save $family-restore; do
+        ln -s xtables-nft-multi "$root/sbin/$name"
+    done
+done
+extensions=$(dirname "$(find /usr/lib -name libxt_tcp.so | head -n 1)")
+mkdir -p "$root$extensions"
+cp -L "$extensions"/*.so "$root$extensions/"
+# iproute2 and iptables look numbers up in these.
+for file in protocols services; do [ ! -e "/etc/$file" ] || cp "/etc/$file" "$root/etc/"; done
+
+for file in "$@"; do
+    with_libraries "$file" "$root/test/$(basename "$file")"
+    # A script among them is no program.
+    strip --strip-debug "$root/test/$(basename "$file")" 2>/dev/null || true
+done
+
+# Only what networking needs; a rule that asks for a module loads it by its alias.
+to=$root/lib/modules/$version
+mkdir -p "$to/kernel"
+(cd "$modules" && find kernel/net/netfilter kernel/net/ipv4 kernel/net/ipv6 kernel/net/bridge kernel/net/llc kernel/net/802 \
+    kernel/net/sctp kernel/net/sched kernel/net/core kernel/lib kernel/arch/x86/crypto kernel/crypto \
+    kernel/drivers/net -name '*.ko*' 2>/dev/null) |
+    grep -E '^kernel/net/|/(veth|vxlan|dummy|ip_tunnel|udp_tunnel)\.ko|crc32c|libcrc' |
+    while read -r module; do
+        mkdir -p "$to/$(dirname "$module")"
+        cp "$modules/$module" "$to/$module"
+    done
+find "$to" -name '*.ko.xz' -exec xz -d {} +
+cp "$modules/modules.builtin" "$modules/modules.order" "$to/"
+[ ! -e "$modules/modules.builtin.modinfo" ] || cp "$modules/modules.builtin.modinfo" "$to/"
+PATH=$PATH:/usr/sbin:/sbin depmod -b "$root" "$version"
+
+cp "$here/init" "$root/init"
+chmod +x "$root/init"
+(cd "$root" && find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0) | gzip -1 > "$output"
