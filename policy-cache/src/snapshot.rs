@@ -15,6 +15,7 @@ use crate::compile::ranges::AddressRanges;
 use crate::compile::rules::{EGRESS, INGRESS, Isolation, Subject};
 use crate::objects::{Counts, NamedPort};
 use crate::options::OwnNodeEgress;
+use crate::scope::Interception;
 use crate::shared::{Chunks, Set, Table, key_of_ip};
 
 /// Everything one decision reads. Shared, never changed.
@@ -321,6 +322,24 @@ impl Snapshot {
             set.insert(*ip);
         }
         local
+    }
+
+    /// Of the own node's observed pods, those whose connections are not to be intercepted for their own sake.
+    pub fn out_of_scope(&self, interception: &Interception) -> BTreeSet<IpAddr> {
+        if *interception == Interception::All {
+            return BTreeSet::new();
+        }
+        let in_scope = interception.test();
+        let passed = self.view.local.iter().filter(|ip| {
+            let entry = self.view.pods.at(**ip);
+            entry.is_some_and(|entry| {
+                // What is not known of a pod never takes it out of scope.
+                let who = self.view.identities.get(entry.identity);
+                !self.view.may_be_denied(entry.identity)
+                    && who.is_some_and(|own| !in_scope(&own.who.namespace.labels))
+            })
+        });
+        passed.copied().collect()
     }
 
     /// The ranges the own node gives its pods addresses from; none overlaps another.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bypass::Bypass;
 use crate::marks::Marks;
 
 /// Mark bits that kube-proxy gives a meaning of its own (masquerade and drop).
@@ -47,6 +48,8 @@ pub struct RedirectConfig {
     /// or goes to such an interface is a pod's, known or not. For nodes whose pods have addresses outside the
     /// Node's podCIDRs. Default none: a name that fits something else closes it.
     pub pod_interfaces: Vec<String>,
+    /// Ports and ranges for which pods that no policy isolates are not intercepted. Default none.
+    pub bypass: Bypass,
 }
 
 impl Default for RedirectConfig {
@@ -65,6 +68,7 @@ impl Default for RedirectConfig {
             conntrack_accounting: true,
             bridge_settings: true,
             pod_interfaces: Vec::new(),
+            bypass: Bypass::default(),
         }
     }
 }
@@ -177,6 +181,9 @@ impl RedirectConfig {
             if let Some(problem) = problem_of_interface(pattern) {
                 report("pod_interfaces", format!("{pattern:?}"), problem.into());
             }
+        }
+        for (field, value, problem) in self.bypass.problems() {
+            report(field, value, problem.into());
         }
         problems
     }

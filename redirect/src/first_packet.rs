@@ -8,6 +8,7 @@
 //! A SYN goes to the listener. A datagram is only marked here: the gate stands where it is forwarded or
 //! delivered, and holds what carries the mark.
 
+use crate::bypass;
 use crate::config::FailMode;
 use crate::datagrams::DATAGRAM;
 use crate::ruleset::{RedirectSpec, SYN_RATE, Script, closed, families};
@@ -19,6 +20,7 @@ const LINK_LOCAL: &str = "fe80::/10";
 /// The chains, in the order in which each is defined before it is used.
 pub(crate) fn write(script: &mut Script, spec: &RedirectSpec) {
     targets(script, spec);
+    bypass::write(script, spec);
     from_known(script, spec);
     from_unknown(script, spec);
     first_packet(script, spec);
@@ -69,16 +71,18 @@ fn datagram_open(script: &mut Script, spec: &RedirectSpec) {
         for (protocol, version) in families(spec) {
             script.rule(
                 &format!(
-                    "{DATAGRAM} {protocol} daddr @pod_ranges{version} {protocol} daddr != @observed{version} \
-                     fib daddr type != local meta mark set meta mark or {hold:#x} accept"
+                    "{DATAGRAM} {protocol} daddr @pod_ranges{version} {} \
+                     fib daddr type != local meta mark set meta mark or {hold:#x} accept",
+                    bypass::not_open(spec, protocol, version)
                 ),
                 "for the gate, to an unknown pod",
             );
             if let Some(interfaces) = interfaces(spec) {
                 script.rule(
                     &format!(
-                        "{DATAGRAM} {protocol} daddr != @observed{version} fib daddr oifname {interfaces} \
-                         meta mark set meta mark or {hold:#x} accept"
+                        "{DATAGRAM} {} fib daddr oifname {interfaces} \
+                         meta mark set meta mark or {hold:#x} accept",
+                        bypass::not_open(spec, protocol, version)
                     ),
                     "for the gate, to an unknown pod",
                 );
@@ -97,15 +101,16 @@ fn nobody_listens(script: &mut Script, spec: &RedirectSpec) {
         for (protocol, version) in families(spec) {
             script.rule(
                 &format!(
-                    "{protocol} daddr @pod_ranges{version} {protocol} daddr != @observed{version} \
-                     fib daddr type != local counter drop"
+                    "{protocol} daddr @pod_ranges{version} {} fib daddr type != local counter drop",
+                    bypass::not_open(spec, protocol, version)
                 ),
                 "nobody listens: an unknown pod is closed",
             );
             if let Some(interfaces) = interfaces(spec) {
                 script.rule(
                     &format!(
-                        "{protocol} daddr != @observed{version} fib daddr oifname {interfaces} counter drop"
+                        "{} fib daddr oifname {interfaces} counter drop",
+                        bypass::not_open(spec, protocol, version)
                     ),
                     "nobody listens: an unknown pod is closed",
                 );
@@ -139,7 +144,7 @@ fn syn_rate(script: &mut Script, spec: &RedirectSpec) {
 }
 
 /// A policy decides by addresses: nobody may speak with a local pod's but from where that pod is.
-fn not_borrowed(script: &mut Script) {
+pub(crate) fn not_borrowed(script: &mut Script) {
     script.rule("fib saddr . iif oif missing counter drop", "a pod's address from elsewhere");
 }
 
@@ -148,6 +153,9 @@ fn from_known(script: &mut Script, spec: &RedirectSpec) {
     for (name, is_closed) in [("from_isolated", isolated), ("from_observed", observed)] {
         script.chain(name, None);
         not_borrowed(script);
+        if name == "from_observed" {
+            bypass::write_jump(script, spec);
+        }
         towards_interface(script, spec, "");
         if isolated && !is_closed {
             for (protocol, version) in families(spec) {
@@ -175,7 +183,7 @@ fn from_unknown(script: &mut Script, spec: &RedirectSpec) {
 }
 
 fn first_packet(script: &mut Script, spec: &RedirectSpec) {
-    let (isolated, observed) = closed(spec.fail_mode);
+    let (isolated, _) = closed(spec.fail_mode);
     script.chain("first_packet", None);
     if spec.ipv6 {
         // A pod has such an address beside those that are known, and others of its bridge reach it there.
@@ -194,20 +202,20 @@ fn first_packet(script: &mut Script, spec: &RedirectSpec) {
             );
         }
     }
+    bypass::write_source(script, spec);
     for (protocol, version) in families(spec) {
         script.rule(&format!("{protocol} saddr @pod_ranges{version} goto from_unknown"), "from unknown pods");
     }
     if let Some(interfaces) = interfaces(spec) {
         script.rule(&format!("iifname {interfaces} goto from_unknown"), "from unknown pods");
     }
-    for (set, is_closed) in [("isolated", isolated), ("observed", observed)] {
+    let chains = [("isolated", target(isolated)), ("observed", bypass::to_observed_chain(spec))];
+    for (set, chain) in chains {
         for (protocol, version) in families(spec) {
-            script.rule(
-                &format!("{protocol} daddr @{set}{version} goto {}", target(is_closed)),
-                &format!("to {set} pods"),
-            );
+            script.rule(&format!("{protocol} daddr @{set}{version} goto {chain}"), &format!("to {set} pods"));
         }
     }
+    bypass::write_destination(script, spec);
     for (protocol, version) in families(spec) {
         let to = unknown(spec);
         script.rule(
@@ -232,17 +240,17 @@ fn towards_interface(script: &mut Script, spec: &RedirectSpec, then: &str) {
 }
 
 /// The interfaces of pods as an anonymous set; `None` without any.
-fn interfaces(spec: &RedirectSpec) -> Option<String> {
+pub(crate) fn interfaces(spec: &RedirectSpec) -> Option<String> {
     let names: Vec<String> = spec.pod_interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
 }
 
 /// The chain for pods that are closed, or open, while nobody listens.
-fn target(is_closed: bool) -> &'static str {
+pub(crate) fn target(is_closed: bool) -> &'static str {
     if is_closed { "closed" } else { "open" }
 }
 
 /// The chain for pods of which nothing is known.
-fn unknown(spec: &RedirectSpec) -> &'static str {
+pub(crate) fn unknown(spec: &RedirectSpec) -> &'static str {
     target(spec.fail_mode != FailMode::Open)
 }

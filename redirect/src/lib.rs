@@ -10,6 +10,7 @@
 mod accounting;
 mod bridge_settings;
 mod bridges;
+mod bypass;
 mod cleanup;
 mod config;
 mod datagrams;
@@ -29,6 +30,7 @@ pub mod survey;
 mod tool;
 
 pub use bridges::{HardwareAddr, PodBridge};
+pub use bypass::{Bypass, Bypassed};
 pub use cleanup::{CleanupError, CleanupErrors, CleanupReport, cleanup};
 pub use config::{BackendChoice, ConfigProblem, FailMode, Icmp, RedirectConfig};
 pub use guard::{GuardEnded, Health, Redirect, RedirectHandle};

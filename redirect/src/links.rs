@@ -177,7 +177,7 @@ fn range_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
 }
 
 fn holds_pods(range: &IpNet, pods: &LocalPods) -> bool {
-    let mut known = pods.isolated.iter().chain(&pods.observed);
+    let mut known = pods.isolated.iter().chain(&pods.observed).chain(&pods.passed);
     pods.ranges.iter().any(|of_pods| of_pods.contains(range))
         || known.any(|pod| range.contains(&pod.to_canonical()))
 }

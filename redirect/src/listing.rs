@@ -110,6 +110,7 @@ fn parse(text: &str) -> Option<Listing> {
                 }
                 (Some("isolated4" | "isolated6"), Some(addresses)) => pods.isolated.extend(addresses),
                 (Some("observed4" | "observed6"), Some(addresses)) => pods.observed.extend(addresses),
+                (Some("passed4" | "passed6"), Some(addresses)) => pods.passed.extend(addresses),
                 (Some(_), None) => plain = false,
                 _ => {}
             }
@@ -131,7 +132,8 @@ fn parse(text: &str) -> Option<Listing> {
         shape.push(object);
     }
     // An address in both sets would be told apart from the wanted one by the sets' sizes alone.
-    let overlap = pods.isolated.intersection(&pods.observed).next().is_some();
+    let overlap = pods.isolated.intersection(&pods.observed).next().is_some()
+        || pods.passed.iter().any(|pod| pods.isolated.contains(pod) || pods.observed.contains(pod));
     let elements = (plain && !overlap).then(|| SetElements::of(&pods, true));
     (!shape.is_empty()).then_some(Listing { shape, elements, created })
 }

@@ -17,18 +17,23 @@ pub struct LocalPods {
     pub isolated: BTreeSet<IpAddr>,
     /// The other pods: their connections are recorded.
     pub observed: BTreeSet<IpAddr>,
+    /// Pods out of scope: their connections are intercepted only where the other end asks for it. Only where the
+    /// spec says that there may be such pods; an address that is in another set as well is not one of them.
+    pub passed: BTreeSet<IpAddr>,
     /// The ranges this node gives its pods addresses from: an address in them that is in neither set belongs
     /// to a pod that is not known yet. None may overlap another.
     pub ranges: BTreeSet<IpNet>,
 }
 
-/// The elements of the table's six sets.
+/// The elements of the table's sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SetElements {
     pub(crate) isolated4: BTreeSet<Ipv4Addr>,
     pub(crate) isolated6: BTreeSet<Ipv6Addr>,
     pub(crate) observed4: BTreeSet<Ipv4Addr>,
     pub(crate) observed6: BTreeSet<Ipv6Addr>,
+    pub(crate) passed4: BTreeSet<Ipv4Addr>,
+    pub(crate) passed6: BTreeSet<Ipv6Addr>,
     pub(crate) ranges4: BTreeSet<Ipv4Net>,
     pub(crate) ranges6: BTreeSet<Ipv6Net>,
 }
@@ -44,6 +49,8 @@ pub(crate) fn delta_of(old: &SetElements, new: &SetElements) -> Option<String> {
     change(&mut script, "isolated6", &old.isolated6, &new.isolated6);
     change(&mut script, "observed4", &old.observed4, &new.observed4);
     change(&mut script, "observed6", &old.observed6, &new.observed6);
+    change(&mut script, "passed4", &old.passed4, &new.passed4);
+    change(&mut script, "passed6", &old.passed6, &new.passed6);
     change_ranges(&mut script, "pod_ranges4", &old.ranges4, &new.ranges4);
     change_ranges(&mut script, "pod_ranges6", &old.ranges6, &new.ranges6);
     (!script.is_empty()).then_some(script)
@@ -71,6 +78,23 @@ impl SetElements {
                 }
                 IpAddr::V6(address) if ipv6 && !elements.isolated6.contains(&address) => {
                     elements.observed6.insert(address);
+                }
+                _ => {}
+            }
+        }
+        for address in &pods.passed {
+            match address.to_canonical() {
+                IpAddr::V4(address)
+                    if !elements.isolated4.contains(&address) && !elements.observed4.contains(&address) =>
+                {
+                    elements.passed4.insert(address);
+                }
+                IpAddr::V6(address)
+                    if ipv6
+                        && !elements.isolated6.contains(&address)
+                        && !elements.observed6.contains(&address) =>
+                {
+                    elements.passed6.insert(address);
                 }
                 _ => {}
             }
@@ -212,9 +236,10 @@ mod tests {
 
     fn any_pods() -> impl Strategy<Value = LocalPods> {
         let set = || proptest::collection::btree_set(address(), 0..12);
-        (set(), set(), ranges()).prop_map(|(isolated, observed, ranges)| LocalPods {
+        (set(), set(), set(), ranges()).prop_map(|(isolated, observed, passed, ranges)| LocalPods {
             isolated,
             observed,
+            passed,
             ranges,
         })
     }
@@ -245,7 +270,13 @@ mod tests {
         let isolated: BTreeSet<IpAddr> = pods.isolated.iter().map(IpAddr::to_canonical).collect();
         let observed: BTreeSet<IpAddr> =
             pods.observed.iter().map(IpAddr::to_canonical).filter(|a| !isolated.contains(a)).collect();
-        for (name, addresses) in [("isolated", isolated), ("observed", observed)] {
+        let passed: BTreeSet<IpAddr> = pods
+            .passed
+            .iter()
+            .map(IpAddr::to_canonical)
+            .filter(|a| !isolated.contains(a) && !observed.contains(a))
+            .collect();
+        for (name, addresses) in [("isolated", isolated), ("observed", observed), ("passed", passed)] {
             for address in addresses {
                 let family = if address.is_ipv4() { 4 } else { 6 };
                 sets.entry(format!("{name}{family}")).or_default().insert(address.into());

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::bridges::{self, PodBridge};
+use crate::bypass::Bypassed;
 use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::datagrams;
 use crate::first_packet;
@@ -141,6 +142,10 @@ pub struct RedirectSpec {
     pub ipv6: bool,
     /// The interfaces that lead to pods, as names with an optional `*` at the end.
     pub pod_interfaces: Vec<String>,
+    /// Whether there may be pods out of scope, [`LocalPods::passed`].
+    pub passes: bool,
+    /// What the connections of observed pods are not intercepted for.
+    pub bypass: Bypassed,
     /// The pods to intercept.
     pub pods: LocalPods,
     /// The bridges that pods are ports of. The installer finds them.
@@ -175,6 +180,8 @@ impl RedirectSpec {
             gate,
             ipv6,
             pod_interfaces: config.pod_interfaces.clone(),
+            passes: false,
+            bypass: Bypassed::of(&config.bypass),
             pods,
             bridges: Vec::new(),
             quieted: BTreeSet::new(),
@@ -309,6 +316,12 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
         set("isolated6", "ipv6_addr", element_list(&elements.isolated6));
         set("observed6", "ipv6_addr", element_list(&elements.observed6));
         set("pod_ranges6", RANGES[1], element_list(&elements.ranges6));
+    }
+    if spec.passes {
+        set("passed4", "ipv4_addr", element_list(&elements.passed4));
+        if spec.ipv6 {
+            set("passed6", "ipv6_addr", element_list(&elements.passed6));
+        }
     }
     if spec.syn_rate_per_client > 0 {
         for (_, version) in families(spec) {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use redirect::{
-    CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, LocalPods, PodBridge, RedirectConfig,
+    Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, LocalPods, PodBridge, RedirectConfig,
     RedirectSpec, ruleset,
 };
 
@@ -21,12 +21,29 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
     let pods = LocalPods {
         isolated: addresses(&["10.244.0.5", "fd00::5"]),
         observed: addresses(&["10.244.0.6", "10.244.0.7", "fd00::6"]),
+        passed: BTreeSet::new(),
         ranges: ["10.244.0.0/24", "fd00::/64"].map(|range| range.parse().unwrap()).into(),
     };
     let mut spec = RedirectSpec::new(&config, GateBackend::NftQueue, true, pods.clone()).unwrap();
     change(&mut config, &mut spec);
     let changed = RedirectSpec::new(&config, spec.gate, spec.ipv6, spec.pods.clone()).unwrap();
-    RedirectSpec { created: spec.created, bridges: spec.bridges, quieted: spec.quieted, ..changed }
+    RedirectSpec {
+        created: spec.created,
+        bridges: spec.bridges,
+        quieted: spec.quieted,
+        passes: spec.passes,
+        ..changed
+    }
+}
+
+fn passed(spec: &mut RedirectSpec) {
+    spec.passes = true;
+    spec.pods.passed = addresses(&["10.244.0.8", "fd00::8"]);
+}
+
+fn bypass() -> Bypass {
+    let cidrs = ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"].map(str::to_owned);
+    Bypass { ports: vec![9100, 53], cidrs: cidrs.into() }
 }
 
 fn interfaces() -> Vec<String> {
@@ -79,6 +96,24 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
                 spec.ipv6 = false;
             }),
         ),
+        ("scope", spec(|_, spec| passed(spec))),
+        (
+            "scope-fail-closed-interfaces",
+            spec(|config, spec| {
+                config.fail_mode = FailMode::Closed;
+                config.pod_interfaces = interfaces();
+                passed(spec);
+            }),
+        ),
+        ("bypass", spec(|config, _| config.bypass = bypass())),
+        (
+            "scope-bypass-interfaces",
+            spec(|config, spec| {
+                config.bypass = bypass();
+                config.pod_interfaces = interfaces();
+                passed(spec);
+            }),
+        ),
         ("icmp-isolated", spec(|config, _| config.icmp = Icmp::Isolate)),
         (
             "other-mask-four-queues",
@@ -127,6 +162,34 @@ fn each_spec_gives_its_golden_ruleset() {
         }
     }
     assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+/// What lets a packet pass asks before that whether an end is a pod that is isolated or unknown.
+#[test]
+fn nothing_passes_by_before_isolated_and_unknown_pods_were_asked_for() {
+    for (name, spec) in cases() {
+        let nft = ruleset(&spec).nft;
+        for chain in ["bypass", "from_passed"] {
+            let Some((_, body)) = nft.split_once(&format!("\tchain {chain} {{\n")) else { continue };
+            let body = body.split("\t}\n").next().unwrap();
+            let first = body.find("accept comment").unwrap();
+            for question in
+                ["ip daddr @isolated4", "ip6 daddr @isolated6", "daddr @pod_ranges4", "daddr @pod_ranges6"]
+            {
+                assert!(
+                    body.find(question).is_some_and(|at| at < first),
+                    "{name} {chain} {question}: {body}"
+                );
+            }
+        }
+        if let Some((_, body)) = nft.split_once("\tchain first_packet {\n") {
+            let body = body.split("\t}\n").next().unwrap();
+            if let Some(accept) = body.find("accept comment") {
+                assert!(body.find("daddr @isolated6 goto").is_some_and(|at| at < accept), "{name}: {body}");
+                assert!(body.find("saddr @pod_ranges6 goto").is_some_and(|at| at < accept), "{name}: {body}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use audit::{Metrics, Recorder, Sink, Writer};
-use policy_cache::{Options, Snapshot, SnapshotStore};
+use policy_cache::{Interception, Options, Snapshot, SnapshotStore};
 use prometheus_client::registry::Registry;
 use proxy::{DatapathOptions, Running};
 use redirect::{Redirect, RedirectHandle, RedirectSpec};
@@ -63,6 +63,7 @@ pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
 struct Agent {
     policies: Policies,
     policy: SnapshotStore,
+    interception: Interception,
     own_addresses: BTreeSet<IpAddr>,
     datapath: Running,
     rules: RedirectHandle,
@@ -124,6 +125,7 @@ impl Agent {
 
         let gate = redirect::probe().await;
         let backend = gate.choose(config.redirect.backend)?;
+        let interception = config.interception.clone();
         let mut spec =
             RedirectSpec::new(&config.redirect, backend, gate.ipv6, redirect::LocalPods::default())?;
         board.set_enforcement(
@@ -159,8 +161,9 @@ impl Agent {
             return Ok(None);
         };
         report_snapshot(&node, &snapshot);
-        spec.pods = local_pods(&snapshot);
-        let uncovered = Uncovered::new(spec.pods.clone());
+        spec.passes = interception != Interception::All;
+        spec.pods = local_pods(&snapshot, &interception);
+        let uncovered = Uncovered::new(spec.pods.clone(), spec.bypass != redirect::Bypassed::default());
         let rules = Redirect::start(spec).await?;
         datapath.judge_strays();
         conditions.set("rules", unseen(&rules.health().borrow()));
@@ -171,6 +174,7 @@ impl Agent {
             policies,
             board,
             policy,
+            interception,
             own_addresses,
             datapath,
             rules,
@@ -198,7 +202,7 @@ impl Agent {
                 Ok(()) = snapshots.changed() => {
                     snapshots.borrow_and_update();
                     if let Some(snapshot) = self.policy.current() {
-                        let pods = local_pods(&snapshot);
+                        let pods = local_pods(&snapshot, &self.interception);
                         let version = self.rules.set_local_pods(pods.clone());
                         self.uncovered.told(pods, version);
                     }
@@ -369,7 +373,14 @@ fn unseen(health: &redirect::Health) -> Result<(), String> {
     if health.unseen.is_empty() { Ok(()) } else { Err(health.unseen.join("; ")) }
 }
 
-fn local_pods(snapshot: &Snapshot) -> redirect::LocalPods {
-    let policy_cache::LocalPods { isolated, observed } = snapshot.local_pods();
-    redirect::LocalPods { isolated, observed, ranges: snapshot.own_pod_ranges().into_iter().collect() }
+fn local_pods(snapshot: &Snapshot, interception: &Interception) -> redirect::LocalPods {
+    let policy_cache::LocalPods { isolated, mut observed } = snapshot.local_pods();
+    let passed = snapshot.out_of_scope(interception);
+    observed.retain(|pod| !passed.contains(pod));
+    redirect::LocalPods {
+        isolated,
+        observed,
+        passed,
+        ranges: snapshot.own_pod_ranges().into_iter().collect(),
+    }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) proxy: proxy::ProxyConfig,
     /// How connection records are kept.
     pub(crate) records: audit::RecorderConfig,
+    /// Whose connections are intercepted besides those of isolated pods.
+    pub(crate) interception: policy_cache::Interception,
     /// How policies are read where the API leaves a choice.
     pub(crate) policy: policy_cache::PolicyConfig,
     /// How the Kubernetes API is followed.
@@ -164,11 +166,15 @@ impl Config {
         let redirect = self.redirect.validate().into_iter();
         let proxy = self.proxy.validate().into_iter();
         let records = self.records.validate().into_iter();
+        let interception = self.interception.validate().into_iter();
         let api = self.api.validate().into_iter();
         redirect
             .map(|found| problem("redirect", found.field, found.value, found.problem))
             .chain(proxy.map(|found| problem("proxy", found.field, found.value, found.problem)))
             .chain(records.map(|found| problem("records", &found.field, found.value, found.problem)))
+            .chain(
+                interception.map(|found| problem("interception", &found.field, found.value, found.problem)),
+            )
             .chain(api.map(|found| problem("api", found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
@@ -183,6 +189,7 @@ struct Sections {
     redirect: Option<redirect::RedirectConfig>,
     proxy: Option<proxy::ProxyConfig>,
     records: Option<audit::RecorderConfig>,
+    interception: Option<policy_cache::Interception>,
     policy: Option<policy_cache::PolicyConfig>,
     api: Option<policy_cache::ApiConfig>,
     shutdown: Option<ShutdownConfig>,
@@ -195,6 +202,7 @@ impl From<Sections> for Config {
             redirect: sections.redirect.unwrap_or_default(),
             proxy: sections.proxy.unwrap_or_default(),
             records: sections.records.unwrap_or_default(),
+            interception: sections.interception.unwrap_or_default(),
             policy: sections.policy.unwrap_or_default(),
             api: sections.api.unwrap_or_default(),
             shutdown: sections.shutdown.unwrap_or_default(),

@@ -55,6 +55,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let pods = LocalPods {
         isolated: args.isolated.into_iter().collect(),
         observed: args.observed.into_iter().collect(),
+        passed: Default::default(),
         ranges: args.pod_cidrs.into_iter().collect(),
     };
     let mut spec = RedirectSpec::new(&config, gate, ipv6, pods)?;

@@ -1,0 +1,205 @@
+//! Whose connections are intercepted: scope and bypass. Who is passed by connects as without Sluice and leaves no
+//! record; an isolated pod is never passed by.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lab::{Cluster, ClusterBuilder, PodSpec, Server, UdpServer, ask, greeting_peer, wait_until};
+use serde_json::Value;
+use suite::carried::Carried;
+use suite::enforced::{Enforced, LIMIT, is_from, told};
+
+const NODE: &str = "node1";
+const PORT: u16 = 80;
+const OTHER_PORT: u16 = 81;
+const PODS: [&str; 4] = ["default/client", "default/plain", "default/closed", "shop/cart"];
+
+fn isolating(name: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec: {{podSelector: {{matchLabels: {{app: {name}}}}}, policyTypes: [Ingress], ingress: []}}\n"
+    )
+}
+
+fn builder() -> ClusterBuilder {
+    PODS.iter().fold(Cluster::builder().namespace("shop", &[("team", "shop")]), |builder, name| {
+        builder.pod(PodSpec::new(name).label("app", name.split_once('/').unwrap().1))
+    })
+}
+
+/// The cluster with servers on both ports of every pod, and Sluice with this configuration.
+struct Scene {
+    enforced: Enforced,
+    _tcp: Vec<Server>,
+    _udp: Vec<UdpServer>,
+}
+
+impl Scene {
+    fn new(config: &str) -> Self {
+        let enforced = Enforced::start(builder(), &[("closed.yaml", &isolating("closed"))], config);
+        let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+        for pod in PODS.map(|name| enforced.pod(name)) {
+            for port in [PORT, OTHER_PORT] {
+                tcp.push(pod.serve(port).unwrap());
+                udp.push(pod.serve_udp(port).unwrap());
+            }
+        }
+        let external = enforced.external();
+        tcp.push(external.serve(PORT).unwrap());
+        Self { enforced, _tcp: tcp, _udp: udp }
+    }
+
+    fn at(&self, to: &str, port: u16) -> SocketAddr {
+        if to == "external" { self.enforced.external().at(port) } else { self.enforced.pod(to).at(port) }
+    }
+
+    /// Connects by TCP and by UDP. What each led to, and whether each was recorded.
+    fn seen(&self, from: &str, to: &str, port: u16) -> [(&'static str, bool); 2] {
+        let pod = self.enforced.pod(from);
+        let to = self.at(to, port);
+        let socket = pod.bound((pod.address(), 0)).unwrap();
+        let client = socket.local_addr().unwrap().as_socket().unwrap();
+        let tcp = match socket.connect_timeout(&to.into(), LIMIT) {
+            Ok(()) => {
+                greeting_peer(&mut socket.into(), LIMIT).unwrap();
+                "connected"
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
+            Err(error) => panic!("{from} to {to}: {error}"),
+        };
+        let socket = pod.udp((pod.address(), 0)).unwrap();
+        socket.connect(to).unwrap();
+        let datagrams = socket.local_addr().unwrap();
+        let udp = match ask(&socket, b"HELLO\n", LIMIT) {
+            Ok(_) => "connected",
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
+            Err(error) => panic!("{from} to {to}: {error}"),
+        };
+        [(tcp, self.recorded(client, "tcp")), (udp, self.recorded(datagrams, "udp"))]
+    }
+
+    /// A record comes within milliseconds. That none comes is seen when that of a later connection is there.
+    fn recorded(&self, client: SocketAddr, transport: &str) -> bool {
+        let about = |record: &Value| is_from(record, client) && record["network"]["transport"] == transport;
+        let sluice = self.enforced.sluice(NODE);
+        let marker = self.enforced.pod("default/client");
+        let socket = marker.bound((marker.address(), 0)).unwrap();
+        let own = socket.local_addr().unwrap().as_socket().unwrap();
+        socket.connect_timeout(&self.at("default/closed", PORT).into(), LIMIT).unwrap_err();
+        let mut found = false;
+        let ended = wait_until(LIMIT, || {
+            let records = sluice.records().unwrap();
+            // Records are in the order of what they tell, and a start is told before the greeting comes through.
+            found = records.iter().any(about);
+            records.iter().any(|record| is_from(record, own))
+        });
+        assert!(ended, "{}", sluice.stderr());
+        found
+    }
+
+    #[track_caller]
+    fn check(&self, cases: &[(&str, &str, u16, &'static str, bool)]) {
+        for (from, to, port, outcome, recorded) in cases {
+            let wanted = [(*outcome, *recorded); 2];
+            assert_eq!(self.seen(from, to, *port), wanted, "{from} to {to}:{port}");
+        }
+    }
+}
+
+#[test]
+fn with_interception_isolated_only_connections_of_isolated_pods_are_held_and_recorded() {
+    let scene = Scene::new("interception: isolated\n");
+    scene.check(&[
+        ("default/client", "default/plain", PORT, "connected", false),
+        ("default/client", "shop/cart", PORT, "connected", false),
+        ("default/client", "default/closed", PORT, "refused", true),
+        ("default/closed", "default/plain", PORT, "connected", true),
+    ]);
+}
+
+#[test]
+fn with_a_selector_pods_of_its_namespaces_are_in_scope_and_of_others_only_isolated_ones() {
+    let scene = Scene::new("interception: {namespaceSelector: {matchLabels: {team: shop}}}\n");
+    scene.check(&[
+        ("default/client", "default/plain", PORT, "connected", false),
+        ("default/client", "shop/cart", PORT, "connected", true),
+        ("shop/cart", "default/plain", PORT, "connected", true),
+        ("default/client", "default/closed", PORT, "refused", true),
+    ]);
+}
+
+#[test]
+fn ports_and_ranges_are_passed_by_unless_an_end_is_isolated() {
+    let scene = Scene::new(&format!("redirect: {{bypass: {{ports: [{OTHER_PORT}]}}}}\n"));
+    scene.check(&[
+        ("default/client", "default/plain", PORT, "connected", true),
+        ("default/client", "default/plain", OTHER_PORT, "connected", false),
+        ("default/client", "default/closed", OTHER_PORT, "refused", true),
+        ("default/closed", "default/plain", OTHER_PORT, "connected", true),
+    ]);
+    drop(scene);
+    let scene = Scene::new("redirect: {bypass: {cidrs: [203.0.113.0/24, 10.244.1.0/24]}}\n");
+    let pod = scene.enforced.pod("default/client");
+    let mut outside = pod.connect(scene.at("external", PORT), LIMIT).unwrap();
+    let client = outside.local_addr().unwrap();
+    greeting_peer(&mut outside, LIMIT).unwrap();
+    assert!(!scene.recorded(client, "tcp"));
+    scene.check(&[
+        ("default/client", "default/plain", PORT, "connected", false),
+        ("default/client", "default/closed", PORT, "refused", true),
+        ("default/closed", "default/plain", PORT, "connected", true),
+    ]);
+}
+
+#[test]
+fn a_connection_that_was_passed_by_is_ended_when_a_policy_isolates_its_pod() {
+    for config in ["interception: isolated\n", "redirect: {bypass: {ports: [8080]}}\n"] {
+        let enforced = Enforced::start(builder(), &[("closed.yaml", &isolating("closed"))], config);
+        let listener = enforced.pod("default/plain").listen(8080).unwrap();
+        let to = enforced.pod("default/plain").at(8080);
+        let mut carried = Carried::open(enforced.pod("default/client"), &listener, to);
+        carried.exchange(100, 200).unwrap();
+        assert_eq!(enforced.metric(NODE, "sluice_connections_live"), 0.0, "{config}");
+        enforced.apply("plain.yaml", &isolating("plain"));
+        let client = carried.local;
+        let is_it = |record: &Value| is_from(record, client);
+        let mut last = None;
+        let ended = wait_until(LIMIT, || {
+            last = carried.exchange(1, 1).err();
+            last.is_some()
+        });
+        assert!(ended, "{config}");
+        let record = enforced.sluice(NODE).wait_record(is_it, LIMIT).unwrap();
+        assert_eq!(record["sluice"]["end_cause"], "policy-revoked", "{config}: {}", told(&record));
+        // The next one is refused like any other.
+        let error = enforced.pod("default/client").connect(to, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{config}");
+    }
+}
+
+#[test]
+fn a_pod_that_leaves_the_scope_is_let_go_and_none_of_its_connections_breaks() {
+    let enforced = Enforced::start(
+        builder(),
+        &[("closed.yaml", &isolating("closed"))],
+        "interception: {namespaceSelector: {matchLabels: {team: shop}}}\n",
+    );
+    let listener = enforced.pod("shop/cart").listen(8080).unwrap();
+    let mut carried =
+        Carried::open(enforced.pod("default/client"), &listener, enforced.pod("shop/cart").at(8080));
+    carried.exchange(100, 200).unwrap();
+    enforced.change(|cluster| {
+        let text = cluster.manifests().replace("team: shop", "team: other");
+        cluster.write_policy("cluster.yaml", &text).unwrap();
+    });
+    carried.exchange(100, 200).unwrap();
+    drop(carried);
+    let mut later =
+        Carried::open(enforced.pod("default/client"), &listener, enforced.pod("shop/cart").at(8080));
+    later.exchange(100, 200).unwrap();
+    assert!(wait_until(LIMIT, || enforced.metric(NODE, "sluice_connections_live") == 0.0));
+    later.exchange(100, 200).unwrap();
+}
