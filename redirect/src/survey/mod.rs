@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub use links::{Link, LinkKind, MarkRule};
 pub use settings::setting;
 
-use crate::probe::{Capabilities, probe};
+use crate::probe::{Capabilities, builds_bridge_rules, probe};
 use crate::tool::{ToolError, find};
 
 /// The longest name that is kept; longer ones are cut. The kernel's own limit for tables and chains is 255.
@@ -29,6 +29,8 @@ const ENTRIES: usize = 100_000;
 pub struct Survey {
     /// The parts of the kernel and the tools.
     pub capabilities: Capabilities,
+    /// Whether the kernel has the rules that bridges of pods need.
+    pub bridge_rules: bool,
     /// The tools that Sluice or its self-test runs.
     pub tools: Vec<Tool>,
     /// Everything that netfilter has been given by others and by Sluice.
@@ -173,7 +175,12 @@ pub enum DetourKind {
 /// Reads all of it, in the network namespace of the calling thread. What cannot be read is in
 /// [`Survey::unread`]; the rest is there nevertheless.
 pub async fn survey() -> Survey {
-    let mut survey = Survey { capabilities: probe().await, tools: tools(), ..Survey::default() };
+    let mut survey = Survey {
+        capabilities: probe().await,
+        bridge_rules: builds_bridge_rules().await,
+        tools: tools(),
+        ..Survey::default()
+    };
     let mut unread = Vec::new();
     let mut note = |what: &'static str, outcome: Result<(), ToolError>| {
         if let Err(error) = outcome {

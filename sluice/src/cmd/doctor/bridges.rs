@@ -1,4 +1,4 @@
-//! Bridges: what goes from one port of a bridge to another does not pass the node's rules.
+//! Bridges: what goes from one port of a bridge to another passes the node's rules only with rules of the bridge.
 
 use redirect::survey::{Link, LinkKind};
 
@@ -33,16 +33,23 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
 
 fn of_pods(facts: &Facts, bridge: &Link, ports: usize) -> Vec<Finding> {
     let name = &bridge.name;
-    let mut findings = vec![fail(
-        "bridges",
-        format!("bridge {name} with {ports} ports"),
-        "if its ports are pods, connections between two of them do not pass the node's rules: nothing is decided and \
-         nothing recorded",
-        "a CNI with routed pods (ptp, Calico, AWS VPC CNI); if the bridge has no pods, nothing",
-    )];
+    let found = format!("bridge {name} with {ports} ports");
+    if !facts.survey.bridge_rules {
+        return vec![fail(
+            "bridges",
+            format!("{found}, and this kernel has no nftables for bridges (CONFIG_NF_TABLES_BRIDGE)"),
+            "if its ports are pods, connections between two of them do not pass the node's rules: nothing is decided \
+             and nothing recorded, and the agent is not ready",
+            "modprobe nf_tables_bridge, or a CNI with routed pods (ptp, Calico, AWS VPC CNI)",
+        )];
+    }
+    let mut findings =
+        vec![ok("bridges", format!("{found}: if they are pods, sluice run brings their frames up"))];
+    // The agent turns these off by itself where it may.
+    let own = facts.config.redirect.bridge_settings && facts.settings_writable;
     let filtered: Vec<String> = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
         .iter()
-        .filter(|setting| facts.number(&format!("net/bridge/{setting}")) == Some(1))
+        .filter(|setting| !own && facts.number(&format!("net/bridge/{setting}")) == Some(1))
         .map(|setting| format!("net.bridge.{setting}=1"))
         .collect();
     if !filtered.is_empty() {
@@ -50,16 +57,16 @@ fn of_pods(facts: &Facts, bridge: &Link, ports: usize) -> Vec<Finding> {
         findings.push(fail(
             "bridges.br_netfilter",
             format!("{}, with bridge {name}", filtered.join(" and ")),
-            "bridged packets pass the rules, lose the listener's socket on their way up, and connect without it",
+            "connections between two pods of it pass unseen, so that the agent is not ready",
             remedy.collect::<Vec<_>>().join("; "),
         ));
     }
     let redirects = |link: &str| facts.number(&format!("net/ipv4/conf/{link}/send_redirects")) == Some(1);
-    if redirects("all") || redirects(name) {
+    if !own && (redirects("all") || redirects(name)) {
         findings.push(warn(
             "bridges.send_redirects",
             format!("send_redirects=1 for {name}"),
-            "pods of the bridge are told to speak to each other directly, past the node's rules",
+            "clients of the bridge get no ICMP error with a refusal",
             format!(
                 "sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{}.send_redirects=0",
                 name.replace('.', "/")

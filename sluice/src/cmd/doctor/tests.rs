@@ -29,6 +29,7 @@ fn sound() -> Facts {
     found.nft_route_chain = true;
     found.policy_routing = true;
     found.ipv6 = true;
+    facts.survey.bridge_rules = true;
     facts.survey.tools = vec![Tool { name: "nft", path: Some("/usr/sbin/nft".into()) }];
     for (name, value) in [
         ("net/ipv4/ip_forward", "1"),
@@ -145,25 +146,34 @@ fn settings_are_judged_by_what_they_do_to_connections() {
 }
 
 #[test]
-fn a_bridge_with_ports_is_a_failure_unless_others_are_known_to_make_it() {
+fn a_bridge_with_ports_needs_its_rules_and_settings_unless_others_are_known_to_make_it() {
     let ports = |bridge: &str| {
         vec![link(bridge, LinkKind::Bridge, None), link("veth1", LinkKind::Veth, Some(bridge))]
     };
-    check(&[("bridges", State::Fail)], |facts| facts.survey.links = ports("cni0"));
-    check(&[], |facts| facts.survey.links = ports("docker0"));
-    check(&[], |facts| facts.survey.links = vec![link("cni0", LinkKind::Bridge, None)]);
-    check(
-        &[
-            ("bridges", State::Fail),
-            ("bridges.br_netfilter", State::Fail),
-            ("bridges.send_redirects", State::Warn),
-        ],
-        |facts| {
-            facts.survey.links = ports("cni0");
-            set(facts, "net/bridge/bridge-nf-call-iptables", "1");
-            set(facts, "net/ipv4/conf/cni0/send_redirects", "1");
-        },
-    );
+    let hiding = |facts: &mut Facts| {
+        facts.survey.links = ports("cni0");
+        set(facts, "net/bridge/bridge-nf-call-iptables", "1");
+        set(facts, "net/ipv4/conf/cni0/send_redirects", "1");
+    };
+    let without = |bridge: &'static str| {
+        move |facts: &mut Facts| {
+            facts.survey.bridge_rules = false;
+            facts.survey.links = ports(bridge);
+        }
+    };
+    check(&[], |facts| facts.survey.links = ports("cni0"));
+    check(&[("bridges", State::Fail)], without("cni0"));
+    check(&[], without("docker0"));
+    check(&[], hiding);
+    let left = [("bridges.br_netfilter", State::Fail), ("bridges.send_redirects", State::Warn)];
+    check(&left, |facts| {
+        hiding(facts);
+        facts.settings_writable = false;
+    });
+    check(&left, |facts| {
+        hiding(facts);
+        facts.config.redirect.bridge_settings = false;
+    });
 }
 
 #[test]
@@ -305,8 +315,8 @@ fn an_agent_that_works_here_is_told_from_what_one_has_left() {
 fn what_is_wrong_has_a_consequence_and_a_remedy_and_the_text_shows_both() {
     let mut facts = sound();
     facts.capabilities = 0;
-    facts.survey.links =
-        vec![link("cni0", LinkKind::Bridge, None), link("veth1", LinkKind::Veth, Some("cni0"))];
+    facts.survey.links = vec![link("cilium_host", LinkKind::Veth, None)];
+    facts.descriptors = Some(1024);
     let findings = judge(&facts);
     for finding in findings.iter().filter(|finding| finding.state != State::Ok) {
         assert!(finding.consequence.is_some() && finding.remedy.is_some(), "{finding:?}");
@@ -314,7 +324,7 @@ fn what_is_wrong_has_a_consequence_and_a_remedy_and_the_text_shows_both() {
     let report = Report { guaranteed: false, version: "0", kernel: String::new(), findings };
     let text = text::render(&report);
     assert!(text.contains("FAIL  rights.net-admin") && text.contains("do: run as root"), "{text}");
-    assert!(text.ends_with("CANNOT be guaranteed here: 2 failures, 1 warnings.\n"), "{text}");
+    assert!(text.ends_with("CANNOT be guaranteed here: 2 failures, 2 warnings.\n"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["findings"][0]["state"], "fail");
     assert!(json["findings"].as_array().unwrap().iter().any(|finding| finding["remedy"].is_null()));
