@@ -134,6 +134,8 @@ fn record() -> Record {
         upstream_source: None,
         hairpin: false,
         timing: Timing { decide: Some(Duration::from_micros(40)), connect: Some(Duration::from_micros(300)) },
+        legs: audit::Legs::default(),
+        tls: None,
         detail: None,
     }
 }

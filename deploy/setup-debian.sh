@@ -22,6 +22,7 @@ if [ "${1:-}" = test ]; then
     python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
     need runc runc
     need mmdebstrap mmdebstrap
+    need promtool prometheus
 fi
 if [ "${1:-}" = fuzz ]; then
     need c++ g++
@@ -48,7 +49,8 @@ echo "installing:$missing"
 sudo=
 [ "$(id -u)" -eq 0 ] || sudo=sudo
 export DEBIAN_FRONTEND=noninteractive
-if [ "${1:-}" = bench ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+case "${1:-}" in bench | test) programs_only=y ;; *) programs_only= ;; esac
+if [ -n "$programs_only" ] && [ ! -e /usr/sbin/policy-rc.d ]; then
     # Only the programs are wanted: their packages must not start services on this machine (invoke-rc.d(8)).
     printf '#!/bin/sh\nexit 101\n' | $sudo tee /usr/sbin/policy-rc.d >/dev/null
     $sudo chmod +x /usr/sbin/policy-rc.d

@@ -103,6 +103,8 @@ fn sample() -> Result<Record, std::net::AddrParseError> {
         upstream_source: None,
         hairpin: false,
         timing: Timing { decide: Some(Duration::from_micros(40)), connect: Some(Duration::from_micros(300)) },
+        legs: audit::Legs::default(),
+        tls: None,
         detail: None,
     })
 }

@@ -86,6 +86,8 @@ pub(crate) struct LaneOptions {
 pub(crate) enum Counted {
     Written(u64),
     Lost(u64),
+    /// How many wait now.
+    Waiting(u64),
 }
 
 /// The near end of a lane.
@@ -188,6 +190,7 @@ impl Lane {
             }
         }
         self.note_pressure(&mut row);
+        (self.count)(Counted::Waiting(row.waiting as u64));
         drop(row);
         self.arrived.notify_one();
     }
@@ -244,6 +247,7 @@ impl Lane {
                     row.waiting = row.waiting.saturating_sub(batch.len());
                     let gap = row.gap_before(&batch);
                     self.note_pressure(&mut row);
+                    (self.count)(Counted::Waiting(row.waiting as u64));
                     return Work::Deliver(batch, gap);
                 }
                 None if row.closed && row.farewell_said => return Work::Finish,

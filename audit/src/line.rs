@@ -13,7 +13,7 @@ use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use crate::batch::Lost;
 use crate::community::CommunityId;
-use crate::record::{Action, Record};
+use crate::record::{Action, LegInfo, Legs, Record};
 
 /// The version of the line's fields, in `sluice.schema`. It grows when a field changes its name or meaning;
 /// a new field leaves it alone.
@@ -122,6 +122,10 @@ struct Line<'a> {
     network: Network,
     source: Side<'a>,
     destination: Side<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tcp: Option<TcpLegs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsHello<'a>>,
     observer: Observer<'a>,
     sluice: Own<'a>,
 }
@@ -199,6 +203,33 @@ struct Dialed<'a> {
 }
 
 #[derive(serde::Serialize)]
+struct TcpLegs {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<TcpLeg>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<TcpLeg>,
+}
+
+#[derive(serde::Serialize)]
+struct TcpLeg {
+    rtt_us: u32,
+    retransmits: u32,
+}
+
+#[derive(serde::Serialize)]
+struct TlsHello<'a> {
+    client: TlsClient<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct TlsClient<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    alpn: &'a [Box<str>],
+}
+
+#[derive(serde::Serialize)]
 struct Observer<'a> {
     name: &'a str,
     product: &'static str,
@@ -256,6 +287,10 @@ impl<'a> Line<'a> {
                 &record.destination,
                 record.service.as_ref(),
             ),
+            tcp: TcpLegs::of(record),
+            tls: record.tls.as_ref().map(|hello| TlsHello {
+                client: TlsClient { server_name: hello.server_name.as_deref(), alpn: &hello.protocols },
+            }),
             observer: Observer { name: node, product: "sluice" },
             sluice: Own::new(record),
         }
@@ -288,6 +323,15 @@ impl Network {
             direction: direction(&record.source, &record.destination),
             community_id: Community(CommunityId::of(&record.tuple)),
         }
+    }
+}
+
+impl TcpLegs {
+    /// `None` when the kernel told nothing.
+    fn of(record: &Record) -> Option<Self> {
+        let leg = |info: LegInfo| TcpLeg { rtt_us: info.rtt_us, retransmits: info.retransmits };
+        let legs = record.legs;
+        (legs != Legs::default()).then(|| Self { client: legs.client.map(leg), server: legs.server.map(leg) })
     }
 }
 

@@ -97,6 +97,8 @@ fn record(action: Action) -> Record {
         upstream_source: None,
         hairpin: false,
         timing: Timing::default(),
+        legs: crate::Legs::default(),
+        tls: None,
         detail: None,
     }
 }
@@ -227,6 +229,36 @@ fn a_started_record_names_both_ends_and_the_allowing_rule() {
         },
     });
     assert_eq!(line(3, &record), expected);
+}
+
+#[test]
+fn what_the_kernel_and_the_hello_tell_is_there_when_they_told() {
+    let quiet = line(1, &finished(Action::Ended, EndCause::ClientClosed));
+    assert!(quiet["tcp"].is_null() && quiet["tls"].is_null());
+    let leg = |rtt_us, retransmits| Some(crate::LegInfo { rtt_us, retransmits });
+    let tls = crate::Tls {
+        server_name: Some("shop.example".into()),
+        protocols: ["h2".into(), "http/1.1".into()].into(),
+    };
+    let both = Record {
+        legs: crate::Legs { client: leg(120, 0), server: leg(4_000, 3) },
+        tls: Some(Box::new(tls)),
+        ..finished(Action::Ended, EndCause::ClientClosed)
+    };
+    let told = line(1, &both);
+    let legs = json!({
+        "client": {"rtt_us": 120, "retransmits": 0}, "server": {"rtt_us": 4000, "retransmits": 3},
+    });
+    assert_eq!(told["tcp"], legs);
+    assert_eq!(told["tls"], json!({"client": {"server_name": "shop.example", "alpn": ["h2", "http/1.1"]}}));
+    let one = Record {
+        legs: crate::Legs { client: None, server: leg(4_000, 3) },
+        tls: Some(Box::default()),
+        ..both
+    };
+    let told = line(1, &one);
+    assert_eq!(told["tcp"], json!({"server": {"rtt_us": 4000, "retransmits": 3}}));
+    assert_eq!(told["tls"], json!({"client": {}}), "a hello that asks for nothing by name");
 }
 
 #[test]

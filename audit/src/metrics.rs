@@ -1,14 +1,14 @@
 //! What Sluice counts about itself, as Prometheus sees it: `sluice_…`.
 //!
 //! Labels take only values listed here, and every series exists from the start with 0, so that a rate can be
-//! taken over the first event. No address and no name of a pod is ever a label.
+//! taken over the first event. Series that name workloads are those of `pairs.rs`, and bounded.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use flow::{Decision, EndCause};
+use flow::{EndCause, Endpoint};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,6 +16,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::metric_labels::{ByteDirection, DeniedSide, GateDrop, PerLabel};
+use crate::pairs::{MetricsConfig, Pairs};
+use crate::record::{Action, Record};
 
 /// Every metric of the process. Cloning shares the counts.
 #[derive(Clone, Debug)]
@@ -30,12 +34,18 @@ pub struct Metrics {
     pub connections_failed: PerLabel<EndCause>,
     /// Connections established now: `sluice_connections_live`.
     pub connections_live: Gauge,
+    /// Flows of UDP and SCTP among them: `sluice_flows_live`.
+    pub flows_live: Gauge,
+    /// From the first packet to the end, of those that were established: `sluice_connection_duration_seconds`.
+    pub connection_duration: Histogram,
     /// Payload carried, by direction: `sluice_bytes_total{direction}`.
     pub bytes: PerLabel<ByteDirection>,
     /// Packets the kernel handed to the gate: `sluice_gate_packets_total`.
     pub gate_packets: Counter,
     /// Connection attempts the gate holds now: `sluice_gate_pending`.
     pub gate_pending: Gauge,
+    /// Packets in the kernel's queues, at the last look: `sluice_gate_queued`.
+    pub gate_queued: Gauge,
     /// Packets the gate dropped, by reason: `sluice_gate_dropped_total{reason}`.
     pub gate_dropped: PerLabel<GateDrop>,
     /// From the first packet to the gate's verdict: `sluice_gate_latency_seconds`.
@@ -55,12 +65,14 @@ pub struct Metrics {
     /// Requests that a sink's collector did not take, and that are tried again:
     /// `sluice_sink_failed_requests_total{sink}`.
     sink_failed_requests: Family<SinkName, Counter>,
-    /// Records that wait for a sink's collector: `sluice_sink_waiting{sink}`.
+    /// Records that wait for each further sink: `sluice_sink_waiting{sink}`.
     sink_waiting: Family<SinkName, Gauge>,
     /// What of that is on disk: `sluice_sink_spool_bytes{sink}`.
     sink_spool: Family<SinkName, Gauge>,
     /// Records that wait to be written: `sluice_records_waiting`.
     pub records_waiting: Gauge,
+    /// Records that may wait: `sluice_records_limit`.
+    pub records_limit: Gauge,
     /// Live connections ended by a change of policy: `sluice_policy_revocations_total`.
     pub policy_revocations: Counter,
     /// The generation in force: `sluice_snapshot_generation`.
@@ -89,19 +101,31 @@ pub struct Metrics {
     pub strays_ended: Counter,
     /// Server legs that could not keep the client's port: `sluice_upstream_port_fallbacks_total`.
     pub upstream_port_fallbacks: Counter,
+    /// What pairs of workloads did: `sluice_pair_…`.
+    pairs: Pairs,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(&MetricsConfig::default())
+    }
+}
+
+impl Metrics {
+    /// Every count at 0.
+    pub fn new(config: &MetricsConfig) -> Self {
         Self {
             connections_opened: Counter::default(),
             connections_closed: PerLabel::default(),
             connections_denied: PerLabel::default(),
             connections_failed: PerLabel::default(),
             connections_live: Gauge::default(),
+            flows_live: Gauge::default(),
+            connection_duration: Histogram::new(DURATION_BUCKETS),
             bytes: PerLabel::default(),
             gate_packets: Counter::default(),
             gate_pending: Gauge::default(),
+            gate_queued: Gauge::default(),
             gate_dropped: PerLabel::default(),
             gate_latency: Histogram::new(LATENCY_BUCKETS),
             connect_latency: Histogram::new(LATENCY_BUCKETS),
@@ -114,6 +138,7 @@ impl Default for Metrics {
             sink_waiting: Family::default(),
             sink_spool: Family::default(),
             records_waiting: Gauge::default(),
+            records_limit: Gauge::default(),
             policy_revocations: Counter::default(),
             snapshot_generation: Gauge::default(),
             snapshot_age: Age::default(),
@@ -128,6 +153,7 @@ impl Default for Metrics {
             strays_judged: Counter::default(),
             strays_ended: Counter::default(),
             upstream_port_fallbacks: Counter::default(),
+            pairs: Pairs::new(config),
         }
     }
 }
@@ -139,7 +165,59 @@ const LATENCY_BUCKETS: [f64; 18] = [
     7.5, 130.0,
 ];
 
+/// Seconds. A probe takes milliseconds, a request tens to hundreds, a flow of datagrams conntrack's 30 s or more; a
+/// database's pool holds its connections for hours.
+const DURATION_BUCKETS: [f64; 14] =
+    [1e-3, 5e-3, 25e-3, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 3_600.0, 21_600.0, 86_400.0];
+
 impl Metrics {
+    /// Counts a connection that was established between these ends.
+    pub fn count_opened(&self, source: &Endpoint, destination: &Endpoint) {
+        self.connections_opened.inc();
+        self.pairs.count((source, destination), seconds(), |counts| {
+            counts.opened.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Counts payload that was carried between these ends.
+    pub fn count_bytes(&self, ends: (&Endpoint, &Endpoint), sent: u64, received: u64) {
+        if sent == 0 && received == 0 {
+            return;
+        }
+        self.bytes.of(ByteDirection::Sent).inc_by(sent);
+        self.bytes.of(ByteDirection::Received).inc_by(received);
+        self.pairs.count(ends, seconds(), |counts| {
+            counts.sent.fetch_add(sent, Ordering::Relaxed);
+            counts.received.fetch_add(received, Ordering::Relaxed);
+        });
+    }
+
+    /// Counts how a connection ended, by its final record: closed, denied or failed. Its bytes, and whether it
+    /// was live, are counted by whoever knows.
+    pub fn count_final(&self, record: &Record) {
+        let cause = record.cause.unwrap_or(EndCause::InternalError);
+        match record.action {
+            Action::Ended => {
+                self.connections_closed.of(cause).inc();
+                self.connection_duration.observe(record.duration.unwrap_or_default().as_secs_f64());
+            }
+            Action::Denied => {
+                let decision = record.revoked_by.as_ref().unwrap_or(&record.decision);
+                self.connections_denied.of(DeniedSide::of(decision)).inc();
+            }
+            Action::Failed => drop(self.connections_failed.of(cause).inc()),
+            Action::Started | Action::Updated => return,
+        }
+        self.pairs.count((&record.source, &record.destination), seconds(), |counts| {
+            let counter = match record.action {
+                Action::Denied => &counts.denied,
+                Action::Failed => &counts.failed,
+                _ => &counts.closed,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
     /// Adds every metric to `registry` under the prefix `sluice_`. The encoder appends `_total` to counters
     /// and a full stop to help texts, so neither is written here.
     pub fn register(&self, registry: &mut Registry) {
@@ -151,23 +229,27 @@ impl Metrics {
         self.register_state(registry);
     }
 
-    /// What the sink of this name has written and lost; both series exist from now on. Names come from the
-    /// configuration, so there are few.
-    pub(crate) fn sink(&self, name: &str) -> (Counter, Counter) {
+    /// What the sink of this name has written and lost, and what waits for it; the series exist from now on.
+    /// Names come from the configuration, so there are few.
+    pub(crate) fn sink(&self, name: &str) -> SinkCounts {
         let label = SinkName { sink: name.to_owned() };
-        (self.sink_written.get_or_create_owned(&label), self.sink_lost.get_or_create_owned(&label))
+        SinkCounts {
+            written: self.sink_written.get_or_create_owned(&label),
+            lost: self.sink_lost.get_or_create_owned(&label),
+            waiting: self.sink_waiting.get_or_create_owned(&label),
+        }
     }
 
     /// What a sink counts that knows later what became of a record. The further series exist when it counts.
     pub(crate) fn delivery(&self, name: &str) -> Delivery {
         let label = SinkName { sink: name.to_owned() };
-        let (written, lost) = self.sink(name);
+        let SinkCounts { written, lost, waiting } = self.sink(name);
         Delivery {
             written,
             lost,
             rejected: self.sink_rejected.get_or_create_owned(&label),
             failed_requests: self.sink_failed_requests.get_or_create_owned(&label),
-            waiting: self.sink_waiting.get_or_create_owned(&label),
+            waiting,
             spool_bytes: self.sink_spool.get_or_create_owned(&label),
         }
     }
@@ -195,8 +277,20 @@ impl Metrics {
         );
         registry.register("connections_live", "Connections established now", self.connections_live.clone());
         registry.register(
+            "flows_live",
+            "Flows of UDP and SCTP among the connections established now",
+            self.flows_live.clone(),
+        );
+        registry.register_with_unit(
+            "connection_duration",
+            "From the first packet of an established connection to its end",
+            Unit::Seconds,
+            self.connection_duration.clone(),
+        );
+        registry.register_collector(Box::new(self.pairs.clone()));
+        registry.register(
             "bytes",
-            "Payload carried: sent by clients, or received by them",
+            "Payload carried, counted every second: sent by clients, or received by them",
             self.bytes.clone(),
         );
         registry.register(
@@ -220,6 +314,11 @@ impl Metrics {
     fn register_gate(&self, registry: &mut Registry) {
         registry.register("gate_packets", "Packets the kernel handed to the gate", self.gate_packets.clone());
         registry.register("gate_pending", "Connection attempts held at the gate", self.gate_pending.clone());
+        registry.register(
+            "gate_queued",
+            "Packets in the kernel's queues to the gate, held ones included, at the last look",
+            self.gate_queued.clone(),
+        );
         registry.register(
             "gate_dropped",
             "Packets dropped at the gate, by reason",
@@ -295,7 +394,7 @@ impl Metrics {
         );
         registry.register(
             "sink_waiting",
-            "Connection records that wait for a sink's collector",
+            "Connection records that wait for a sink beside the first, by its name in the configuration",
             self.sink_waiting.clone(),
         );
         registry.register_with_unit(
@@ -303,6 +402,11 @@ impl Metrics {
             "What a sink keeps on disk until its collector has taken it",
             Unit::Bytes,
             self.sink_spool.clone(),
+        );
+        registry.register(
+            "records_limit",
+            "Connection records that may wait for one sink",
+            self.records_limit.clone(),
         );
         registry.register(
             "records_waiting",
@@ -364,156 +468,17 @@ pub(crate) struct Delivery {
     pub(crate) spool_bytes: Gauge,
 }
 
+/// What is counted of one sink.
+pub(crate) struct SinkCounts {
+    pub(crate) written: Counter,
+    pub(crate) lost: Counter,
+    pub(crate) waiting: Gauge,
+}
+
 /// The label of a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkName {
     sink: String,
-}
-
-/// A closed set of values for one metric label.
-pub trait Label: Copy + fmt::Debug + Send + Sync + 'static {
-    /// The label's name.
-    const NAME: &'static str;
-    /// Every value.
-    const ALL: &'static [Self];
-    /// The value as it is exported.
-    fn value(self) -> &'static str;
-    /// Where the value stands in [`Label::ALL`].
-    fn index(self) -> usize;
-}
-
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $label:literal { $($(#[$variant_doc:meta])* $variant:ident = $value:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant),* }
-
-        impl Label for $name {
-            const NAME: &'static str = $label;
-            const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            fn value(self) -> &'static str {
-                match self { $(Self::$variant => $value),* }
-            }
-
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
-
-label! {
-    /// Which side refused a connection.
-    DeniedSide, "side" {
-        /// Egress at the source, whatever ingress said.
-        Egress = "egress",
-        /// Ingress at the destination, egress having allowed.
-        Ingress = "ingress",
-        /// Neither: no side had a say, and it was refused all the same.
-        None = "none",
-    }
-}
-
-label! {
-    /// Which way bytes went.
-    ByteDirection, "direction" {
-        /// From clients to servers.
-        Sent = "sent",
-        /// From servers to clients.
-        Received = "received",
-    }
-}
-
-label! {
-    /// Why the gate dropped a packet without a decision.
-    GateDrop, "reason" {
-        /// A limit of the whole process was reached.
-        Overload = "overload",
-        /// One client holds too many attempts.
-        Flood = "flood",
-        /// A retransmission of a SYN that is already held.
-        Duplicate = "duplicate",
-        /// No TCP SYN that could be read.
-        Malformed = "malformed",
-        /// The kernel's queue was full, and the packet never reached this process.
-        QueueFull = "queue-full",
-        /// The process is stopping.
-        Shutdown = "shutdown",
-    }
-}
-
-impl Label for EndCause {
-    const NAME: &'static str = "cause";
-    const ALL: &'static [Self] = &EndCause::ALL;
-
-    fn value(self) -> &'static str {
-        self.as_str()
-    }
-
-    fn index(self) -> usize {
-        self as usize
-    }
-}
-
-impl DeniedSide {
-    /// The side that `decision` was refused by; egress is asked first.
-    pub fn of(decision: &Decision) -> Self {
-        if !decision.egress.verdict.is_allow() {
-            Self::Egress
-        } else if !decision.ingress.verdict.is_allow() {
-            Self::Ingress
-        } else {
-            Self::None
-        }
-    }
-}
-
-/// One counter for every value of a label, found without a lock.
-#[derive(Debug)]
-pub struct PerLabel<L> {
-    counters: Arc<[Counter]>,
-    label: std::marker::PhantomData<L>,
-}
-
-impl<L: Label> PerLabel<L> {
-    /// The counter for `value`.
-    pub fn of(&self, value: L) -> &Counter {
-        &self.counters[value.index()]
-    }
-}
-
-impl<L> Clone for PerLabel<L> {
-    fn clone(&self) -> Self {
-        Self { counters: Arc::clone(&self.counters), label: std::marker::PhantomData }
-    }
-}
-
-impl<L: Label> Default for PerLabel<L> {
-    fn default() -> Self {
-        Self {
-            counters: L::ALL.iter().map(|_| Counter::default()).collect(),
-            label: std::marker::PhantomData,
-        }
-    }
-}
-
-impl<L> TypedMetric for PerLabel<L> {
-    const TYPE: MetricType = MetricType::Counter;
-}
-
-impl<L: Label> EncodeMetric for PerLabel<L> {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for value in L::ALL {
-            let labels = [(L::NAME, value.value())];
-            self.of(*value).encode(encoder.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
 }
 
 /// The time since something last happened, read when it is scraped. Monotonic: stepping the clock does not
@@ -526,6 +491,11 @@ pub struct Age {
 
 /// The first use of a metric, which is the start of the process for all purposes.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Whole seconds of a clock that only goes forward.
+fn seconds() -> u64 {
+    EPOCH.elapsed().as_secs()
+}
 
 impl Age {
     /// It happened just now.

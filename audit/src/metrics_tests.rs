@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use flow::{EndCause, Generation, Reason, SideVerdict};
+use flow::{Decision, EndCause, Generation, Reason, SideVerdict};
 use prometheus_client::encoding::text::encode;
 
 use super::*;
+use crate::metric_labels::Label;
 
 fn scrape(metrics: &Metrics) -> String {
     let mut registry = Registry::default();
@@ -119,8 +120,13 @@ fn every_metric_appears_with_its_value() {
     metrics.records_written.inc_by(11);
     metrics.records_lost.inc_by(12);
     metrics.records_waiting.set(21);
-    metrics.sink("store").0.inc_by(22);
-    metrics.sink("store").1.inc_by(23);
+    metrics.sink("store").written.inc_by(22);
+    metrics.sink("store").lost.inc_by(23);
+    metrics.sink("store").waiting.set(24);
+    metrics.records_limit.set(25);
+    metrics.flows_live.set(26);
+    metrics.gate_queued.set(27);
+    metrics.connection_duration.observe(90.0);
     metrics.policy_revocations.inc_by(13);
     metrics.snapshot_generation.set(14);
     metrics.ruleset_repairs.inc_by(15);
@@ -148,6 +154,11 @@ fn every_metric_appears_with_its_value() {
         "sluice_records_waiting 21",
         "sluice_sink_written_total{sink=\"store\"} 22",
         "sluice_sink_lost_total{sink=\"store\"} 23",
+        "sluice_sink_waiting{sink=\"store\"} 24",
+        "sluice_records_limit 25",
+        "sluice_flows_live 26",
+        "sluice_gate_queued 27",
+        "sluice_connection_duration_seconds_bucket{le=\"180.0\"} 1",
         "sluice_policy_revocations_total 13",
         "sluice_snapshot_generation 14",
         "sluice_ruleset_repairs_total 15",

@@ -101,6 +101,33 @@ pub struct Traffic {
     pub uncounted: bool,
 }
 
+/// What the kernel knew of one leg when a direction of the connection had ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LegInfo {
+    /// Smoothed round trip time, in microseconds. Source: `tcpi_rtt` of tcp_info.
+    pub rtt_us: u32,
+    /// Segments that were sent again in its life. Source: `tcpi_total_retrans` of tcp_info.
+    pub retransmits: u32,
+}
+
+/// Both legs: `tcp.client` and `tcp.server`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Legs {
+    /// From this node to the client.
+    pub client: Option<LegInfo>,
+    /// From this node to the server.
+    pub server: Option<LegInfo>,
+}
+
+/// What a client's TLS ClientHello asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The server's name: `tls.client.server_name`.
+    pub server_name: Option<Box<str>>,
+    /// The protocols it offered, best first: `tls.client.alpn`.
+    pub protocols: Box<[Box<str>]>,
+}
+
 /// How long the steps before the first byte took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
@@ -146,6 +173,10 @@ pub struct Record {
     pub hairpin: bool,
     /// Latency of the steps.
     pub timing: Timing,
+    /// What the kernel knew of both legs; written when the connection has ended.
+    pub legs: Legs,
+    /// What the client's ClientHello asked for, when it sent one.
+    pub tls: Option<Box<Tls>>,
     /// What went wrong, for people: `connect: No route to host`.
     pub detail: Option<String>,
 }

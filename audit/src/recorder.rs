@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lane::{Counted, Deliver, Lane, LaneOptions};
-use crate::metrics::{Delivery, Metrics};
+use crate::metrics::{Delivery, Metrics, SinkCounts};
 use crate::otlp::Otlp;
 use crate::output::{Output, Sink, SinkError};
 use crate::pressure::Pressure;
@@ -193,7 +193,7 @@ pub(crate) struct Shared {
 impl Recorder {
     /// Opens `sink` and starts the thread that writes to it. `node` is this node's name.
     ///
-    /// Of `metrics`, only `records_written` and `records_lost` are touched; the datapath counts the rest.
+    /// Of `metrics`, only those of records and sinks are touched; the datapath counts the rest.
     pub fn start(
         config: RecorderConfig,
         sink: Sink,
@@ -207,6 +207,7 @@ impl Recorder {
             Sink::File(path) => sinks::open_file(path, &config.rotate)?,
             Sink::Stdout | Sink::Discard => Box::new(Output::open(sink)?),
         };
+        metrics.records_limit.set(i64::try_from(config.queue_records).unwrap_or(i64::MAX));
         let pressure = Arc::new(Pressure::default());
         let queue = Queue::new(config.queue_records, config.overflow, Arc::clone(&pressure));
         let shared = Arc::new(Shared { queue, metrics, pressure });
@@ -318,6 +319,8 @@ fn first_lane(config: &RecorderConfig, node: &str, shared: &Arc<Shared>) -> Lane
             let (counter, records) = match counted {
                 Counted::Written(records) => (&metrics.records_written, records),
                 Counted::Lost(records) => (&metrics.records_lost, records),
+                // Counted from the moment they are submitted.
+                Counted::Waiting(_) => return,
             };
             counter.inc_by(records);
             metrics.records_waiting.dec_by(i64::try_from(records).unwrap_or(i64::MAX));
@@ -333,7 +336,7 @@ fn other_lane(
     name: &str,
     place: u32,
 ) -> LaneOptions {
-    let (written, lost) = shared.metrics.sink(name);
+    let SinkCounts { written, lost, waiting } = shared.metrics.sink(name);
     LaneOptions {
         name: name.to_owned(),
         node: node.to_owned(),
@@ -342,11 +345,10 @@ fn other_lane(
         place,
         pressure: Arc::clone(&shared.pressure),
         wanted: None,
-        count: Box::new(move |counted| {
-            match counted {
-                Counted::Written(records) => written.inc_by(records),
-                Counted::Lost(records) => lost.inc_by(records),
-            };
+        count: Box::new(move |counted| match counted {
+            Counted::Written(records) => drop(written.inc_by(records)),
+            Counted::Lost(records) => drop(lost.inc_by(records)),
+            Counted::Waiting(records) => drop(waiting.set(i64::try_from(records).unwrap_or(i64::MAX))),
         }),
     }
 }

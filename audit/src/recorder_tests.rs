@@ -37,6 +37,8 @@ fn record(action: Action) -> Record {
         upstream_source: None,
         hairpin: false,
         timing: Timing::default(),
+        legs: crate::Legs::default(),
+        tls: None,
         detail: None,
     }
 }
@@ -382,7 +384,7 @@ fn file_sink(name: &str, path: &Path) -> SinkConfig {
 }
 
 fn of_sink(metrics: &Metrics, name: &str) -> (u64, u64) {
-    let (written, lost) = metrics.sink(name);
+    let crate::metrics::SinkCounts { written, lost, .. } = metrics.sink(name);
     (written.get(), lost.get())
 }
 

@@ -34,6 +34,8 @@ fn record(action: Action, namespace: &str, at: SystemTime) -> Box<Record> {
         upstream_source: None,
         hairpin: false,
         timing: Timing::default(),
+        legs: crate::Legs::default(),
+        tls: None,
         detail: None,
     })
 }

@@ -46,6 +46,12 @@ pub struct ProxyConfig {
     /// Flows of UDP and SCTP that are live at a time; more are refused. Conntrack has a limit of its own
     /// (`net.netfilter.nf_conntrack_max`), and each flow takes about 1 KiB here.
     pub max_flows: usize,
+    /// Whether the server name and the protocols that a client asks for in a TLS ClientHello are read, for the records.
+    /// The bytes are looked at as they pass. Default true.
+    pub tls_hellos: bool,
+    /// The kernel is asked for round trip time and retransmissions of both legs of connections that have lived for
+    /// this long, in milliseconds, when they end; 0 asks for all, `null` for none. Default 1000.
+    pub tcp_info_after_ms: Option<u64>,
     /// Source ports for legs that cannot keep the client's own port. Must not overlap the pods'
     /// `net.ipv4.ip_local_port_range`.
     pub upstream_ports: PortRange,
@@ -87,6 +93,8 @@ impl Default for ProxyConfig {
             max_pending_per_client: 512,
             unknown_pod_timeout_ms: 5_000,
             max_flows: 262_144,
+            tls_hellos: true,
+            tcp_info_after_ms: Some(1_000),
             upstream_ports: PortRange { first: 16_384, last: 32_767 },
             splice_threshold_bytes: 16_384,
             pipe_bytes: 1 << 20,

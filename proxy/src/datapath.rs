@@ -211,6 +211,8 @@ impl Running {
                 pipes: PipePool::new(config.pipe_bytes, max_pipes, metrics.clone()),
                 splice_threshold: config.splice_threshold_bytes,
                 idle_limit: config.idle_timeout(),
+                reads_hellos: config.tls_hellos,
+                legs_after: config.tcp_info_after_ms.map(Duration::from_millis),
             },
             descriptors: Arc::new(Descriptors::new(limit, kept_back)),
             handshake_limit: config.handshake_timeout(),
@@ -266,7 +268,7 @@ impl Running {
 
     /// True while the kernel still knows this process as the reader of its queues.
     pub fn holds_queue(&self) -> bool {
-        self.path.gates.iter().all(|gate| gate.queue.dropped().is_some())
+        self.path.gates.iter().all(|gate| gate.queue.state().is_some())
     }
 
     /// Stops admitting connections, waits for the live ones up to `limit`, then resets those that are left.
@@ -383,16 +385,17 @@ async fn tick(path: Arc<Datapath>) -> Failure {
                 live.stop(Stop::ClientGone);
             }
         }
-        if let Some(every) = path.registry.update_every() {
-            path.registry.update(every);
-        }
-        path.metrics.gate_pending.set(i64::try_from(held).unwrap_or(i64::MAX));
-        path.metrics
-            .gate_dropped
-            .of(GateDrop::QueueFull)
-            .inc_by(queue_full.since_last(path.gates.iter().map(|gate| gate.queue.dropped()).sum()));
+        path.registry.update(path.registry.update_every());
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        path.metrics.gate_pending.set(gauge(held as u64));
+        path.metrics.flows_live.set(gauge(path.flows.len() as u64));
+        let queues: Option<Vec<_>> = path.gates.iter().map(|gate| gate.queue.state()).collect();
+        let waiting = queues.iter().flatten().map(|queue| queue.waiting).sum();
+        path.metrics.gate_queued.set(gauge(waiting));
+        let dropped = queues.map(|queues| queues.iter().map(|queue| queue.dropped).sum());
+        path.metrics.gate_dropped.of(GateDrop::QueueFull).inc_by(queue_full.since_last(dropped));
         if let Ok(open) = sys::descriptors::count_open() {
-            path.metrics.descriptors_open.set(i64::try_from(open).unwrap_or(i64::MAX));
+            path.metrics.descriptors_open.set(gauge(open as u64));
         }
     }
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
+use audit::{Action, ConnectionId, Legs, Metrics, Record, Recorder, Timing, Traffic};
 use flow::{Decision, EndCause, Generation, Protocol, Service, Tuple};
 
 use crate::registry::Judged;
@@ -115,10 +115,9 @@ impl Flows {
 
     /// Adds an accepted flow. Its first record is written by [`Flows::started`].
     pub(crate) fn accept(&self, table: &mut Table, tuple: Tuple, judged: Judged, since: Instant) {
+        self.count_opened(&judged);
         table.unswept.push(tuple);
         table.insert(tuple, Flow::new(judged, since));
-        self.metrics.connections_opened.inc();
-        self.metrics.connections_live.inc();
     }
 
     /// Writes the first record, once it is known what was dialled.
@@ -136,13 +135,10 @@ impl Flows {
         let mut flow = Flow::new(judged, since);
         flow.service = service;
         flow.detail = detail;
-        if cause == EndCause::PolicyDenied {
-            self.metrics.connections_denied.of(DeniedSide::of(&flow.judged.decision)).inc();
-            self.recorder.submit(flow.record(&tuple, Action::Denied, Some(cause)));
-        } else {
-            self.metrics.connections_failed.of(cause).inc();
-            self.recorder.submit(flow.record(&tuple, Action::Failed, Some(cause)));
-        }
+        let action = if cause == EndCause::PolicyDenied { Action::Denied } else { Action::Failed };
+        let record = flow.record(&tuple, action, Some(cause));
+        self.metrics.count_final(&record);
+        self.recorder.submit(record);
     }
 
     /// Conntrack has let go of an entry. True when another with the same addresses and ports may be there.
@@ -171,8 +167,7 @@ impl Flows {
             flow.before = entry.counted.unwrap_or_default();
             flow.detail = Some("older than this process, which goes on counting from here");
         }
-        self.metrics.connections_opened.inc();
-        self.metrics.connections_live.inc();
+        self.count_opened(&flow.judged);
         self.recorder.submit(flow.record(&tuple, Action::Started, None));
         table.unswept.push(tuple);
         table.insert(tuple, flow);
@@ -186,8 +181,7 @@ impl Flows {
         flow.counted = entry.counted;
         flow.detail = Some("began without this process, which does not allow it");
         self.metrics.policy_revocations.inc();
-        self.metrics.connections_opened.inc();
-        self.metrics.connections_live.inc();
+        self.count_opened(&flow.judged);
         self.recorder.submit(flow.record(&entry.tuple(), Action::Started, None));
         self.end(&entry.tuple(), flow, EndCause::FlowTimeout);
     }
@@ -291,13 +285,18 @@ impl Flows {
         }
     }
 
+    fn count_opened(&self, judged: &Judged) {
+        self.metrics.count_opened(&judged.source, &judged.destination);
+        self.metrics.connections_live.inc();
+    }
+
     fn end(&self, tuple: &Tuple, flow: Flow, cause: EndCause) {
         let cause = if flow.revoked.is_some() { EndCause::PolicyRevoked } else { cause };
         let record = flow.record(tuple, Action::Ended, Some(cause));
         self.metrics.connections_live.dec();
-        self.metrics.connections_closed.of(cause).inc();
-        self.metrics.bytes.of(ByteDirection::Sent).inc_by(record.traffic.client_bytes);
-        self.metrics.bytes.of(ByteDirection::Received).inc_by(record.traffic.server_bytes);
+        self.metrics.count_final(&record);
+        let ends = (&record.source, &record.destination);
+        self.metrics.count_bytes(ends, record.traffic.client_bytes, record.traffic.server_bytes);
         self.recorder.submit(record);
     }
 }
@@ -427,6 +426,8 @@ impl Flow {
             upstream_source: None,
             hairpin: tuple.is_hairpin(),
             timing: Timing { decide: self.decide, connect: None },
+            legs: Legs::default(),
+            tls: None,
             detail: self.detail.filter(|_| cause.is_some()).map(str::to_owned),
         }
     }

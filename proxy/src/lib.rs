@@ -17,6 +17,7 @@ mod flows;
 mod following;
 mod gate;
 mod held;
+mod hello;
 mod listener;
 mod packet;
 mod pairing;

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFdReadyGuard;
 
+use crate::hello::FirstBytes;
 use crate::pipes::BorrowedPipe;
 use crate::relay::{Carrier, LegSocket, was_reset};
 use crate::sys::tcp;
@@ -43,6 +44,8 @@ pub(crate) struct Pump<'a> {
     from: &'a LegSocket,
     to: &'a LegSocket,
     moved: &'a AtomicU64,
+    /// Looks at what comes first, while that is wanted.
+    first: Option<FirstBytes<'a>>,
     held: Held<'a>,
     is_stream: bool,
     /// The most that one fill of a pipe took since the source was last drained.
@@ -81,17 +84,24 @@ impl<'a> Pump<'a> {
         from: &'a LegSocket,
         to: &'a LegSocket,
         moved: &'a AtomicU64,
+        first: Option<FirstBytes<'a>>,
     ) -> Self {
         Self {
             carrier,
             from,
             to,
             moved,
+            first,
             held: Held::Nothing,
             is_stream: false,
             largest_fill: 0,
             at_end: false,
         }
+    }
+
+    /// The leg that bytes come from.
+    pub(crate) fn from(&self) -> &'a LegSocket {
+        self.from
     }
 
     /// The leg that bytes go to.
@@ -178,11 +188,19 @@ impl<'a> Pump<'a> {
                 self.held = Held::Rest(Box::new(Rest { bytes: buffer[written..read].into(), delivered: 0 }));
             }
             self.at_end = last;
+            // They are on their way: nothing waits for this look.
+            if let Some(first) = &mut self.first
+                && !first.look(&buffer[..read])
+            {
+                self.first = None;
+            }
             Ok(Copied::Bytes(read))
         })
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, mut pipe: BorrowedPipe<'a>) -> Poll<Result<usize, Broken>> {
+        // No hello is that long.
+        self.first = None;
         match self.from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
             // The FIN, or the mark of urgent data: a read tells them apart.
             Ok(0) => {

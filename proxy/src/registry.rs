@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
-use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Metrics, Record, Recorder, Timing, Traffic};
+use audit::{Action, ConnectionId, Legs, Metrics, Record, Recorder, Timing, Tls, Traffic};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use flow::{Decision, EndCause, Endpoint, Generation, Outcome, Reason, Service, Tuple, UpstreamSource};
@@ -62,6 +62,8 @@ pub(crate) struct Live {
     pub(crate) client_bytes: AtomicU64,
     /// Bytes the server sent and the client's leg accepted.
     pub(crate) server_bytes: AtomicU64,
+    /// What of both was counted in the metrics.
+    counted: [AtomicU64; 2],
     started: Instant,
     started_at: SystemTime,
     phase: AtomicU8,
@@ -81,6 +83,7 @@ impl Live {
             tuple,
             client_bytes: AtomicU64::new(0),
             server_bytes: AtomicU64::new(0),
+            counted: Default::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
             phase: AtomicU8::new(Phase::Held as u8),
@@ -139,6 +142,19 @@ impl Live {
         self.updates.load(Ordering::Relaxed) < due && self.updates.swap(due, Ordering::Relaxed) < due
     }
 
+    /// Counts the bytes that were carried since they were last counted.
+    fn count_bytes(&self, metrics: &Metrics) {
+        let carried = [&self.client_bytes, &self.server_bytes];
+        let [sent, received] = std::array::from_fn(|way| {
+            let now = carried[way].load(Ordering::Relaxed);
+            // The end of the connection may count at the same time: whoever comes with less adds nothing.
+            now.saturating_sub(self.counted[way].fetch_max(now, Ordering::Relaxed))
+        });
+        if let Some(judged) = self.judged() {
+            metrics.count_bytes((&judged.source, &judged.destination), sent, received);
+        }
+    }
+
     /// Writes that it goes on, once for each `every` that it has lived, between its first and its last record.
     fn update(&self, every: Duration, recorder: &Recorder) {
         if self.is_update_due(every) {
@@ -146,6 +162,19 @@ impl Live {
             if report.established && !report.ended {
                 recorder.submit(self.record(&report, Action::Updated, None));
             }
+        }
+    }
+
+    /// Notes what the client's ClientHello asked for.
+    pub(crate) fn note_tls(&self, tls: Tls) {
+        self.report().tls = Some(Box::new(tls));
+    }
+
+    /// Notes what the kernel knows of the legs, if the connection has lived for `after`. The first answer for each
+    /// leg stays: later the kernel may have let go of it.
+    pub(crate) fn note_legs(&self, after: Duration, ask: impl FnOnce(&mut Legs)) {
+        if self.started.elapsed() >= after {
+            ask(self.report().legs.get_or_insert_default());
         }
     }
 
@@ -186,6 +215,8 @@ impl Live {
             upstream_source: report.upstream_source.map(|source| *source),
             hairpin: report.hairpin,
             timing: Timing { decide: report.decide, connect: report.connect },
+            legs: report.legs.map(|legs| *legs).unwrap_or_default(),
+            tls: report.tls,
             detail: report.detail,
         }
     }
@@ -295,14 +326,17 @@ impl Registry {
         self.by_tuple.len()
     }
 
-    /// Writes an updated record of every carried connection that has lived another `every`.
-    pub(crate) fn update(&self, every: Duration) {
-        if !self.recorder.accepts_connections() {
-            // What is left of the room for records belongs to those that tell of an end.
-            return;
-        }
+    /// Counts the bytes of every connection, and writes an updated record of those that have lived another
+    /// `every`.
+    pub(crate) fn update(&self, every: Option<Duration>) {
+        // Without room for records, what is left of it belongs to those that tell of an end.
+        let every = every.filter(|_| self.recorder.accepts_connections());
         for live in &self.by_tuple {
-            live.key().0.update(every, &self.recorder);
+            let live = &live.key().0;
+            live.count_bytes(&self.metrics);
+            if let Some(every) = every {
+                live.update(every, &self.recorder);
+            }
         }
     }
 
@@ -364,9 +398,11 @@ impl Registry {
 /// What the phases learn about a connection, for its records.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Report {
-    // Most connections have neither, and these wait in memory as long as the connection does.
+    // Most connections have none of these, and they wait in memory as long as the connection does.
     pub(crate) service: Option<Box<Service>>,
     pub(crate) upstream_source: Option<Box<UpstreamSource>>,
+    pub(crate) legs: Option<Box<Legs>>,
+    pub(crate) tls: Option<Box<Tls>>,
     pub(crate) hairpin: bool,
     pub(crate) decide: Option<Duration>,
     pub(crate) connect: Option<Duration>,
@@ -404,7 +440,9 @@ impl Registered {
     /// Both legs are up: counts the connection and writes its first record.
     pub(crate) fn established(&self) {
         self.live.enter(Phase::Carrying);
-        self.registry.metrics.connections_opened.inc();
+        if let Some(judged) = self.live.judged() {
+            self.registry.metrics.count_opened(&judged.source, &judged.destination);
+        }
         self.registry.metrics.connections_live.inc();
         self.report(|report| {
             report.established = true;
@@ -438,7 +476,11 @@ impl Drop for Registered {
             (false, _) => Outcome::Failed,
         };
         let record = self.live.record(&report, action(outcome), Some(cause));
-        count(&self.registry.metrics, outcome, &record);
+        if outcome == Outcome::Ended {
+            self.registry.metrics.connections_live.dec();
+        }
+        self.live.count_bytes(&self.registry.metrics);
+        self.registry.metrics.count_final(&record);
         // In this order: an empty registry means that every record is on its way, and a connection that uses
         // the tuple again is recorded after this one.
         self.registry.recorder.submit(record);
@@ -452,27 +494,6 @@ fn action(outcome: Outcome) -> Action {
         Outcome::Denied => Action::Denied,
         Outcome::Failed => Action::Failed,
     }
-}
-
-fn count(metrics: &Metrics, outcome: Outcome, record: &Record) {
-    let cause = record.cause.unwrap_or(EndCause::InternalError);
-    match outcome {
-        Outcome::Ended => {
-            metrics.connections_live.dec();
-            metrics.connections_closed.of(cause).inc();
-        }
-        Outcome::Denied => {
-            metrics
-                .connections_denied
-                .of(DeniedSide::of(record.revoked_by.as_ref().unwrap_or(&record.decision)))
-                .inc();
-        }
-        Outcome::Failed => {
-            metrics.connections_failed.of(cause).inc();
-        }
-    }
-    metrics.bytes.of(ByteDirection::Sent).inc_by(record.traffic.client_bytes);
-    metrics.bytes.of(ByteDirection::Received).inc_by(record.traffic.server_bytes);
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use crate::hello::FirstBytes;
 use crate::pipes::PipePool;
 use crate::pump::{Broken, Pump};
 use crate::registry::{Live, Stop};
-use crate::sys::tcp;
+use crate::sys::{diag, tcp};
 
 /// One leg of a carried connection.
 pub(crate) type LegSocket = AsyncFd<TcpStream>;
@@ -31,12 +32,32 @@ pub(crate) struct Carrier {
     /// Bytes of one read from which on a stream is spliced.
     pub(crate) splice_threshold: usize,
     pub(crate) idle_limit: Option<Duration>,
+    /// Whether clients' ClientHellos are read.
+    pub(crate) reads_hellos: bool,
+    /// The kernel is asked about the legs of connections that have lived for this long.
+    pub(crate) legs_after: Option<Duration>,
 }
 
 impl Carrier {
     /// Carries both directions and says why it ended. The legs are left open: closing them is the last FIN, and
     /// a cause other than `ClientClosed` and `ServerClosed` asks for a reset of both.
     pub(crate) async fn relay(&self, client: &LegSocket, server: &LegSocket, live: &Live) -> EndCause {
+        let cause = self.carry(client, server, live).await;
+        // What ended otherwise than by FINs was not asked about yet, or one leg was not.
+        self.note_legs(client, server, live);
+        cause
+    }
+
+    /// Asks the kernel about both legs while it has them.
+    fn note_legs(&self, client: &LegSocket, server: &LegSocket, live: &Live) {
+        let Some(after) = self.legs_after else { return };
+        live.note_legs(after, |legs| {
+            legs.client = legs.client.or_else(|| diag::leg_info(client.get_ref()));
+            legs.server = legs.server.or_else(|| diag::leg_info(server.get_ref()));
+        });
+    }
+
+    async fn carry(&self, client: &LegSocket, server: &LegSocket, live: &Live) -> EndCause {
         let mut directions = Directions::new(self, client, server, live);
         let begun = directions.begin();
         if let Some(cause) = begun {
@@ -76,6 +97,8 @@ fn of_stop(stop: &Stop) -> EndCause {
 
 /// Both directions of one connection.
 struct Directions<'a> {
+    carrier: &'a Carrier,
+    live: &'a Live,
     up: Pump<'a>,
     down: Pump<'a>,
     up_open: bool,
@@ -85,9 +108,12 @@ struct Directions<'a> {
 
 impl<'a> Directions<'a> {
     fn new(carrier: &'a Carrier, client: &'a LegSocket, server: &'a LegSocket, live: &'a Live) -> Self {
+        let first = carrier.reads_hellos.then(|| FirstBytes::of(live));
         Self {
-            up: Pump::new(carrier, client, server, &live.client_bytes),
-            down: Pump::new(carrier, server, client, &live.server_bytes),
+            carrier,
+            live,
+            up: Pump::new(carrier, client, server, &live.client_bytes, first),
+            down: Pump::new(carrier, server, client, &live.server_bytes, None),
             up_open: true,
             down_open: true,
             first_to_close: EndCause::ClientClosed,
@@ -114,7 +140,7 @@ impl<'a> Directions<'a> {
         {
             self.up_open = false;
             // Of the direction that ends last, the caller passes the FIN on by closing.
-            let passed = outcome.and_then(|()| if self.down_open { pass_fin(self.up.to()) } else { Ok(()) });
+            let passed = outcome.and_then(|()| if self.down_open { self.pass_fin(&self.up) } else { Ok(()) });
             if let Err(broken) = passed {
                 return Poll::Ready(of_up(broken));
             }
@@ -126,12 +152,18 @@ impl<'a> Directions<'a> {
             if self.up_open {
                 self.first_to_close = EndCause::ServerClosed;
             }
-            let passed = outcome.and_then(|()| if self.up_open { pass_fin(self.down.to()) } else { Ok(()) });
+            let passed = outcome.and_then(|()| if self.up_open { self.pass_fin(&self.down) } else { Ok(()) });
             if let Err(broken) = passed {
                 return Poll::Ready(of_down(broken));
             }
         }
         if self.up_open || self.down_open { Poll::Pending } else { Poll::Ready(self.first_to_close) }
+    }
+
+    /// Passes on the first FIN. The leg it goes to is gone for the kernel's questions when the other FIN comes.
+    fn pass_fin(&self, pump: &Pump<'_>) -> Result<(), Broken> {
+        self.carrier.note_legs(self.up.from(), self.down.from(), self.live);
+        pass_fin(pump.to())
     }
 }
 

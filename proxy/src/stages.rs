@@ -3,6 +3,7 @@
 use flow::Tuple;
 use futures_util::FutureExt;
 
+use crate::hello;
 use crate::packet::parse_syn;
 use crate::pairing::Pairing;
 use crate::sys::nfqueue;
@@ -17,6 +18,11 @@ pub fn read_held(message: &[u8]) -> Option<Tuple> {
 /// A message as the kernel's queue sends it, with this packet.
 pub fn message_with(packet: &[u8]) -> Vec<u8> {
     nfqueue::message_with(packet)
+}
+
+/// The server name and the protocols of the TLS ClientHello in these pieces, as they come from a client.
+pub fn read_hello<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<audit::Tls> {
+    hello::in_pieces(pieces)
 }
 
 /// Connections that are expected and delivered.

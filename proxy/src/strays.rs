@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use audit::{Action, ByteDirection, ConnectionId, DeniedSide, Record, Timing, Traffic};
+use audit::{Action, ConnectionId, Legs, Record, Timing, Traffic};
 use flow::{EndCause, Endpoint, Tuple};
 use policy_cache::Snapshot;
 use tokio::sync::Notify;
@@ -172,16 +172,8 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
     let start = entry.since.unwrap_or(now);
     path.metrics.strays_ended.inc();
     path.metrics.policy_revocations.inc();
-    match action {
-        Action::Ended => {
-            path.metrics.connections_closed.of(EndCause::PolicyRevoked).inc();
-            path.metrics.bytes.of(ByteDirection::Sent).inc_by(traffic.client_bytes);
-            path.metrics.bytes.of(ByteDirection::Received).inc_by(traffic.server_bytes);
-        }
-        _ => drop(path.metrics.connections_denied.of(DeniedSide::of(&judged.decision)).inc()),
-    }
     tracing::info!(%tuple, "ending a connection that came about without this process and is not allowed");
-    path.registry.submit(Record {
+    let record = Record {
         action,
         id: ConnectionId::next(),
         tuple,
@@ -198,6 +190,12 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
         upstream_source: None,
         hairpin: tuple.is_hairpin(),
         timing: Timing::default(),
+        legs: Legs::default(),
+        tls: None,
         detail: Some(format!("came about without this process: {counted}{begin}")),
-    });
+    };
+    path.metrics.count_final(&record);
+    let ends = (&record.source, &record.destination);
+    path.metrics.count_bytes(ends, traffic.client_bytes, traffic.server_bytes);
+    path.registry.submit(record);
 }

@@ -7,7 +7,7 @@
 //! `GET /healthz`  200 while every thread that must run does, else 503 and a line for each that ended.
 //! `GET /readyz`   200 when also every condition holds, with a line for each remark; else 503 and a line for each that
 //!                 does not.
-//! `GET /metrics`  OpenMetrics text.
+//! `GET /metrics`  OpenMetrics for those who accept it, else Prometheus' older text format.
 //! `GET /records`  records of this node as lines of JSON, from its store and live (`records.rs`).
 //! `GET /status`   what `sluice status` shows, as JSON; the fields are those of [`Status`](crate::status::Status).
 
@@ -34,15 +34,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use crate::exposition;
 use crate::status::{Board, Condition};
 
 mod records;
 
 use records::{Asked, Lines};
 
-/// What prometheus-client writes: counters end in `_total` and the text in `# EOF`, which the older
-/// `text/plain; version=0.0.4` would misread.
+/// For those who ask for it, as Prometheus does.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// For everybody else.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -329,7 +331,8 @@ impl Api {
         let respond = match request.uri().path() {
             "/healthz" => Self::health,
             "/readyz" => Self::readiness,
-            "/metrics" => Self::metrics,
+            "/metrics" if exposition::wants_openmetrics(request.headers()) => Self::openmetrics,
+            "/metrics" => Self::text_format,
             "/status" => Self::status,
             _ => {
                 return plain(
@@ -356,10 +359,18 @@ impl Api {
         answer(&ready, &failing)
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn openmetrics(&self) -> Response<Full<Bytes>> {
+        self.metrics(OPENMETRICS, |text| text)
+    }
+
+    fn text_format(&self) -> Response<Full<Bytes>> {
+        self.metrics(TEXT_FORMAT, |text| exposition::text_format(&text))
+    }
+
+    fn metrics(&self, kind: &'static str, form: impl FnOnce(String) -> String) -> Response<Full<Bytes>> {
         let mut text = String::with_capacity(16 * 1024);
         match encode(&mut text, &self.registry) {
-            Ok(()) => response(StatusCode::OK, OPENMETRICS, text),
+            Ok(()) => response(StatusCode::OK, kind, form(text)),
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n"),
         }
     }

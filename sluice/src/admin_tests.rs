@@ -99,9 +99,17 @@ fn health_ends_with_a_thread_that_returns_or_panics() {
 }
 
 #[test]
-fn metrics_come_as_openmetrics() {
+fn metrics_come_as_openmetrics_to_those_who_accept_it_and_as_older_text_to_others() {
     let admin = started(&Conditions::new(&[]), Limits::default());
-    let answer = exchange(&admin, "GET /metrics?x=1 HTTP/1.1\r\nHost: node\r\n\r\n");
+    let answer = exchange(&admin, "GET /metrics HTTP/1.1\r\nHost: node\r\nAccept: */*\r\n\r\n");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{answer}");
+    let (status, body) = split(&answer);
+    assert_eq!(status, 200);
+    let sample = "# TYPE sluice_connections_opened_total counter\nsluice_connections_opened_total 41\n";
+    assert!(body.contains(sample) && !body.contains("# EOF"), "{body}");
+
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let answer = exchange(&admin, &format!("GET /metrics?x=1 HTTP/1.1\r\nHost: node\r\n{accept}\r\n\r\n"));
     let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert!(answer.contains(kind), "{answer}");
     let (status, body) = split(&answer);

@@ -21,6 +21,7 @@ use crate::admin::{self, AdminHandle, Alive, Conditions};
 use crate::config::Config;
 use crate::interfaces::own_addresses;
 use crate::node;
+use crate::node_metrics::NodeMetrics;
 use crate::source::{Origin, Policies};
 use crate::source_metrics::SourceMetrics;
 use crate::status::{Board, Enforcement};
@@ -102,7 +103,7 @@ impl Agent {
         let AgentOptions { node, origin, config, sink, admin } = options;
         let mut signals = Signals::new().context("listen for signals")?;
         let conditions = Conditions::new(&["snapshot", "rules", "gate", "node"]);
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(&config.metrics);
         let board = Board::new(&node, conditions.clone(), metrics.clone());
         let source_metrics = SourceMetrics::default();
         let admin = admin
@@ -346,12 +347,19 @@ fn start_admin(
     metrics: &Metrics,
     source_metrics: &SourceMetrics,
 ) -> anyhow::Result<AdminHandle> {
+    let registry = Arc::new(registry(metrics, source_metrics, board));
+    let admin = admin::start(address, conditions.clone(), board.clone(), registry)?;
+    tracing::info!(address = %admin.address(), "admin API");
+    Ok(admin)
+}
+
+/// Everything that /metrics tells.
+pub(crate) fn registry(metrics: &Metrics, source_metrics: &SourceMetrics, board: &Board) -> Registry {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     registry.register_collector(Box::new(source_metrics.clone()));
-    let admin = admin::start(address, conditions.clone(), board.clone(), Arc::new(registry))?;
-    tracing::info!(address = %admin.address(), "admin API");
-    Ok(admin)
+    registry.register_collector(Box::new(NodeMetrics::new(board.clone())));
+    registry
 }
 
 fn report_snapshot(node: &str, snapshot: &Snapshot) {

@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) records: audit::RecorderConfig,
     /// Whose connections are intercepted besides those of isolated pods.
     pub(crate) interception: policy_cache::Interception,
+    /// What is counted beside the node's sums.
+    pub(crate) metrics: audit::MetricsConfig,
     /// How policies are read where the API leaves a choice.
     pub(crate) policy: policy_cache::PolicyConfig,
     /// How the Kubernetes API is followed.
@@ -167,6 +169,7 @@ impl Config {
         let proxy = self.proxy.validate().into_iter();
         let records = self.records.validate().into_iter();
         let interception = self.interception.validate().into_iter();
+        let metrics = self.metrics.validate().into_iter();
         let api = self.api.validate().into_iter();
         redirect
             .map(|found| problem("redirect", found.field, found.value, found.problem))
@@ -175,6 +178,7 @@ impl Config {
             .chain(
                 interception.map(|found| problem("interception", &found.field, found.value, found.problem)),
             )
+            .chain(metrics.map(|found| problem("metrics", &found.field, found.value, found.problem)))
             .chain(api.map(|found| problem("api", found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
@@ -190,6 +194,7 @@ struct Sections {
     proxy: Option<proxy::ProxyConfig>,
     records: Option<audit::RecorderConfig>,
     interception: Option<policy_cache::Interception>,
+    metrics: Option<audit::MetricsConfig>,
     policy: Option<policy_cache::PolicyConfig>,
     api: Option<policy_cache::ApiConfig>,
     shutdown: Option<ShutdownConfig>,
@@ -203,6 +208,7 @@ impl From<Sections> for Config {
             proxy: sections.proxy.unwrap_or_default(),
             records: sections.records.unwrap_or_default(),
             interception: sections.interception.unwrap_or_default(),
+            metrics: sections.metrics.unwrap_or_default(),
             policy: sections.policy.unwrap_or_default(),
             api: sections.api.unwrap_or_default(),
             shutdown: sections.shutdown.unwrap_or_default(),

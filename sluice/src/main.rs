@@ -5,9 +5,13 @@ mod admin;
 mod agent;
 mod cmd;
 mod config;
+mod exposition;
 mod interfaces;
 mod logging;
+#[cfg(test)]
+mod metrics_page;
 mod node;
+mod node_metrics;
 mod source;
 mod source_metrics;
 mod status;

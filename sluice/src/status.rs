@@ -185,6 +185,7 @@ pub(crate) struct Versions {
 pub(crate) struct Board {
     node: Arc<str>,
     started: Instant,
+    started_at: SystemTime,
     conditions: Conditions,
     metrics: Metrics,
     parts: Arc<Mutex<Parts>>,
@@ -202,7 +203,19 @@ struct Parts {
 impl Board {
     /// A board of the agent on `node` to which no part has reported yet.
     pub(crate) fn new(node: &str, conditions: Conditions, metrics: Metrics) -> Self {
-        Self { node: node.into(), started: Instant::now(), conditions, metrics, parts: Arc::default() }
+        Self {
+            node: node.into(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            conditions,
+            metrics,
+            parts: Arc::default(),
+        }
+    }
+
+    /// When the agent started, in seconds since 1970.
+    pub(crate) fn started_at(&self) -> f64 {
+        self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
 
     /// Tells what decides.

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use audit::{RecorderConfig, Sink, Writer};
+use audit::{DeniedSide, RecorderConfig, Sink, Writer};
 use flow::{ClientAddr, Endpoint, OrigDst, Reason, SideVerdict};
 use proptest::prelude::*;
 

@@ -44,8 +44,13 @@ fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>
     let ((client, of_client), (of_server, server)) = (pair(), pair());
     let tuple = Tuple::tcp(client.local_addr().unwrap(), server.local_addr().unwrap());
     let connection = Arc::new(registry.register(tuple).unwrap());
-    let carrier =
-        Carrier { pipes: PipePool::new(1 << 16, max_pipes, metrics.clone()), splice_threshold, idle_limit };
+    let carrier = Carrier {
+        pipes: PipePool::new(1 << 16, max_pipes, metrics.clone()),
+        splice_threshold,
+        idle_limit,
+        reads_hellos: true,
+        legs_after: Some(Duration::ZERO),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let live = Arc::clone(connection.live());
     let task = runtime.spawn(async move {

@@ -3,6 +3,7 @@
 
 pub(crate) mod conntrack;
 pub(crate) mod descriptors;
+pub(crate) mod diag;
 pub(crate) mod icmp;
 pub(crate) mod nfqueue;
 pub(crate) mod pipe;

@@ -68,6 +68,15 @@ pub(crate) enum PacketVerdict {
     Drop,
 }
 
+/// What the kernel says of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueState {
+    /// Packets that wait for a verdict.
+    pub(crate) waiting: u64,
+    /// Packets that found no room, in the kernel's queue or in the socket, since the queue was bound.
+    pub(crate) dropped: u64,
+}
+
 /// One bound queue.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -121,7 +130,7 @@ impl Queue {
         queue.configure(CFG_CMD, &[1, 0, 0, 0]).map_err(|cause| match cause.raw_os_error() {
             // To a stranger the kernel refuses a queue that is taken before it would call it busy
             // (nfqnl_recv_config in nfnetlink_queue.c). Without privilege the table cannot be read either.
-            Some(nix::libc::EPERM) if queue.dropped().is_some() => {
+            Some(nix::libc::EPERM) if queue.state().is_some() => {
                 io::Error::from_raw_os_error(nix::libc::EBUSY)
             }
             _ => cause,
@@ -170,15 +179,15 @@ impl Queue {
         self.socket.send(&message, 0).map(drop)
     }
 
-    /// Packets that found no room, in the kernel's queue or in the socket, since the queue was bound.
-    /// Source: `/proc/net/netfilter/nfnetlink_queue`, columns 6 and 7 (`seq_show` in nfnetlink_queue.c).
-    pub(crate) fn dropped(&self) -> Option<u64> {
+    /// What the kernel says of the queue while it is bound.
+    /// Source: `/proc/net/netfilter/nfnetlink_queue`, columns 3, 6 and 7 (`seq_show` in nfnetlink_queue.c).
+    pub(crate) fn state(&self) -> Option<QueueState> {
         let table = std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue").ok()?;
         table.lines().find_map(|line| {
             let columns: Vec<u64> = line.split_whitespace().map_while(|column| column.parse().ok()).collect();
             match columns[..] {
-                [number, _, _, _, _, queue, user, ..] if number == u64::from(self.number) => {
-                    Some(queue + user)
+                [number, _, waiting, _, _, queue, user, ..] if number == u64::from(self.number) => {
+                    Some(QueueState { waiting, dropped: queue + user })
                 }
                 _ => None,
             }

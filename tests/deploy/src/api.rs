@@ -24,7 +24,7 @@ pub struct Kind {
 }
 
 /// The kinds of a cluster in which everything that is shipped can be installed, and no others.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 9] = [
     Kind { version: "v1", kind: "Namespace", plural: "namespaces", namespaced: false },
     Kind { version: "v1", kind: "ServiceAccount", plural: "serviceaccounts", namespaced: true },
     Kind { version: "v1", kind: "ConfigMap", plural: "configmaps", namespaced: true },
@@ -46,6 +46,12 @@ pub const KINDS: [Kind; 8] = [
         version: "monitoring.coreos.com/v1",
         kind: "ServiceMonitor",
         plural: "servicemonitors",
+        namespaced: true,
+    },
+    Kind {
+        version: "monitoring.coreos.com/v1",
+        kind: "PrometheusRule",
+        plural: "prometheusrules",
         namespaced: true,
     },
 ];

@@ -14,7 +14,10 @@ use serde_json::{Value, json};
 
 /// Every way of packaging one thing: the kustomization and the arguments of helm.
 fn packages() -> Vec<(String, Vec<Value>, Vec<Value>)> {
-    let metrics = ["--set", "metrics.serviceMonitor.enabled=true,admin.address=0.0.0.0"];
+    let metrics = [
+        "--set",
+        "metrics.serviceMonitor.enabled=true,metrics.prometheusRule.enabled=true,admin.address=0.0.0.0",
+    ];
     let package =
         |name: &str, objects, arguments: &[&str]| (name.to_owned(), objects, helm(arguments).unwrap());
     vec![
@@ -68,9 +71,20 @@ fn kustomize_and_helm_make_the_same_objects() {
 }
 
 #[test]
+fn every_package_has_the_alerts_as_they_are_tested() {
+    let file = fs::read_to_string(tools::repository().join("deploy/prometheus/alerts.yaml")).unwrap();
+    let tested: Value = serde_saphyr::from_str(&file).unwrap();
+    let (_, kustomized, charted) = packages().into_iter().find(|(name, ..)| name == "metrics").unwrap();
+    for objects in [kustomized, charted] {
+        assert_eq!(object(&objects, "PrometheusRule")["spec"], tested);
+    }
+}
+
+#[test]
 fn every_object_fits_the_schema_of_its_kind() {
     for (name, kustomized, charted) in packages() {
-        for object in kustomized.iter().chain(&charted).filter(|object| object["kind"] != "ServiceMonitor") {
+        let is_operator_s = |object: &&Value| object["apiVersion"] == "monitoring.coreos.com/v1";
+        for object in kustomized.iter().chain(&charted).filter(|object| !is_operator_s(object)) {
             assert_eq!(schema::problems(object), Vec::<String>::new(), "{name}: {}", object["kind"]);
         }
     }

@@ -9,6 +9,8 @@ pub mod flows;
 pub mod packets;
 pub mod pattern;
 pub mod procfs;
+pub mod prometheus;
 pub mod schema;
+pub mod scraped;
 pub mod stage;
 pub mod syn;
