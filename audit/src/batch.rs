@@ -1,9 +1,12 @@
 //! Records that were numbered together, and the lines they became. Every sink shares one batch.
 
 use std::ops::Range;
+use std::time::SystemTime;
 
 use crate::line;
 use crate::record::{Action, Record};
+use crate::summary::{Pair, Sums};
+use crate::summary_line;
 
 /// Numbers whose records are missing. One line stands in their place, with the last of them as its own
 /// `event.sequence`.
@@ -57,6 +60,8 @@ pub(crate) enum Told {
     Record(Box<Record>),
     /// Records that are missing.
     Lost(Lost),
+    /// What many records add up to, for one sink.
+    Summary,
 }
 
 impl Told {
@@ -65,6 +70,7 @@ impl Told {
         match self {
             Self::Record(_) => 1,
             Self::Lost(lost) => lost.count,
+            Self::Summary => 0,
         }
     }
 
@@ -74,6 +80,7 @@ impl Told {
         match self {
             Self::Record(record) => is_essential(record.action),
             Self::Lost(_) => true,
+            Self::Summary => false,
         }
     }
 }
@@ -123,6 +130,20 @@ impl Batch {
         self.entries.push(Entry { sequence: lost.last, told: Told::Lost(lost), place });
     }
 
+    /// Adds the line of a row of a summary. It has no number: it is not one record.
+    pub(crate) fn add_summary(
+        &mut self,
+        node: &str,
+        pair: &Pair,
+        sums: &Sums,
+        interval: (SystemTime, SystemTime),
+    ) {
+        let start = self.lines.len();
+        summary_line::append(&mut self.lines, node, pair, sums, interval);
+        let place = start..self.lines.len();
+        self.entries.push(Entry { sequence: 0, told: Told::Summary, place });
+    }
+
     /// Adds a copy of a line of another batch.
     pub(crate) fn add_copy(&mut self, from: &Self, entry: &Entry) {
         let start = self.lines.len();
@@ -169,7 +190,7 @@ impl Batch {
         let (first, last) = (entries.first()?, entries.last()?);
         let first = match &first.told {
             Told::Lost(lost) => lost.first,
-            Told::Record(_) => first.sequence,
+            Told::Record(_) | Told::Summary => first.sequence,
         };
         let count = entries.iter().map(|entry| entry.told.records()).sum();
         Some(Lost { first, last: last.sequence, count, cause })

@@ -26,6 +26,8 @@ mod sinks;
 #[cfg(feature = "stages")]
 pub mod stages;
 mod store;
+mod summary;
+mod summary_line;
 mod syslog;
 mod tap;
 mod writer;

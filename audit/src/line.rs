@@ -103,7 +103,7 @@ struct LostNumbers {
 }
 
 /// `{"version": …}`
-struct Ecs;
+pub(crate) struct Ecs;
 
 impl Serialize for Ecs {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -230,9 +230,9 @@ struct TlsClient<'a> {
 }
 
 #[derive(serde::Serialize)]
-struct Observer<'a> {
-    name: &'a str,
-    product: &'static str,
+pub(crate) struct Observer<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) product: &'static str,
 }
 
 #[derive(serde::Serialize)]
@@ -553,7 +553,7 @@ impl Serialize for Community {
 }
 
 /// A wall-clock time as RFC 3339 in UTC with nine digits after the point, so that lines sort as text.
-struct Time(SystemTime);
+pub(crate) struct Time(pub(crate) SystemTime);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -75,7 +75,7 @@ fn noon() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::new(1_785_585_600, 123)
 }
 
-fn record(action: Action) -> Record {
+pub(crate) fn record(action: Action) -> Record {
     Record {
         action,
         id: ConnectionId::next(),

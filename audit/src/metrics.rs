@@ -254,6 +254,11 @@ impl Metrics {
         }
     }
 
+    /// Records that the sink of this name has written; the store's is `store`.
+    pub fn written_to(&self, name: &str) -> u64 {
+        self.sink(name).written.get()
+    }
+
     fn register_connections(&self, registry: &mut Registry) {
         registry.register(
             "connections_opened",

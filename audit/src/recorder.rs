@@ -230,7 +230,7 @@ impl Recorder {
                     lane.count = count_only_losses(delivery.clone());
                     Box::new(Otlp::open(&sink.name, otlp, sink.overflow, node, delivery)?)
                 }
-                None => sink.open()?,
+                None => sink.open(node)?,
             };
             lanes.push(Lane::start(lane, sink, done.clone())?);
         }

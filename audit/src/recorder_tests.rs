@@ -473,6 +473,29 @@ fn a_sink_gets_what_it_wants_and_sampling_keeps_whole_connections_and_every_deni
 }
 
 #[test]
+fn a_sink_that_adds_up_gets_sums_beside_one_that_gets_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, sums) = (folder.path().join("records"), folder.path().join("sums"));
+    let config = RecorderConfig {
+        sinks: vec![SinkConfig { aggregate_s: 3_600, ..file_sink("sums", &sums) }],
+        ..RecorderConfig::default()
+    };
+    let (recorder, writer, metrics) = start(config, Sink::File(path.clone()));
+    (0..100).for_each(|_| recorder.submit(record(Action::Ended)));
+    // What is left of the interval is told at the end.
+    assert!(writer.close(LIMIT).finished);
+    assert_eq!(assert_accounted(&lines(&path), 100), 0);
+    let sums = lines(&sums);
+    assert_eq!(sums.len(), 1, "{sums:#?}");
+    assert_eq!(sums[0]["sluice"]["summed"]["ended"], 100);
+    assert_eq!(of_sink(&metrics, "sums"), (100, 0));
+
+    let sampled = SinkConfig { aggregate_s: 60, sample_one_in: 2, ..file_sink("a", Path::new("/tmp/a")) };
+    let config = RecorderConfig { sinks: vec![sampled], ..RecorderConfig::default() };
+    assert_eq!(config.validate()[0].field, "sinks[0].aggregate_s");
+}
+
+#[test]
 fn sinks_that_cannot_be_used_are_named_by_their_place() {
     let good = file_sink("a", Path::new("/tmp/a"));
     let config = RecorderConfig {

@@ -52,7 +52,7 @@ fn fields() -> BTreeSet<String> {
     }
     let schema = schema();
     let mut fields = BTreeSet::new();
-    for kind in ["connection", "lost"] {
+    for kind in ["connection", "lost", "summary"] {
         walk(&schema, &schema["$defs"][kind], "", &mut fields);
     }
     fields

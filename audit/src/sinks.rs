@@ -1,6 +1,7 @@
 //! Sinks beside the one of `--records`: where each goes, what it wants, and what happens when it is slow.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ use crate::output::{Output, Sink, SinkError};
 use crate::record::{Action, Record};
 use crate::recorder::Overflow;
 use crate::rotation::{RotatingFile, Rotation};
+use crate::summary::Summary;
 use crate::syslog::{Syslog, SyslogSink};
 
 /// One more place for records. Exactly one of `file`, `stdout`, `syslog` and `otlp` says what it is.
@@ -37,6 +39,9 @@ pub struct SinkConfig {
     /// One in so many connections, by its id, so that all records of a connection are there or none. Denials,
     /// failures, revocations and lost records are never left out. Default 1, which is every connection.
     pub sample_one_in: u64,
+    /// Seconds of which records are added up, to one line for each pair of workloads and port; 0 writes the
+    /// records themselves. Default 0.
+    pub aggregate_s: u64,
     /// What happens when it is too slow. Default `drop`.
     pub overflow: Overflow,
 }
@@ -51,6 +56,7 @@ impl Default for SinkConfig {
             otlp: None,
             only: Only::default(),
             sample_one_in: 1,
+            aggregate_s: 0,
             overflow: Overflow::Drop,
         }
     }
@@ -114,6 +120,13 @@ impl SinkConfig {
                 self.name.clone(),
                 "must have exactly one of file, stdout, syslog and otlp",
             ),
+            (
+                self.aggregate_s > 86_400
+                    || (self.aggregate_s > 0 && (self.sample_one_in > 1 || self.otlp.is_some())),
+                "aggregate_s",
+                self.aggregate_s.to_string(),
+                "must be at most 86400, and 0 for otlp and where sample_one_in leaves records out",
+            ),
             (self.sample_one_in == 0, "sample_one_in", self.sample_one_in.to_string(), "must be above 0"),
             (facility > 23, "syslog.facility", facility.to_string(), "must be from 0 to 23"),
         ];
@@ -127,8 +140,17 @@ impl SinkConfig {
         own.map(|(_, field, value, text)| (field, value, text)).chain(otlp).map(problem).collect()
     }
 
-    /// Opens what writes to this machine.
-    pub(crate) fn open(&self) -> Result<Box<dyn Deliver>, SinkError> {
+    /// Opens what writes to this machine. `node` is this node's name, for lines that are made on the way.
+    pub(crate) fn open(&self, node: &str) -> Result<Box<dyn Deliver>, SinkError> {
+        let place = self.open_place()?;
+        if self.aggregate_s == 0 {
+            return Ok(place);
+        }
+        let every = Duration::from_secs(self.aggregate_s);
+        Ok(Box::new(Summary::new(place, &self.name, node, every)))
+    }
+
+    fn open_place(&self) -> Result<Box<dyn Deliver>, SinkError> {
         if let Some(FileSink { path, rotate }) = &self.file {
             return open_file(path.clone(), rotate);
         }
@@ -145,7 +167,7 @@ impl SinkConfig {
         }
         let (only, one_in) = (self.only.clone(), self.sample_one_in);
         Some(Box::new(move |entry: &Entry| match &entry.told {
-            Told::Lost(_) => true,
+            Told::Lost(_) | Told::Summary => true,
             Told::Record(record) => {
                 only.wants(record) && (record.id.is_in_sample(one_in) || is_never_left_out(record))
             }

@@ -192,6 +192,8 @@ fn insert(statement: &mut Statement<'_>, batch: &Batch, entry: &Entry) -> rusqli
     let line = line.trim_end();
     let sequence = i64::try_from(entry.sequence).unwrap_or(i64::MAX);
     match &entry.told {
+        // The store keeps every record, and adds up when it is asked.
+        Told::Summary => {}
         Told::Lost(_) => {
             let none = None::<&str>;
             statement.execute(params![

@@ -89,6 +89,7 @@ fn severity(told: &Told) -> u8 {
 
     match told {
         Told::Lost(_) => ERROR,
+        Told::Summary => INFO,
         Told::Record(record) => match record.action {
             Action::Failed => WARNING,
             Action::Denied => NOTICE,

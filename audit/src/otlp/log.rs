@@ -90,6 +90,7 @@ pub(crate) fn scope() -> InstrumentationScope {
 fn severity(told: &Told) -> (SeverityNumber, &'static str) {
     match told {
         Told::Lost(_) => (SeverityNumber::Error, "ERROR"),
+        Told::Summary => (SeverityNumber::Info, "INFO"),
         Told::Record(record) => match record.action {
             Action::Failed => (SeverityNumber::Warn, "WARN"),
             Action::Denied => (SeverityNumber::Info2, "INFO2"),

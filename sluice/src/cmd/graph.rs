@@ -5,11 +5,14 @@ use std::fmt::Write;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use serde_json::json;
 
 use super::observe::Selection;
 use super::observe::edges::{Counts, Edges, Pair};
 use super::observe::print::scaled;
+
+mod svg;
 
 /// Arguments of `sluice graph`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +31,8 @@ enum Form {
     Dot,
     /// For Markdown
     Mermaid,
+    /// A picture, of up to 500 edges
+    Svg,
     /// Nodes and edges with their counts
     Json,
 }
@@ -42,6 +47,9 @@ pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
     let text = match args.output {
         Form::Dot => dot(&edges),
         Form::Mermaid => mermaid(&edges),
+        Form::Svg => svg::svg(&edges).with_context(|| {
+            format!("more than {} edges are no picture: filter, or -o dot for Graphviz", svg::MOST_EDGES)
+        })?,
         Form::Json => json(&edges) + "\n",
     };
     match io::stdout().write_all(text.as_bytes()) {
@@ -150,6 +158,44 @@ mod tests {
             "graph LR\n  n0[\"external\"]\n  n1[\"shop/d#quot;b\"]\n  n2[\"shop/db\"]\n  n3[\"shop/web\"]\n  \
              n0 -.->|\"5432/TCP, 1 denied\"| n1\n  n3 -->|\"5432/TCP, 1 carried, 2.0KB\"| n2\n"
         );
+    }
+
+    #[test]
+    fn a_picture_names_every_node_and_edge_and_marks_what_is_only_denied() {
+        let picture = svg::svg(&edges()).unwrap();
+        for text in ["external", "shop/web", "shop/db", "shop/d&quot;b", "1 carried, 2.0KB", "1 denied"] {
+            assert!(picture.contains(text), "{text} in {picture}");
+        }
+        assert!(picture.contains("stroke-dasharray") && picture.contains("#ff0000"), "{picture}");
+        let (opened, closed) = (picture.matches("<svg").count(), picture.matches("</svg>").count());
+        assert_eq!((opened, closed), (1, 1));
+        assert!(svg::svg(&Edges::default()).unwrap().contains("<svg"), "nothing is an empty picture");
+    }
+
+    /// A pair's edges in both directions, on many ports, and to itself; chains and stars.
+    #[test]
+    fn a_picture_is_made_of_any_graph_of_bounded_size() {
+        let edge = |from: &str, to: &str, port: u16| {
+            let mut edge = record("connection-ended", "1", 1);
+            edge["source"]["k8s"]["owner"]["name"] = json!(from);
+            edge["destination"]["k8s"] = json!({"namespace": "shop", "pod": to});
+            edge["destination"]["port"] = json!(port);
+            edge
+        };
+        let mut edges = Edges::default();
+        for number in 0..60_u16 {
+            let name = |number: u16| format!("w{}", number % 20);
+            edges.add(&edge(&name(number), &name(number + 1), 80));
+            edges.add(&edge(&name(number + 1), &name(number), number));
+            edges.add(&edge("hub", &name(number), 443));
+            edges.add(&edge("hub", "hub", number));
+        }
+        assert!(edges.all().count() > 100);
+        assert!(svg::svg(&edges).unwrap().contains("shop/w19"));
+        for port in 0..=u16::try_from(svg::MOST_EDGES).unwrap() {
+            edges.add(&edge("hub", "w1", port));
+        }
+        assert_eq!(svg::svg(&edges), None);
     }
 
     #[test]
