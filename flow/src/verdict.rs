@@ -111,20 +111,22 @@ impl fmt::Display for PolicyRef {
     }
 }
 
-/// Policies that a verdict names: neighbours in a list of its snapshot's. Cloning shares the list and allocates
-/// nothing.
+/// Policies that a verdict names: neighbours in one of its snapshot's lists. Cloning shares the lists and allocates
+/// nothing. Many lists are counted as one, so that what is written when a decision names policies has most likely
+/// been written lately.
 #[derive(Clone)]
 pub struct Policies {
-    list: Arc<[PolicyRef]>,
+    lists: Arc<[Arc<[PolicyRef]>]>,
+    list: u32,
     first: u32,
     end: u32,
 }
 
 impl Policies {
-    /// Those of a list from `places`; none where the list has no such places.
-    pub fn of(list: &Arc<[PolicyRef]>, places: Range<usize>) -> Self {
-        let place = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        Self { list: Arc::clone(list), first: place(places.start), end: place(places.end) }
+    /// Those from `places` of one of some lists, up to its end; none where there are no such places.
+    pub fn of(lists: Arc<[Arc<[PolicyRef]>]>, list: usize, places: Range<usize>) -> Self {
+        let short = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { lists, list: short(list), first: short(places.start), end: short(places.end) }
     }
 }
 
@@ -132,13 +134,14 @@ impl Deref for Policies {
     type Target = [PolicyRef];
 
     fn deref(&self) -> &[PolicyRef] {
-        self.list.get(self.first as usize..self.end as usize).unwrap_or_default()
+        let list = self.lists.get(self.list as usize).map(|list| &**list).unwrap_or_default();
+        list.get(self.first as usize..list.len().min(self.end as usize)).unwrap_or_default()
     }
 }
 
 impl From<Arc<[PolicyRef]>> for Policies {
     fn from(list: Arc<[PolicyRef]>) -> Self {
-        Self::of(&list, 0..list.len())
+        Self::of(Arc::new([list]), 0, 0..usize::MAX)
     }
 }
 
@@ -290,9 +293,14 @@ mod tests {
             rule: None,
         };
         let list: Arc<[PolicyRef]> = [named("a"), named("b"), named("c")].into();
-        assert_eq!(*Policies::of(&list, 1..2), [named("b")]);
-        assert_eq!(Policies::of(&list, 2..3), Policies::from(Arc::from([named("c")])));
-        assert!(Policies::of(&list, 2..4).is_empty() && Policies::of(&list, 3..3).is_empty());
+        let lists: Arc<[_]> = [Arc::from([]), list].into();
+        let of = |list, places| Policies::of(Arc::clone(&lists), list, places);
+        assert_eq!(*of(1, 1..2), [named("b")]);
+        let last = Policies::from(Arc::<[PolicyRef]>::from([named("c")]));
+        assert_eq!([of(1, 2..3), of(1, 2..9)], [last.clone(), last]);
+        for (list, places) in [(1, 3..3), (1, 4..9), (0, 0..1), (2, 0..1)] {
+            assert!(of(list, places).is_empty());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod tried;
 
-pub use tried::read_and_decide;
+pub use tried::{read_and_decide, read_and_follow};
 
 /// Numbers that look random and are the same for the same seed (splitmix64, Steele et al. 2014).
 #[derive(Clone, Debug)]

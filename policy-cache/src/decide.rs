@@ -1,12 +1,13 @@
 //! An identified flow → a decision. Pure, allocates nothing, compares no strings.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use flow::{Decision, Policies, Protocol, Reason, SideVerdict, Tier, Verdict};
+use flow::{Decision, Policies, PolicyRef, Protocol, Reason, SideVerdict, Tier, Tuple, Verdict};
 
-use crate::compile::rules::{Directions, EGRESS, Effect, INGRESS, Isolation, NO_SET, PortMatch, Ports, Rule};
+use crate::compile::rules::{Directions, EGRESS, Effect, INGRESS, Long, NO_SET, PortMatch, Ports, Rule};
 use crate::options::OwnNodeEgress;
-use crate::snapshot::{End, IdentifiedFlow, Identity, Kind, PortSet, Snapshot};
+use crate::snapshot::{End, Ends, IdentifiedFlow, Identity, Kind, PortSet, Snapshot};
 
 impl Snapshot {
     /// Decides egress at the source and ingress at the destination, both always.
@@ -14,34 +15,34 @@ impl Snapshot {
     /// A flow that another snapshot identified is identified again: its numbers mean nothing here.
     pub fn decide(&self, flow: &IdentifiedFlow) -> Decision {
         if flow.generation == self.generation {
-            return self.decide_own(flow);
+            return self.decide_ends(&flow.tuple, &flow.ends);
         }
-        let again = self.identify(&flow.tuple);
-        self.decide_own(&if flow.led_back { again.through_service() } else { again })
+        let again = self.ends(&flow.tuple);
+        let again = if flow.ends.led_back { again.through_service() } else { again };
+        self.decide_ends(&flow.tuple, &again)
     }
 
-    fn decide_own(&self, flow: &IdentifiedFlow) -> Decision {
-        let (source, destination) = (flow.source_end, flow.destination_end);
+    /// As [`Snapshot::decide`], by what this snapshot found.
+    pub(crate) fn decide_ends(&self, tuple: &Tuple, ends: &Ends) -> Decision {
+        let (source, destination) = (ends.source, ends.destination);
         if source == End::UnknownLocal || destination == End::UnknownLocal {
             return Decision::refused(self.generation, Reason::UnknownLocalPod);
         }
-        let to_itself = flow.is_to_itself();
         let (client, server) = (self.kind(source), self.kind(destination));
         let traffic = Traffic {
-            protocol: flow.tuple.protocol,
-            port: flow.tuple.destination.0.port(),
+            protocol: tuple.protocol,
+            port: tuple.destination.0.port(),
             target: match destination {
                 End::Pod { identity, .. } => Some(identity),
                 _ => None,
             },
         };
-        let peer = |end, ip, kind| Peer::new(end, ip, kind);
-        let destination_peer = peer(destination, flow.tuple.destination.0.ip(), server);
-        let source_peer = peer(source, flow.tuple.client.0.ip(), client);
+        let destination_peer = Peer::new(destination, tuple.destination.0.ip(), server);
+        let source_peer = Peer::new(source, tuple.client.0.ip(), client);
         Decision {
             generation: self.generation,
-            egress: self.egress(flow, to_itself, client, &traffic, &destination_peer),
-            ingress: self.ingress(flow, to_itself, server, &traffic, &source_peer),
+            egress: self.egress(ends, client, &traffic, &destination_peer),
+            ingress: self.ingress(ends, server, &traffic, &source_peer),
         }
     }
 
@@ -52,45 +53,30 @@ impl Snapshot {
         }
     }
 
-    fn egress(
-        &self,
-        flow: &IdentifiedFlow,
-        to_itself: bool,
-        kind: Option<&Kind>,
-        traffic: &Traffic,
-        peer: &Peer<'_>,
-    ) -> SideVerdict {
-        let End::Pod { node, .. } = flow.source_end else { return SideVerdict::not_applicable() };
-        if to_itself && !flow.led_back {
+    fn egress(&self, ends: &Ends, kind: Option<&Kind>, traffic: &Traffic, peer: &Peer<'_>) -> SideVerdict {
+        let End::Pod { node, lists, .. } = ends.source else { return SideVerdict::not_applicable() };
+        if ends.same_pod && !ends.led_back {
             return allowed(Reason::OwnAddress);
         }
-        let to_own_node =
-            self.own_node_egress == OwnNodeEgress::Allow && is_own_node(flow.destination_end, node);
-        let exempt = match (to_itself, to_own_node) {
+        let to_own_node = self.own_node_egress == OwnNodeEgress::Allow && is_own_node(ends.destination, node);
+        let exempt = match (ends.same_pod, to_own_node) {
             (true, _) => Some(Reason::OwnAddress),
             (false, true) => Some(Reason::OwnNode),
             (false, false) => None,
         };
-        self.side(kind, EGRESS, exempt, traffic, peer)
+        self.side(kind, (EGRESS, lists[EGRESS]), exempt, traffic, peer)
     }
 
-    fn ingress(
-        &self,
-        flow: &IdentifiedFlow,
-        to_itself: bool,
-        kind: Option<&Kind>,
-        traffic: &Traffic,
-        peer: &Peer<'_>,
-    ) -> SideVerdict {
-        let End::Pod { node, .. } = flow.destination_end else { return SideVerdict::not_applicable() };
-        if to_itself && !flow.led_back {
+    fn ingress(&self, ends: &Ends, kind: Option<&Kind>, traffic: &Traffic, peer: &Peer<'_>) -> SideVerdict {
+        let End::Pod { node, lists, .. } = ends.destination else { return SideVerdict::not_applicable() };
+        if ends.same_pod && !ends.led_back {
             return allowed(Reason::OwnAddress);
         }
-        if is_own_node(flow.source_end, node) {
+        if is_own_node(ends.source, node) {
             return allowed(Reason::OwnNode);
         }
-        let exempt = to_itself.then_some(Reason::OwnAddress);
-        self.side(kind, INGRESS, exempt, traffic, peer)
+        let exempt = ends.same_pod.then_some(Reason::OwnAddress);
+        self.side(kind, (INGRESS, lists[INGRESS]), exempt, traffic, peer)
     }
 
     /// Admin, NetworkPolicy, Baseline, and whatever none of them speaks about is allowed.
@@ -99,7 +85,7 @@ impl Snapshot {
     fn side(
         &self,
         kind: Option<&Kind>,
-        direction: usize,
+        (direction, list): (usize, u32),
         exempt: Option<Reason>,
         traffic: &Traffic,
         peer: &Peer<'_>,
@@ -111,17 +97,10 @@ impl Snapshot {
         if let Some(verdict) = subject.and_then(|subject| ask(Tier::Admin, &subject.admin)) {
             return verdict;
         }
-        match (kind.lists[direction], exempt) {
+        match (list, exempt) {
             (0, _) => {}
             (_, Some(reason)) => return allowed(reason),
-            (list, None) => {
-                // A list that is missing would be a mistake of ours, and no reason to let anything through.
-                let Some(list) = self.view.lists.get(list) else {
-                    let tier = Some(Tier::NetworkPolicy);
-                    return SideVerdict { tier, ..SideVerdict::refused(Reason::NoRuleMatched) };
-                };
-                return self.network_policies(list, kind, traffic, peer);
-            }
+            (_, None) => return self.network_policies(list, kind, traffic, peer),
         }
         if let Some(verdict) = subject.and_then(|subject| ask(Tier::Baseline, &subject.baseline)) {
             return verdict;
@@ -149,41 +128,42 @@ impl Snapshot {
                 Effect::Pass => return None,
                 Effect::Deny | Effect::Continue => Verdict::Deny,
             };
-            let named = Policies::of(&policy.names, place..place + 1);
+            let named = Policies::of(Arc::clone(&policy.names), 0, place..place + 1);
             return Some(by_policies(verdict, tier, Reason::RuleMatched, named));
         }
         None
     }
 
-    fn network_policies(
-        &self,
-        isolation: &Isolation,
-        own: &Kind,
-        traffic: &Traffic,
-        peer: &Peer<'_>,
-    ) -> SideVerdict {
+    fn network_policies(&self, list: u32, own: &Kind, traffic: &Traffic, peer: &Peer<'_>) -> SideVerdict {
         let tier = Tier::NetworkPolicy;
-        let Isolation { rules, names, .. } = isolation;
-        let accepted = |names, place| {
-            by_policies(Verdict::Allow, tier, Reason::RuleMatched, Policies::of(names, place..place + 1))
+        let (Some(isolation), Some((names, number))) =
+            (self.view.lists.get(list), self.view.names.part(list))
+        else {
+            // A list that is missing would be a mistake of ours, and no reason to let anything through.
+            return SideVerdict { tier: Some(tier), ..SideVerdict::refused(Reason::NoRuleMatched) };
         };
-        for (place, rule) in rules.iter().enumerate() {
+        let named = |places| {
+            let lists: Arc<[Arc<[PolicyRef]>]> = Arc::<[_; _]>::clone(names);
+            Policies::of(lists, number, places)
+        };
+        let accepted = |policies| by_policies(Verdict::Allow, tier, Reason::RuleMatched, policies);
+        for (place, rule) in isolation.rules.iter().enumerate() {
             match (rule.effect, &rule.more) {
                 (Effect::Continue, Some(more)) => {
-                    let Some(long) = &more.rules else { continue };
-                    let found = long.0.rules.iter().position(|rule| self.matches(rule, own, traffic, peer));
+                    let Some(Long(long)) = &more.rules else { continue };
+                    let found = long.rules.iter().position(|rule| self.matches(rule, own, traffic, peer));
                     if let Some(place) = found {
-                        return accepted(&long.0.names, place);
+                        return accepted(Policies::of(Arc::clone(&long.names), 0, place..place + 1));
                     }
                 }
                 (Effect::Accept, _) if self.matches(rule, own, traffic, peer) => {
-                    return accepted(names, place);
+                    return accepted(named(place..place + 1));
                 }
                 _ => {}
             }
         }
-        let isolating = Policies::of(names, rules.len()..names.len());
-        by_policies(Verdict::Deny, tier, Reason::NoRuleMatched, isolating)
+        let isolating = isolation.rules.len()..usize::MAX;
+        by_policies(Verdict::Deny, tier, Reason::NoRuleMatched, named(isolating))
     }
 
     /// `own` is the pod that the rule speaks about. The ports come last: those with names are looked up.

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::endpoints::Endpoints;
 use crate::objects::{Objects, Phase};
-use crate::snapshot::{IdentifiedFlow, ServiceEntry, Snapshot};
+use crate::snapshot::{ServiceEntry, Snapshot};
 
 pub use stream::answer_stream;
 
@@ -217,10 +217,15 @@ impl Prober {
     /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes. False when it
     /// could not be decided.
     pub fn answer_into(&self, line: &str, out: &mut Vec<u8>) -> bool {
-        if let Some((id, probe)) = plain::read(self, line)
-            && self.snapshot.cluster_ip(probe.destination.ip()).is_none()
-        {
-            plain::write(out, id, &self.decide_pod(&probe));
+        let lines = [Cow::Borrowed(line)];
+        let decided = plain::decide(self, &lines).pop().flatten();
+        self.write(line, decided, out)
+    }
+
+    /// Writes what was decided on the short way, or else answers on the long one.
+    fn write(&self, line: &str, plain: Option<(plain::PlainId<'_>, Decision)>, out: &mut Vec<u8>) -> bool {
+        if let Some((id, decision)) = plain {
+            plain::write(out, id, &decision);
             return true;
         }
         let answer = self.answer(line);
@@ -300,7 +305,8 @@ impl Prober {
     }
 
     fn decide_pod(&self, probe: &Probe) -> Decision {
-        self.snapshot.decide(&self.identify(probe, probe.destination))
+        let tuple = tuple(probe, probe.destination);
+        self.snapshot.decide_ends(&tuple, &self.snapshot.ends(&tuple))
     }
 
     fn decide_service(&self, probe: &Probe, service: &ServiceEntry) -> Result<Decided, ProbeError> {
@@ -317,8 +323,8 @@ impl Prober {
             .iter()
             .filter(same_family)
             .map(|backend| {
-                let flow = self.identify(probe, *backend).through_service();
-                (*backend, self.snapshot.decide(&flow))
+                let tuple = tuple(probe, *backend);
+                (*backend, self.snapshot.decide_ends(&tuple, &self.snapshot.ends(&tuple).through_service()))
             })
             .collect();
         // The answer as a whole is that of the first endpoint that is denied.
@@ -328,15 +334,6 @@ impl Prober {
         };
         let endpoints = decisions.iter().map(|(backend, decision)| self.endpoint_answer(*backend, decision));
         Ok(decided(decision, Some(name), endpoints.collect()))
-    }
-
-    fn identify(&self, probe: &Probe, destination: SocketAddr) -> IdentifiedFlow {
-        let tuple = Tuple {
-            protocol: probe.protocol,
-            client: ClientAddr(SocketAddr::new(probe.source, 0)),
-            destination: OrigDst(destination),
-        };
-        self.snapshot.identify(&tuple)
     }
 
     fn endpoint_answer(&self, backend: SocketAddr, decision: &Decision) -> EndpointAnswer {
@@ -352,6 +349,14 @@ impl Prober {
             egress: (&decision.egress).into(),
             ingress: (&decision.ingress).into(),
         }
+    }
+}
+
+fn tuple(probe: &Probe, destination: SocketAddr) -> Tuple {
+    Tuple {
+        protocol: probe.protocol,
+        client: ClientAddr(SocketAddr::new(probe.source, 0)),
+        destination: OrigDst(destination),
     }
 }
 
@@ -456,7 +461,7 @@ mod tests {
         ];
         let mut short = 0;
         let mut check = |line: String| {
-            if let Some((_, probe)) = plain::read(&prober, &line) {
+            if let Some((_, probe)) = read_short(&prober, &line) {
                 assert_eq!(Some(probe), prober.read(&line).1.ok(), "{line}");
                 short += 1;
             }
@@ -480,6 +485,10 @@ mod tests {
         assert_eq!(short, 40, "lines that took the short way");
     }
 
+    fn read_short<'l>(prober: &Prober, line: &'l str) -> Option<(plain::PlainId<'l>, Probe)> {
+        plain::resolve(prober, plain::parse(line)?)
+    }
+
     #[test]
     fn a_key_that_a_probe_does_not_have_is_refused_and_the_id_kept() {
         let a = r#"{"pod":"default/a"}"#;
@@ -493,7 +502,7 @@ mod tests {
         ];
         for (keys, key) in table {
             let line = format!(r#"{{"id":7,{keys}}}"#);
-            assert!(plain::read(&prober(), &line).is_none(), "{line}");
+            assert!(read_short(&prober(), &line).is_none(), "{line}");
             let Answer::Failed { id, error } = prober().answer(&line) else { panic!("decided: {line}") };
             assert_eq!(id, 7, "{line}");
             assert!(error.starts_with(&format!("{key}: unknown key, ")), "{line}: {error}");

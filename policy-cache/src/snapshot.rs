@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use flow::{Endpoint, Generation, Labels, Pod, Protocol, Service, Tuple};
+use flow::{Endpoint, Generation, Labels, Pod, PolicyRef, Protocol, Service, Tuple};
 use ipnet::IpNet;
 
 use crate::compile::domains::Domains;
@@ -16,7 +16,7 @@ use crate::compile::rules::{EGRESS, INGRESS, Isolation, Subject};
 use crate::objects::{Counts, NamedPort};
 use crate::options::OwnNodeEgress;
 use crate::scope::Interception;
-use crate::shared::{Chunks, Set, Table, key_of_ip};
+use crate::shared::{Chunks, Set, Table};
 
 /// Everything one decision reads. Shared, never changed.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ pub(crate) struct View {
     pub(crate) identities: Chunks<Identity, 64>,
     /// By the numbers in [`Kind::lists`].
     pub(crate) lists: Chunks<Isolation, 64>,
+    /// The policy of each rule of these lists and its index there, and after these every policy that isolates.
+    pub(crate) names: Chunks<Arc<[PolicyRef]>, 64>,
     /// Identities by the numbers of selectors.
     pub(crate) sets: Chunks<Arc<Set>, 32>,
     /// Nodes by the numbers of selectors of nodes.
@@ -167,6 +169,15 @@ pub(crate) fn node_port_key(port: u16, protocol: Protocol) -> u128 {
     u128::from(port) << 8 | protocol as u128
 }
 
+/// What an address belongs to.
+#[derive(Clone, Copy)]
+enum Found<'v> {
+    Pod(&'v PodEntry),
+    Node(u32),
+    UnknownLocal,
+    External,
+}
+
 /// A tuple and who stands at both ends of it, as one snapshot knows them.
 #[derive(Clone, Debug)]
 pub struct IdentifiedFlow {
@@ -176,35 +187,46 @@ pub struct IdentifiedFlow {
     pub source: Endpoint,
     /// Who the destination is.
     pub destination: Endpoint,
-    /// The snapshot that the numbers below belong to.
+    /// The snapshot that the numbers belong to.
     pub(crate) generation: Generation,
-    pub(crate) source_end: End,
-    pub(crate) destination_end: End,
-    /// Both ends are one pod, and a Service led back to it.
-    pub(crate) led_back: bool,
+    pub(crate) ends: Ends,
 }
 
 impl IdentifiedFlow {
-    /// The same flow, known to have been dialled through a Service: to itself a pod's way is always open,
-    /// but not where a Service leads back.
-    pub(crate) fn through_service(mut self) -> Self {
-        self.led_back = self.is_to_itself();
-        self
+    /// The same flow, known to have been dialled through a Service.
+    pub(crate) fn through_service(self) -> Self {
+        Self { ends: self.ends.through_service(), ..self }
     }
+}
 
+/// Both ends of a flow in the numbers of one snapshot: all that deciding reads of it beside the tuple.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) source: End,
+    pub(crate) destination: End,
     /// Both ends are the same pod, by whichever of its addresses.
-    pub(crate) fn is_to_itself(&self) -> bool {
-        match (self.source.pod(), self.destination.pod()) {
-            (Some(source), Some(destination)) => Arc::ptr_eq(source, destination),
-            _ => false,
-        }
+    pub(crate) same_pod: bool,
+    /// They are, and a Service led back to it.
+    pub(crate) led_back: bool,
+}
+
+impl Ends {
+    /// The same, known to have been dialled through a Service: to itself a pod's way is always open, but not where
+    /// a Service leads back.
+    pub(crate) fn through_service(self) -> Self {
+        Self { led_back: self.same_pod, ..self }
     }
 }
 
 /// An end of a flow in the numbers of one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    Pod { identity: u32, node: Option<u32> },
+    Pod {
+        identity: u32,
+        node: Option<u32>,
+        /// See [`Kind::lists`].
+        lists: [u32; 2],
+    },
     Node(u32),
     UnknownLocal,
     External,
@@ -237,43 +259,69 @@ impl Snapshot {
     /// Where the snapshot serves a node, a flow from a pod to itself was led back by a Service: what a pod
     /// sends to its own address never leaves it. Elsewhere the pod is taken to have dialled itself.
     pub fn identify(&self, tuple: &Tuple) -> IdentifiedFlow {
-        let (source, source_end) = self.look_up(tuple.client.0.ip());
-        let (destination, destination_end) = self.look_up(tuple.destination.0.ip());
-        let generation = self.generation;
-        let led_back = false;
-        let flow = IdentifiedFlow {
+        let (source, destination) = (self.find(tuple.client.0.ip()), self.find(tuple.destination.0.ip()));
+        let ends = self.ends_of(source, destination);
+        IdentifiedFlow {
             tuple: *tuple,
-            source,
-            destination,
-            generation,
-            source_end,
-            destination_end,
-            led_back,
-        };
-        if self.view.own_node.is_some() { flow.through_service() } else { flow }
+            source: self.endpoint_of(source),
+            destination: self.endpoint_of(destination),
+            generation: self.generation,
+            ends,
+        }
+    }
+
+    /// Looks up both ends of a tuple, as [`Snapshot::identify`] does, without the names that records tell of them.
+    pub(crate) fn ends(&self, tuple: &Tuple) -> Ends {
+        self.ends_of(self.find(tuple.client.0.ip()), self.find(tuple.destination.0.ip()))
     }
 
     /// Who stands behind an address.
     pub fn endpoint(&self, ip: IpAddr) -> Endpoint {
-        self.look_up(ip).0
+        self.endpoint_of(self.find(ip))
     }
 
-    fn look_up(&self, ip: IpAddr) -> (Endpoint, End) {
-        let ip = flow::canonical_ip(ip);
-        let (key, view) = (key_of_ip(ip), &self.view);
-        if let Some(entry) = view.pods.get(key) {
-            let end = End::Pod { identity: entry.identity, node: entry.node() };
-            return (Endpoint::Pod(Arc::clone(&entry.pod)), end);
+    /// Reads what is to be decided about early: the processor then fetches it for both ends at once.
+    fn ends_of(&self, source: Found<'_>, destination: Found<'_>) -> Ends {
+        let end = |found: Found<'_>| match found {
+            Found::Pod(entry) => {
+                let lists = self.view.kinds.get(entry.identity).map_or([0, 0], |kind| kind.lists);
+                End::Pod { identity: entry.identity, node: entry.node(), lists }
+            }
+            Found::Node(number) => End::Node(number),
+            Found::UnknownLocal => End::UnknownLocal,
+            Found::External => End::External,
+        };
+        let same_pod = match (source, destination) {
+            (Found::Pod(source), Found::Pod(destination)) => Arc::ptr_eq(&source.pod, &destination.pod),
+            _ => false,
+        };
+        let led_back = same_pod && self.view.own_node.is_some();
+        Ends { source: end(source), destination: end(destination), same_pod, led_back }
+    }
+
+    fn endpoint_of(&self, found: Found<'_>) -> Endpoint {
+        match found {
+            Found::Pod(entry) => Endpoint::Pod(Arc::clone(&entry.pod)),
+            Found::Node(number) => {
+                let name = self.node_name(number).cloned().unwrap_or_default();
+                Endpoint::Node { name, own: Some(number) == self.view.own_node }
+            }
+            Found::UnknownLocal => Endpoint::UnknownLocal,
+            Found::External => Endpoint::External,
         }
-        if let Some(number) = view.node_addresses.get(key) {
-            let name = self.node_name(*number).cloned().unwrap_or_default();
-            let own = Some(*number) == view.own_node;
-            return (Endpoint::Node { name, own }, End::Node(*number));
+    }
+
+    fn find(&self, ip: IpAddr) -> Found<'_> {
+        let (ip, view) = (flow::canonical_ip(ip), &self.view);
+        if let Some(entry) = view.pods.at(ip) {
+            Found::Pod(entry)
+        } else if let Some(number) = view.node_addresses.at(ip) {
+            Found::Node(*number)
+        } else if view.own_ranges.contains(ip) {
+            Found::UnknownLocal
+        } else {
+            Found::External
         }
-        if view.own_ranges.contains(ip) {
-            return (Endpoint::UnknownLocal, End::UnknownLocal);
-        }
-        (Endpoint::External, End::External)
     }
 
     pub(crate) fn node_name(&self, number: u32) -> Option<&Arc<str>> {

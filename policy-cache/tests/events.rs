@@ -102,6 +102,40 @@ fn a_namespace_may_have_more_selectors_than_an_identity_has_bits() {
 }
 
 #[test]
+fn selectors_across_namespaces_match_the_same_whether_they_are_noted_in_identities_or_not() {
+    let across = |name: &str, peers: std::ops::Range<u8>| {
+        let mut policy = policy(name, peers);
+        for rule in policy["spec"]["ingress"].as_array_mut().unwrap() {
+            rule["from"][0]["namespaceSelector"] = json!({});
+        }
+        policy
+    };
+    // More selectors than are noted; none of them matches anybody.
+    let mut filler = policy("filler", []);
+    let nobody = |number: usize| json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": format!("nobody-{number}")}}});
+    filler["spec"]["ingress"] = json!([{"from": (0..315).map(nobody).collect::<Vec<_>>()}]);
+    let mut cluster = cluster(1..20);
+    put(&mut cluster, &filler);
+    put(&mut cluster, &across("a", 1..10));
+    assert_eq!(reaching(&mut cluster, 1..30), (1..10).collect::<Vec<u8>>());
+    // Whoever comes or changes later, and numbers that are given again.
+    for number in 20..30 {
+        put(&mut cluster, &pod(number));
+    }
+    let mut relabelled = pod(9);
+    relabelled["metadata"]["labels"]["app"] = json!("nobody-0");
+    put(&mut cluster, &relabelled);
+    cluster.apply(Event::Delete(object(&filler).key()));
+    put(&mut cluster, &across("b", 15..25));
+    let expected: Vec<u8> = (1..9).chain(15..25).collect();
+    assert_eq!(reaching(&mut cluster, 1..30), expected);
+    cluster.apply(Event::Delete(object(&across("a", 1..2)).key()));
+    put(&mut cluster, &across("c", 26..28));
+    let expected: Vec<u8> = (15..25).chain(26..28).collect();
+    assert_eq!(reaching(&mut cluster, 1..30), expected);
+}
+
+#[test]
 fn a_policy_of_many_rules_is_read_to_its_end_and_so_is_the_one_after_it() {
     let mut cluster = cluster(1..100);
     put(&mut cluster, &policy("a", 1..60));

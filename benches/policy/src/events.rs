@@ -1,10 +1,12 @@
 //! Events of every kind, one at a time, in a cluster that stays as large as it is.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context;
 use policy_bench::Cluster as Generated;
-use policy_cache::{Cluster, Event, Object, SnapshotStore, parse};
+use policy_cache::{Affected, Cluster, Event, Object, SnapshotStore, parse};
 use serde_json::{Value, json};
 
 use crate::clock::Times;
@@ -12,13 +14,16 @@ use crate::clock::Times;
 /// Events of each kind.
 const EVENTS: usize = 1_000;
 
+/// Live connections of a node.
+const CONNECTIONS: usize = 4_000;
+
 /// What one kind of event costs.
 #[derive(Debug)]
 pub(crate) struct Cost {
     pub(crate) kind: &'static str,
     /// From the event to the publication of a snapshot that knows of it.
     pub(crate) visible: Times,
-    /// The question whose live connections that concerns.
+    /// Which ends of a node's live connections that concerns.
     pub(crate) affected: Times,
 }
 
@@ -51,6 +56,8 @@ struct Measure<'c> {
     cluster: &'c mut Cluster,
     store: SnapshotStore,
     costs: Vec<Cost>,
+    /// The addresses at the ends of one node's connections.
+    live: HashSet<IpAddr>,
 }
 
 impl Measure<'_> {
@@ -71,7 +78,12 @@ impl Measure<'_> {
         });
         anyhow::ensure!(changed, "{kind}: an event changed nothing");
         let now = self.store.current().context("no snapshot")?;
-        self.costs[place].affected.measure_running(|| now.affected_since(&before));
+        let live = &self.live;
+        self.costs[place].affected.measure_running(|| match now.affected_since(&before) {
+            Affected::All => live.len(),
+            Affected::Addresses(addresses) => addresses.iter().filter(|ip| live.contains(*ip)).count(),
+            Affected::Where(difference) => live.iter().filter(|ip| difference.contains(**ip)).count(),
+        });
         Ok(())
     }
 }
@@ -80,7 +92,9 @@ impl Measure<'_> {
 pub(crate) fn all(generated: &Generated, cluster: &mut Cluster) -> anyhow::Result<Vec<Cost>> {
     let store = SnapshotStore::new();
     store.publish(cluster.snapshot());
-    let mut measure = Measure { cluster, store, costs: Vec::new() };
+    let flows = generated.flows_of_node(0, CONNECTIONS, 9);
+    let live = flows.iter().flat_map(|flow| [flow.source, flow.destination.ip()]).collect();
+    let mut measure = Measure { cluster, store, costs: Vec::new(), live };
     let tiers = Parts::of(&generated.tiers_text())?;
     for round in 0..EVENTS {
         let parts = Parts::of(&generated.namespace_text(round * 7919 % generated.namespaces()))?;

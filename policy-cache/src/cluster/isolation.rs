@@ -125,6 +125,7 @@ impl Cluster {
             let slot = self.lists.slots.remove(list);
             self.lists.by_policies.remove(&(slot.direction, slot.policies));
             self.view.lists.set(list, Isolation::default());
+            self.view.names.set(list, Arc::default());
         }
     }
 
@@ -135,13 +136,14 @@ impl Cluster {
         stale.retain(|list| self.lists.slots[*list].users > 0);
         for number in stale {
             let slot = &self.lists.slots[number];
-            let isolation = self.list(slot.direction, &Arc::clone(&slot.policies));
+            let (isolation, names) = self.list(slot.direction, &Arc::clone(&slot.policies));
             self.view.lists.set(number, isolation);
+            self.view.names.set(number, names);
         }
     }
 
-    /// The rules of some policies, one after the other.
-    fn list(&mut self, direction: usize, policies: &[u32]) -> Isolation {
+    /// The rules of some policies, one after the other, and their names.
+    fn list(&mut self, direction: usize, policies: &[u32]) -> (Isolation, Arc<[PolicyRef]>) {
         let slots = || policies.iter().map(|number| &self.policies.slots[*number]);
         let (mut list, mut names): (Vec<Rule>, Vec<PolicyRef>) = (Vec::new(), Vec::new());
         for slot in slots() {
@@ -160,6 +162,6 @@ impl Cluster {
         }
         names.extend(slots().map(|slot| slot.reference.clone()));
         let content: Vec<u64> = slots().map(|slot| slot.fingerprint).collect();
-        Isolation { rules: self.policies.share(list), names: names.into(), content: fingerprint(&content) }
+        (Isolation { rules: self.policies.share(list), content: fingerprint(&content) }, names.into())
     }
 }

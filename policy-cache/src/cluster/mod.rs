@@ -76,6 +76,7 @@ impl Cluster {
             kinds: Chunks::default(),
             identities: Chunks::default(),
             lists: Chunks::default(),
+            names: Chunks::default(),
             sets: Chunks::default(),
             node_sets: Chunks::default(),
             subjects: Chunks::default(),

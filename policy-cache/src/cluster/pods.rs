@@ -15,6 +15,9 @@ use crate::objects::{self, Phase};
 use crate::shared::key_of_ip;
 use crate::snapshot::{NO_NODE, PodEntry};
 
+/// Addresses whose holders are found at once. What that takes in memory for a while, between what stays, is then
+/// little however many pods there are.
+const AT_ONCE: usize = 1 << 14;
 /// No identity has this number.
 const NO_IDENTITY: u32 = u32::MAX;
 
@@ -317,8 +320,12 @@ impl Cluster {
         let mut changed = std::mem::take(&mut self.pods.changed);
         changed.sort_unstable();
         changed.dedup();
+        changed.chunks(AT_ONCE).for_each(|some| self.settle_addresses(some));
+    }
+
+    fn settle_addresses(&mut self, changed: &[IpAddr]) {
         let mut changes = Vec::with_capacity(changed.len());
-        for ip in changed {
+        for ip in changed.iter().copied() {
             let new = self.holder(ip);
             let local = new.as_ref().is_some_and(|new| new.pod.local);
             if local != self.view.local.contains(&ip) {

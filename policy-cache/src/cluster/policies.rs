@@ -143,8 +143,8 @@ impl Cluster {
             if rules.len() <= MAX_COPIED {
                 return Some(PolicyRules::Few(self.policies.share(rules)));
             }
-            let names = numbered(&reference, rules.len()).collect();
-            Some(PolicyRules::Many(Long(Named { rules: rules.into(), names })))
+            let names = numbered(&reference, rules.len());
+            Some(PolicyRules::Many(Long(Named::new(rules.into(), names))))
         });
         let selector = self.selectors.share(&new.pod_selector);
         PolicySlot { name, fingerprint, selector, rules, reference, uses: uses.into() }

@@ -57,7 +57,7 @@ impl Default for TierSlot {
             priority: 0,
             fingerprint: 0,
             subject: 0,
-            rules: [(), ()].map(|()| Named { rules: Arc::new([]), names: Arc::new([]) }),
+            rules: [(), ()].map(|()| Named::new(Arc::new([]), std::iter::empty())),
             uses: Box::default(),
         }
     }
@@ -168,9 +168,9 @@ impl Cluster {
         let subject = self.pods_in(namespaces, pods);
         let reference = PolicyRef { kind: new.kind, namespace: None, name: Arc::clone(&name), rule: None };
         let mut uses = Vec::new();
-        let rules = [&new.ingress, &new.egress].map(|rules| Named {
-            names: numbered(&reference, rules.len()).collect(),
-            rules: rules.iter().map(|rule| self.tier_rule(rule, &mut uses)).collect(),
+        let rules = [&new.ingress, &new.egress].map(|rules| {
+            let names = numbered(&reference, rules.len());
+            Named::new(rules.iter().map(|rule| self.tier_rule(rule, &mut uses)).collect(), names)
         });
         TierSlot {
             kind: new.kind,

@@ -108,7 +108,14 @@ impl Rule {
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
     pub(crate) rules: Arc<[Rule]>,
-    pub(crate) names: Arc<[PolicyRef]>,
+    /// One list.
+    pub(crate) names: Arc<[Arc<[PolicyRef]>]>,
+}
+
+impl Named {
+    pub(crate) fn new(rules: Arc<[Rule]>, names: impl Iterator<Item = PolicyRef>) -> Self {
+        Self { rules, names: Arc::new([names.collect()]) }
+    }
 }
 
 /// Rules of a policy that are too many to be copied. The same only as themselves, so that comparing them costs
@@ -126,7 +133,7 @@ impl Eq for Long {}
 
 impl Hash for Long {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.0.names).cast::<PolicyRef>().hash(state);
+        Arc::as_ptr(&self.0.names).cast::<u8>().hash(state);
     }
 }
 
@@ -134,15 +141,13 @@ impl Hash for Long {
 #[derive(Clone, Debug)]
 pub(crate) struct Isolation {
     pub(crate) rules: Arc<[Rule]>,
-    /// The policy of each rule and its index there, and after these every policy that isolates.
-    pub(crate) names: Arc<[PolicyRef]>,
     /// Equal for equal policies, in this snapshot and any other.
     pub(crate) content: u64,
 }
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { rules: Arc::new([]), names: Arc::new([]), content: 0 }
+        Self { rules: Arc::new([]), content: 0 }
     }
 }
 

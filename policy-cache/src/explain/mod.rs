@@ -255,18 +255,18 @@ fn describe(
         Party { ip, name, pod, namespace_labels: namespace_labels.unwrap_or_default(), node_labels }
     };
     let on_node = |end: End, pod: End| matches!((end, pod), (End::Node(number), End::Pod { node: Some(own), .. }) if number == own);
-    let to_own_node = on_node(flow.destination_end, flow.source_end);
+    let to_own_node = on_node(flow.ends.destination, flow.ends.source);
     Connection {
         source: party(flow.tuple.client.0.ip(), &flow.source),
         destination: party(flow.tuple.destination.0.ip(), &flow.destination),
         port: flow.tuple.destination.0.port(),
         protocol: flow.tuple.protocol,
         service_port,
-        same_pod: flow.is_to_itself(),
-        led_back: flow.led_back,
+        same_pod: flow.ends.same_pod,
+        led_back: flow.ends.led_back,
         unknown_local: [&flow.source, &flow.destination].contains(&&Endpoint::UnknownLocal),
         to_own_node: to_own_node && snapshot.own_node_egress == OwnNodeEgress::Allow,
-        from_own_node: on_node(flow.source_end, flow.destination_end),
+        from_own_node: on_node(flow.ends.source, flow.ends.destination),
     }
 }
 

@@ -5,6 +5,7 @@
 //! end, so that a program that writes one probe and waits for its answer gets it. Every channel is bounded:
 //! memory does not grow with the input, and a reader of the answers that is slow slows everything down.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use serde_json::Value;
 
-use super::{Answer, ProbeError, Prober};
+use super::{Answer, ProbeError, Prober, plain};
 
 /// The most that is read at once, a pipe's capacity (pipe(7)).
 const READ_BYTES: usize = 64 << 10;
@@ -41,12 +42,21 @@ struct Piece {
 }
 
 impl Piece {
-    fn answer(&mut self, prober: &Prober, line: &str) {
-        let line = line.trim();
-        if !line.is_empty() {
-            self.all_decided &= prober.answer_into(line, &mut self.text);
+    /// Answers lines, none of them blank, and calls `full` whenever there is enough to be handed on.
+    fn answer(
+        &mut self,
+        prober: &Prober,
+        lines: &[Cow<'_, str>],
+        mut full: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
+        for (line, plain) in lines.iter().zip(plain::decide(prober, lines)) {
+            self.all_decided &= prober.write(line, plain, &mut self.text);
             self.text.push(b'\n');
+            if self.text.len() >= PIECE_BYTES && !full(self) {
+                return false;
+            }
         }
+        true
     }
 
     fn refuse(&mut self, error: &ProbeError) {
@@ -168,6 +178,14 @@ fn read(mut input: impl Read, tasks: &[SyncSender<Task>], unused: &Receiver<Vec<
     Ok(())
 }
 
+/// A line as text, without what is blank around it.
+fn trimmed(line: &[u8]) -> Cow<'_, str> {
+    match String::from_utf8_lossy(line) {
+        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
+        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+    }
+}
+
 /// Answers tasks until there are no more, or nobody wants the answers.
 fn work(
     prober: &Prober,
@@ -181,13 +199,17 @@ fn work(
             Piece { text: spares.try_recv().unwrap_or_default(), all_decided: true, is_last: false };
         match task {
             Task::Lines(lines) => {
-                for line in lines.split(|byte| *byte == b'\n') {
-                    piece.answer(prober, &String::from_utf8_lossy(line));
-                    if piece.text.len() >= PIECE_BYTES {
-                        let rest = Piece { text: Vec::new(), ..piece };
-                        if pieces.send(std::mem::replace(&mut piece, rest)).is_err() {
-                            return;
-                        }
+                let lines_of =
+                    lines.split(|byte| *byte == b'\n').map(trimmed).filter(|line| !line.is_empty());
+                let mut rest = lines_of.peekable();
+                while rest.peek().is_some() {
+                    let handful: Vec<Cow<'_, str>> = rest.by_ref().take(plain::HANDFUL).collect();
+                    let hand_on = |piece: &mut Piece| {
+                        let rest = Piece { text: Vec::new(), ..*piece };
+                        pieces.send(std::mem::replace(piece, rest)).is_ok()
+                    };
+                    if !piece.answer(prober, &handful, hand_on) {
+                        return;
                     }
                 }
                 // The thread that reads may have ended.

@@ -21,12 +21,18 @@ impl<T, const N: usize> Default for Chunks<T, N> {
 }
 
 impl<T, const N: usize> Chunks<T, N> {
+    /// The part that an item is in, and its place there.
+    pub(crate) fn part(&self, number: u32) -> Option<(&Arc<[T; N]>, usize)> {
+        let number = number as usize;
+        Some((self.chunks.get(number / N)?, number % N))
+    }
+
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
         let number = number as usize;
         self.chunks.get(number / N).map(|chunk| &chunk[number % N])
     }
 
-    /// The numbers from `start` on of every part that is not the same in memory in both.
+    /// The numbers of every part that is not the same in memory in both.
     pub(crate) fn differing<'c>(&'c self, other: &'c Self) -> impl Iterator<Item = u32> + 'c {
         let parts = self.chunks.len().max(other.chunks.len());
         let parts = if Arc::ptr_eq(&self.chunks, &other.chunks) { 0 } else { parts };
