@@ -1,11 +1,15 @@
 //! The Kubernetes objects that decide, each with only the fields that do. Everything here has been validated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use flow::{PolicyKind, Protocol};
 use ipnet::IpNet;
+
+use crate::manifest::{files, kinds};
 
 mod all;
 mod event;
@@ -35,6 +39,8 @@ pub struct Objects {
     pub(crate) domains: BTreeMap<String, BTreeSet<IpAddr>>,
     /// How many objects of each kind that decides nothing were passed over.
     pub(crate) skipped: BTreeMap<String, usize>,
+    /// Files that were passed over for their extension and may have been meant.
+    pub(crate) other_files: Vec<PathBuf>,
 }
 
 /// How many objects of each kind there are.
@@ -62,6 +68,44 @@ pub struct Counts {
     pub skipped: BTreeMap<String, usize>,
 }
 
+impl Counts {
+    /// What was passed over and looks like a policy, a line for each kind: a kind or group that is misspelt, or a
+    /// policy of somebody else's.
+    pub fn stray_policies(&self) -> Vec<String> {
+        let told = |(kind, count): (&String, &usize)| {
+            let (group, name) = kind.rsplit_once('/')?;
+            let why = kinds::stray(group, name)?;
+            Some(one_line(&format!("{count} {name} of {group}: {why}")))
+        };
+        self.skipped.iter().filter_map(told).collect()
+    }
+}
+
+impl fmt::Display for Counts {
+    /// The kinds there are, as `2 NetworkPolicy, 3 Pod`. What was passed over is not among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            ("NetworkPolicy", self.network_policies),
+            ("ClusterNetworkPolicy", self.cluster_network_policies),
+            ("AdminNetworkPolicy", self.admin_network_policies),
+            ("BaselineAdminNetworkPolicy", self.baseline_admin_network_policies),
+            ("Namespace", self.namespaces),
+            ("Pod", self.pods),
+            ("Node", self.nodes),
+            ("Service", self.services),
+            ("EndpointSlice", self.endpoint_slices),
+        ];
+        let there = kinds.iter().filter(|(_, count)| *count > 0);
+        let words: Vec<String> = there.map(|(kind, count)| format!("{count} {kind}")).collect();
+        f.write_str(&if words.is_empty() { "none".to_owned() } else { words.join(", ") })
+    }
+}
+
+/// Control characters would let a manifest forge lines of output.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 impl Objects {
     /// How many objects of each kind there are.
     pub fn counts(&self) -> Counts {
@@ -87,12 +131,15 @@ impl Objects {
 
     /// As [`Objects::notes`], without the kinds that somebody else has used.
     pub(crate) fn notes_except(&self, used: impl Fn(&str) -> bool) -> Vec<String> {
-        let one_line = |text: &str| text.replace(char::is_control, " ");
-        let skipped = self.skipped.iter().filter(|(kind, _)| !used(kind));
+        let is_stray = |kind: &str| {
+            kind.rsplit_once('/').is_some_and(|(group, kind)| kinds::stray(group, kind).is_some())
+        };
+        let skipped = self.skipped.iter().filter(|(kind, _)| !used(kind) && !is_stray(kind));
         let skipped: Vec<String> =
             skipped.map(|(kind, count)| format!("{count} {}", one_line(kind))).collect();
         let strange: Vec<&Pod> = self.pods.iter().filter(|pod| pod.phase == Phase::Strange).collect();
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = files::others_note(&self.other_files).into_iter().collect();
+        notes.extend(self.counts().stray_policies().iter().map(|stray| format!("passed over: {stray}")));
         if !skipped.is_empty() {
             notes.push(format!("passed over, for they decide nothing: {}", skipped.join(", ")));
         }
@@ -273,6 +320,10 @@ pub(crate) struct Service {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) cluster_ips: BTreeSet<IpAddr>,
+    /// `externalIPs`, and those of its load balancer. Only manifests are asked for them.
+    pub(crate) outside_ips: BTreeSet<IpAddr>,
+    /// `externalTrafficPolicy: Local`: whom a node gets from outside it gives to its own endpoints only.
+    pub(crate) keeps_to_node: bool,
     /// Empty: its EndpointSlices are written by hand.
     pub(crate) selector: Labels,
     pub(crate) ports: Vec<ServicePort>,

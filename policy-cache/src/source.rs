@@ -65,7 +65,7 @@ impl ManifestSource {
     /// Every problem in them: without a good set to begin with there is nothing to fall back on.
     pub fn open(paths: &[PathBuf], options: Options) -> Result<(Self, SnapshotStore), LoadError> {
         let read = SystemTime::now();
-        let objects = manifest::load(paths)?;
+        let objects = manifest::load_any(paths)?;
         let mut cluster = Cluster::new(options.clone());
         cluster.replace(&objects);
         let store = SnapshotStore::new();

@@ -366,13 +366,14 @@ fn all_problems_of_all_documents_are_listed_with_their_lines() {
     let found = problems(text);
     let summary: Vec<_> =
         found.iter().map(|p| (p.document, p.line, p.field.as_str(), p.value.as_str())).collect();
-    assert_eq!(summary[0], (1, Some(13), "spec.ingress[0].from[0].ipBlock.cidr", "\"300.0.0.0/8\""));
-    assert_eq!(summary[1], (1, Some(9), "spec.policyTypes[0]", "\"Wrong\""));
+    // In the order of the lines, whichever field is read first.
+    assert_eq!(summary[0], (1, Some(9), "spec.policyTypes[0]", "\"Wrong\""));
+    assert_eq!(summary[1], (1, Some(13), "spec.ingress[0].from[0].ipBlock.cidr", "\"300.0.0.0/8\""));
     assert_eq!((summary[2].0, summary[2].2), (3, ""));
     assert!(summary[2].1.is_some_and(|line| (15..=17).contains(&line)), "{:?}", found[2]);
     assert_eq!(summary[3], (4, Some(22), "status.podIP", "\"nine\""));
     assert_eq!(
-        found[0].to_string(),
+        found[1].to_string(),
         "m.yaml:13: document 1: NetworkPolicy/default/one: spec.ingress[0].from[0].ipBlock.cidr: must be a CIDR such as 10.0.0.0/8 or fd00::/64 (got \"300.0.0.0/8\")"
     );
     let printed = LoadError { problems: found }.to_string();
@@ -399,6 +400,7 @@ fn duplicate_objects_are_refused_and_both_places_named() {
     let found = problems(text);
     assert_eq!((found.len(), found[0].document, found[0].object.as_str()), (1, 2, "Pod/default/a"));
     assert!(found[0].message.contains("m.yaml, document 1"), "{}", found[0]);
+    assert_eq!(found[0].line, Some(3));
     let apart = text.replace("namespace: default", "namespace: other");
     assert_eq!(counts(&apart).pods, 2);
 }
@@ -659,4 +661,67 @@ fn a_pod_without_a_namespace_is_in_default() {
     let snapshot = compile(&yaml(text).unwrap(), &Options::default(), Generation(1));
     let Endpoint::Pod(pod) = snapshot.endpoint("10.0.0.1".parse().unwrap()) else { panic!() };
     assert_eq!(&*pod.namespace, "default");
+}
+
+#[test]
+fn what_is_no_yaml_is_told_once_with_its_place_and_in_plain_words() {
+    let bomb = {
+        let mut text = "a: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for (name, before) in ["b", "c", "d", "e", "f"].into_iter().zip(["a", "b", "c", "d", "e"]) {
+            text += &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 10].join(","));
+        }
+        text
+    };
+    let table = [
+        ("kind: Pod\nmetadata: {name: a, name: b}\n", 2, "the key name stands twice in one mapping"),
+        (bomb.as_str(), 5, "aliases (*name) repeat more than 100000 values, too many to be meant"),
+        ("a: *none\n", 1, "an alias (*name) names no anchor (&name) before it"),
+        ("a: 1\nb: {{ .Values.x }}\n", 2, "a key must be a word (a template has to be rendered first)"),
+        ("a:\n- [1\n", 2, "unclosed bracket '['"),
+    ];
+    for (text, line, message) in table {
+        let found = problems(text);
+        assert_eq!(
+            (found.len(), found[0].line, found[0].message.as_str()),
+            (1, Some(line), message),
+            "{text}"
+        );
+    }
+    let error = parse([(Path::new("m.json"), "{\n\"a\": 1,\n}")]).unwrap_err();
+    assert_eq!(error.to_string(), "m.json:3: document 1: trailing comma");
+}
+
+#[test]
+fn an_unknown_field_is_told_with_the_one_that_was_likely_meant() {
+    let found = problems(&policy("{ingres: [], podselector: {}, description: none}"));
+    let told: Vec<String> = found.iter().map(ToString::to_string).collect();
+    for (line, end) in told.iter().zip([
+        "spec.ingres: unknown field, did you mean ingress?",
+        "spec.podselector: unknown field, did you mean podSelector?",
+        "spec.description: unknown field",
+    ]) {
+        assert!(line.ends_with(end), "{line}");
+    }
+    // One that stands there already was not meant again.
+    let found = problems(&policy("{ingress: [], ingres: []}"));
+    assert_eq!(found[0].message, "unknown field");
+}
+
+#[test]
+fn a_folder_without_manifests_is_told_and_so_is_what_was_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().display();
+    let told = || load(&[folder.path().to_owned()]).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(told(), format!("no manifests in {place}"));
+    fs::write(folder.path().join("empty.yaml"), "# nothing\n").unwrap();
+    assert_eq!(told(), format!("no manifests in {place}"));
+    fs::write(folder.path().join("web.yaml.txt"), "kind: [").unwrap();
+    let others = format!("passed over, for they end in neither .yaml, .yml nor .json: {place}/web.yaml.txt");
+    assert_eq!(told(), format!("no manifests in {place}; {others}"));
+    fs::write(folder.path().join("a.yaml"), "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
+        .unwrap();
+    fs::write(folder.path().join("README.md"), "").unwrap();
+    assert_eq!(load(&[folder.path().to_owned()]).unwrap().notes(), [others]);
+    let both = [folder.path().to_owned(), folder.path().join("web.yaml.txt")];
+    assert!(load(&both).unwrap_err().to_string().contains("web.yaml.txt:1"), "a file given by name is read");
 }

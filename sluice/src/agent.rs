@@ -366,11 +366,14 @@ fn report_snapshot(node: &str, snapshot: &Snapshot) {
     let local = snapshot.local_pods();
     tracing::info!(
         node,
-        objects = ?snapshot.counts(),
+        objects = %snapshot.counts(),
         isolated_addresses = local.isolated.len(),
         observed_addresses = local.observed.len(),
         "the cluster is known"
     );
+    for stray in snapshot.counts().stray_policies() {
+        tracing::warn!(policies = stray, "passed over though it looks like a policy");
+    }
     if local.isolated.is_empty() && local.observed.is_empty() {
         tracing::warn!(node, "no pod has spec.nodeName of this node and an address: nothing to enforce yet");
     }

@@ -3,6 +3,7 @@
 //! A check that needs to know the pods stays silent where the manifests show none: no false alarm is worth
 //! more than one more finding.
 
+mod dns;
 mod known;
 mod order;
 mod peers;
@@ -19,8 +20,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::manifest::{self, LoadError, files};
+use crate::objects::Objects;
+use dns::Dns;
 use known::Known;
-use places::Places;
+use places::{Place, Places, Stray};
 
 /// What was found. Prints a line each, serializes as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -80,19 +83,21 @@ impl fmt::Display for LintReport {
 ///
 /// # Errors
 ///
-/// All problems of manifests that are not valid: those come first.
+/// All problems of manifests that are not valid: those come first; and that there is no manifest at all.
 pub fn lint(paths: &[PathBuf]) -> Result<LintReport, LoadError> {
     let mut problems = Vec::new();
     let mut texts: Vec<(PathBuf, String)> = Vec::new();
-    for file in files::find(paths, &mut problems) {
-        match files::read(&file) {
-            Ok(text) => texts.push((file, text)),
+    let found = files::find(paths, &mut problems);
+    for file in &found.files {
+        match files::read(file) {
+            Ok(text) => texts.push((file.clone(), text)),
             Err(problem) => problems.push(*problem),
         }
     }
-    let texts = texts.iter().map(|(path, text)| (path.as_path(), text.as_str()));
-    match lint_texts(texts) {
-        Ok(report) if problems.is_empty() => Ok(report),
+    let texts: Vec<(&Path, &str)> =
+        texts.iter().map(|(path, text)| (path.as_path(), text.as_str())).collect();
+    match manifest::parse(texts.iter().copied()) {
+        Ok(objects) if problems.is_empty() => Ok(report(&objects.with_files(paths, found)?, &texts)),
         Ok(_) => Err(LoadError { problems }),
         Err(mut error) => {
             problems.append(&mut error.problems);
@@ -109,20 +114,27 @@ pub fn lint(paths: &[PathBuf]) -> Result<LintReport, LoadError> {
 pub fn lint_texts<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> Result<LintReport, LoadError> {
     let texts: Vec<(&Path, &str)> = texts.into_iter().collect();
     let objects = manifest::parse(texts.iter().copied())?;
-    let places = Places::read(&texts);
-    let known = Known::new(&objects, &places);
+    Ok(report(&objects, &texts))
+}
+
+fn report(objects: &Objects, texts: &[(&Path, &str)]) -> LintReport {
+    let places = Places::read(texts, objects);
+    let known = Known::new(objects, &places);
     let mut findings = Findings { places: &places, list: Vec::new() };
+    findings.strays();
+    let dns = Dns::new(&known);
     selection::check(&known, &mut findings);
+    dns::check(&known, &dns, &mut findings);
     peers::check(&known, &mut findings);
     ports::check(&known, &mut findings);
     tiers::check(&known, &mut findings);
     tier_rules::check(&known, &mut findings);
-    order::check(&known, &mut findings);
+    order::check(&known, &dns, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| {
         (&a.file, a.document, a.line, &a.field).cmp(&(&b.file, b.document, b.line, &b.field))
     });
-    Ok(LintReport { findings: list, notes: known.notes() })
+    LintReport { findings: list, notes: known.notes() }
 }
 
 /// Findings as checks report them, each put in its place.
@@ -132,8 +144,26 @@ struct Findings<'p> {
 }
 
 impl Findings<'_> {
+    /// What looks like a policy and is passed over.
+    fn strays(&mut self) {
+        for Stray { object, why, place } in &self.places.strays {
+            let field = if place.has("kind") { "kind" } else { "" };
+            self.put("unknown-policy", object, field, why.clone(), Some(place));
+        }
+    }
+
     fn report(&mut self, check: &'static str, object: &str, field: &str, message: String) {
-        let place = self.places.of(object);
+        self.put(check, object, field, message, self.places.of(object));
+    }
+
+    fn put(
+        &mut self,
+        check: &'static str,
+        object: &str,
+        field: &str,
+        message: String,
+        place: Option<&Place>,
+    ) {
         self.list.push(Finding {
             check,
             file: place.map(|place| place.file.clone()).unwrap_or_default(),

@@ -1,15 +1,13 @@
 //! The order of evaluation in the Admin and Baseline tiers: rules that others leave nothing to decide.
 
-use flow::{Protocol, Tier};
+use flow::Tier;
 
 use super::Findings;
+use super::dns::Dns;
 use super::known::{Known, TierWay, includes, tier_name, tier_ways};
 use crate::objects::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
-/// The port of DNS, which every cluster serves over UDP.
-const DNS: TierPort = TierPort::Range { protocol: Protocol::Udp, low: 53, high: 53 };
-
-pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
+pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_>) {
     for (place, policy) in known.tiers().iter().enumerate() {
         let before = &known.tiers()[..place];
         let before: Vec<&TierPolicy> = before.iter().map(AsRef::as_ref).collect();
@@ -24,7 +22,7 @@ pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
                     let message =
                         format!("never decides: {} comes first and matches all of it", above.name());
                     findings.report("shadowed", &tier_name(policy), &field, message);
-                } else if cuts_dns(&earlier) {
+                } else if cuts_dns(dns, &earlier) {
                     let message =
                         "cuts DNS: no rule before it accepts port 53/UDP or passes it on".to_owned();
                     findings.report("cuts-dns", &tier_name(policy), &field, message);
@@ -159,27 +157,11 @@ fn equal_priority(
     }
 }
 
-/// A Deny of all pods or all addresses, with nothing before it that lets a name be asked for.
-fn cuts_dns(earlier: &Earlier<'_>) -> bool {
-    let rule = earlier.rule();
-    let everybody = |peer: &TierPeer| match peer {
-        TierPeer::Pods(selectors) => selectors.namespaces.is_everything() && selectors.pods.is_everything(),
-        TierPeer::Networks(networks) => networks.iter().any(|network| network.prefix_len() == 0),
-        _ => false,
-    };
-    let asks = |above: &Above<'_>| {
-        let own = &above.way.rules[above.index];
-        let ports = own.ports.as_deref();
-        // A named port may be that of DNS.
-        let names = ports.is_some_and(|ports| ports.iter().any(|port| matches!(port, TierPort::Named(_))));
-        own.action != Action::Deny
-            && (names || ports.is_none_or(|ports| ports.iter().any(|port| port_covers(port, &DNS))))
-    };
+/// A Deny that the cluster's DNS pods are behind, with nothing before it that lets a name be asked for.
+fn cuts_dns(dns: &Dns<'_>, earlier: &Earlier<'_>) -> bool {
     earlier.way.key == "egress"
-        && rule.action == Action::Deny
-        && ports_cover(rule.ports.as_deref(), Some(&[DNS]))
-        && rule.peers.iter().any(everybody)
-        && !earlier.all().any(|above| asks(&above))
+        && dns.is_denied_by(earlier.rule())
+        && !earlier.all().any(|above| dns.is_let_through_by(&above.way.rules[above.index]))
 }
 
 /// An Accept of the Baseline tier after which nothing denies: without it all would be the same.

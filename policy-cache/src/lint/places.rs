@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use flow::Protocol;
 
+use crate::manifest::kinds;
 use crate::manifest::tree::{self, Node, Value};
-use crate::objects::Pod;
+use crate::objects::{Objects, Pod};
 
 /// Kinds whose pods follow from a template.
 pub(super) const WORKLOADS: &[&str] =
@@ -20,12 +21,25 @@ pub(super) struct Places<'t> {
     policies: HashMap<String, Place>,
     /// Pods as JSON, one for each template.
     pub(super) templates: Vec<serde_json::Value>,
+    /// Those that look like policies and are none that is read.
+    pub(super) strays: Vec<Stray>,
+    /// Their kinds.
+    stray_kinds: HashSet<String>,
     /// Read when somebody asks.
     declared: OnceCell<Declared>,
 }
 
 /// The ports of containers, named or not, by namespace and name of the pod.
 type Declared = HashMap<(String, String), HashSet<(Protocol, u16)>>;
+
+/// Something that looks like a policy and is none that is read.
+#[derive(Debug)]
+pub(super) struct Stray {
+    /// `Kind/namespace/name`, as far as it says.
+    pub(super) object: String,
+    pub(super) why: String,
+    pub(super) place: Place,
+}
 
 /// Where one object stands.
 #[derive(Debug)]
@@ -38,15 +52,20 @@ pub(super) struct Place {
 }
 
 impl<'t> Places<'t> {
-    pub(super) fn read(texts: &[(&'t Path, &'t str)]) -> Self {
-        let mut places = Self { texts: texts.to_vec(), ..Self::default() };
+    /// `objects` are those of the texts.
+    pub(super) fn read(texts: &[(&'t Path, &'t str)], objects: &Objects) -> Self {
+        let strays = objects.skipped.keys().filter_map(|kind| {
+            let (group, kind) = kind.rsplit_once('/')?;
+            kinds::stray(group, kind).map(|_| kind.to_owned())
+        });
+        let mut places = Self { texts: texts.to_vec(), stray_kinds: strays.collect(), ..Self::default() };
         for (path, text) in texts {
             if is_json(path) {
                 places.json(path, text);
                 continue;
             }
             for document in tree::split_yaml(text) {
-                if is_wanted(document.text)
+                if places.is_wanted(document.text)
                     && let Ok(root) = tree::parse_yaml_with_lines(document.text)
                 {
                     places.object(path, document.number, document.lines_before, &root, None);
@@ -58,7 +77,7 @@ impl<'t> Places<'t> {
 
     /// JSON is YAML, so that the lines of a lone value can be read that way.
     fn json(&mut self, path: &Path, text: &str) {
-        if !is_wanted(text) {
+        if !self.is_wanted(text) {
             return;
         }
         let mut roots = tree::parse_json(text).unwrap_or_default();
@@ -91,6 +110,7 @@ impl<'t> Places<'t> {
             }
             return;
         }
+        self.stray(path, document, lines_before, node, kind);
         let Some(metadata) = node.get("metadata") else { return };
         let name = metadata.text("name").unwrap_or_default();
         let namespace = metadata.text("namespace").filter(|name| !name.is_empty()).unwrap_or("default");
@@ -102,6 +122,25 @@ impl<'t> Places<'t> {
             let place = Place { file: path.to_owned(), document, lines_before, root: node.clone() };
             self.policies.entry(format!("{kind}/{name}")).or_insert(place);
         }
+    }
+
+    fn stray(&mut self, path: &Path, document: usize, lines_before: usize, node: &Node, kind: &str) {
+        if !self.stray_kinds.contains(kind) {
+            return;
+        }
+        let Some(why) = kinds::stray(node.text("apiVersion").unwrap_or_default(), kind) else { return };
+        let metadata = |key| node.get("metadata").and_then(|metadata| metadata.text(key));
+        let words = [Some(kind), metadata("namespace"), metadata("name")];
+        let object = words.into_iter().flatten().collect::<Vec<_>>().join("/");
+        let place = Place { file: path.to_owned(), document, lines_before, root: node.clone() };
+        self.strays.push(Stray { object, why, place });
+    }
+
+    /// Reading lines costs time: most documents of a large cluster are pods, which need none.
+    fn is_wanted(&self, text: &str) -> bool {
+        text.contains("NetworkPolicy")
+            || text.contains("template")
+            || self.stray_kinds.iter().any(|kind| text.contains(kind.as_str()))
     }
 
     /// True when a container of the pod declares this port, with a name or without. Policies do not ask for the
@@ -232,11 +271,6 @@ fn declare(node: &Node, implied: Option<&str>, declared: &mut Declared) {
         }
     });
     declared.entry(key).or_default().extend(ports);
-}
-
-/// Reading lines costs time: most documents of a large cluster are pods, which need none.
-fn is_wanted(text: &str) -> bool {
-    text.contains("NetworkPolicy") || text.contains("template")
 }
 
 /// A workload's pod, without an address.

@@ -58,7 +58,15 @@ fn peer(
                 }
             }
         }
-        TierPeer::Domains(_) => {}
+        TierPeer::Domains(_) => {
+            let effect = match rule.action {
+                Action::Accept => {
+                    "nobody says yet which addresses a name stands for, so this peer matches nothing"
+                }
+                Action::Deny | Action::Pass => "names can only be accepted, so the rule denies everything",
+            };
+            report("domain-names", &format!("{field}.domainNames"), effect.to_owned());
+        }
         TierPeer::Unknown => {
             let effect = match rule.action {
                 Action::Accept => "the rule accepts nothing",

@@ -168,10 +168,27 @@ pub(crate) fn service(object: &Cursor, name: Name, findings: &mut Findings) -> S
         namespace: name.namespace,
         name: name.name,
         cluster_ips: BTreeSet::new(),
+        outside_ips: BTreeSet::new(),
+        keeps_to_node: false,
         selector: Default::default(),
         ports: Vec::new(),
     };
+    if let Some(status) = object.get_map("status", findings)
+        && let Some(balancer) = status.get_map("loadBalancer", findings)
+        && let Some(list) = balancer.get("ingress")
+    {
+        for item in list.items(findings) {
+            // One that is reached by a host name has no address.
+            service.outside_ips.extend(fields::optional_address(&item, "ip", findings));
+        }
+    }
     let Some(spec) = object.get_map("spec", findings) else { return service };
+    if let Some(list) = spec.get("externalIPs") {
+        for item in list.items(findings) {
+            service.outside_ips.extend(fields::address(&item, findings));
+        }
+    }
+    service.keeps_to_node = spec.get_string("externalTrafficPolicy", findings) == Some("Local");
     let mut cluster_ip = |field: &Cursor, findings: &mut Findings| match field.string(findings) {
         None | Some("" | HEADLESS) => {}
         Some(_) => service.cluster_ips.extend(fields::address(field, findings)),

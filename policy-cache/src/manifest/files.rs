@@ -13,17 +13,66 @@ use super::problem::Problem;
 
 /// A file larger than this is refused, not read into memory.
 const MAX_FILE_BYTES: u64 = 512 << 20;
+/// What the names of manifests in folders end in.
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+/// How many files a note names.
+const MAX_NAMED: usize = 5;
 /// The coarsest clock that file systems in use stamp their files with.
 const CLOCK_GRAIN: Duration = Duration::from_secs(3);
 
 /// The files under `paths`, each once, in a stable order. Folders are read with their subfolders; hidden
 /// entries are left out, which also passes over the `..data` folders behind a mounted ConfigMap's links.
-pub(crate) fn find(paths: &[PathBuf], problems: &mut Vec<Problem>) -> Vec<PathBuf> {
-    let mut search = Search { files: Vec::new(), seen: HashSet::new(), problems };
+pub(crate) fn find(paths: &[PathBuf], problems: &mut Vec<Problem>) -> Found {
+    let mut search = Search { files: Vec::new(), others: Vec::new(), seen: HashSet::new(), problems };
     for path in paths {
         search.path(path, true);
     }
-    search.files
+    let Search { files, others, seen, .. } = search;
+    let others = others.into_iter().filter(|(_, real)| !seen.contains(real));
+    Found { files, others: others.map(|(path, _)| path).collect() }
+}
+
+/// What is under some paths.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Manifest files.
+    pub(crate) files: Vec<PathBuf>,
+    /// Files of folders that are passed over because of their extension.
+    pub(crate) others: Vec<PathBuf>,
+}
+
+impl Found {
+    /// Those of the others that may have been meant as manifests: `a.yaml.txt`, `a.YAML`.
+    pub(crate) fn nearly(self) -> Vec<PathBuf> {
+        let looks_like_one = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            EXTENSIONS.iter().any(|extension| name.split('.').skip(1).any(|part| part == *extension))
+        };
+        self.others.into_iter().filter(looks_like_one).collect()
+    }
+
+    /// What to say when there is no manifest under the paths.
+    pub(crate) fn nothing(self, paths: &[PathBuf]) -> Problem {
+        let places: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let others = match others_note(&self.others) {
+            Some(note) => format!("; {note}"),
+            None => String::new(),
+        };
+        whole_file(Path::new(""), format!("no manifests in {}{others}", places.join(", ")))
+    }
+}
+
+/// Says which files were passed over for their extension; nothing when none were.
+pub(crate) fn others_note(others: &[PathBuf]) -> Option<String> {
+    if others.is_empty() {
+        return None;
+    }
+    let mut names: Vec<String> =
+        others.iter().take(MAX_NAMED).map(|path| path.display().to_string()).collect();
+    if others.len() > MAX_NAMED {
+        names.push(format!("and {} more", others.len() - MAX_NAMED));
+    }
+    Some(format!("passed over, for they end in neither .yaml, .yml nor .json: {}", names.join(", ")))
 }
 
 /// The text of a regular file. Anything else is refused: a FIFO or a device may keep its reader for ever.
@@ -38,6 +87,8 @@ enum ReadError {
     Io(#[from] std::io::Error),
     #[error("must be a regular file, is {0}")]
     NotRegular(&'static str),
+    #[error("must be text in UTF-8")]
+    NotUtf8,
     #[error("larger than {MAX_FILE_BYTES} bytes")]
     TooLarge,
 }
@@ -49,9 +100,12 @@ fn text(path: &Path) -> Result<String, ReadError> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     regular(&file.metadata()?)?;
-    let mut text = String::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE_BYTES { Err(ReadError::TooLarge) } else { Ok(text) }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(ReadError::TooLarge);
+    }
+    String::from_utf8(bytes).map_err(|_| ReadError::NotUtf8)
 }
 
 fn regular(metadata: &fs::Metadata) -> Result<(), ReadError> {
@@ -80,7 +134,7 @@ type Stamp = (u64, u64, u64, i64, i64);
 impl Fingerprint {
     pub(crate) fn take(paths: &[PathBuf]) -> Self {
         let mut problems = Vec::new();
-        let files = find(paths, &mut problems);
+        let files = find(paths, &mut problems).files;
         let stamp = |path: &Path| {
             let metadata = fs::metadata(path).ok()?;
             Some((metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec()))
@@ -108,6 +162,8 @@ impl Fingerprint {
 
 struct Search<'p> {
     files: Vec<PathBuf>,
+    /// With their canonical paths: one may be given by name as well.
+    others: Vec<(PathBuf, PathBuf)>,
     /// Canonical paths: links may lead to the same place twice, or round in a circle.
     seen: HashSet<PathBuf>,
     problems: &'p mut Vec<Problem>,
@@ -121,7 +177,11 @@ impl Search<'_> {
             Ok(found) => found,
             Err(error) => return self.problems.push(whole_file(path, error.to_string())),
         };
-        if !(is_dir || by_name || is_manifest(path)) || !self.seen.insert(real) {
+        if !(is_dir || by_name || is_manifest(path)) {
+            self.others.push((path.to_owned(), real));
+            return;
+        }
+        if !self.seen.insert(real) {
             return;
         }
         if is_dir {
@@ -150,7 +210,7 @@ impl Search<'_> {
 fn is_manifest(path: &Path) -> bool {
     path.extension()
         .and_then(|extension| extension.to_str())
-        .is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension))
+        .is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
 fn whole_file(path: &Path, message: String) -> Problem {

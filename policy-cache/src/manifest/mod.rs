@@ -6,6 +6,8 @@
 mod cluster;
 mod fields;
 pub(crate) mod files;
+pub(crate) mod kinds;
+mod near;
 mod partial;
 mod policy;
 mod problem;
@@ -15,6 +17,7 @@ pub(crate) mod single;
 mod syntax;
 mod tiers;
 pub(crate) mod tree;
+mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -25,7 +28,7 @@ pub(crate) use partial::{Partial, load_what_reads};
 pub use problem::{LoadError, Problem};
 pub use single::{Reading, read_object};
 
-use crate::objects::{Entity, Object, Objects};
+use crate::objects::{Counts, Entity, Object, Objects};
 use fields::Scope;
 use reader::{Cursor, Findings};
 use tree::{Node, SyntaxError};
@@ -40,17 +43,27 @@ const MAX_LIST_DEPTH: usize = 8;
 ///
 /// # Errors
 ///
-/// All problems of all files; a path that cannot be read is one of them.
+/// All problems of all files; a path that cannot be read is one of them, and so is that there is no manifest at all.
 pub fn load(paths: &[PathBuf]) -> Result<Objects, LoadError> {
+    let (objects, found) = read_all(paths)?;
+    objects.with_files(paths, found)
+}
+
+/// As [`load`], for a process that may begin before there is any manifest.
+pub(crate) fn load_any(paths: &[PathBuf]) -> Result<Objects, LoadError> {
+    read_all(paths).map(|(objects, _)| objects)
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<(Objects, files::Found), LoadError> {
     let mut loader = Loader::default();
-    let files = files::find(paths, &mut loader.problems);
-    for file in files {
-        match files::read(&file) {
-            Ok(text) => loader.text(&file, &text),
+    let found = files::find(paths, &mut loader.problems);
+    for file in &found.files {
+        match files::read(file) {
+            Ok(text) => loader.text(file, &text),
             Err(problem) => loader.problems.push(*problem),
         }
     }
-    loader.finish()
+    Ok((loader.finish()?, found))
 }
 
 /// Reads manifests that are in memory already; the paths name them in problems, and `.json` means JSON.
@@ -115,7 +128,7 @@ impl Loader {
         });
     }
 
-    /// Reads one document, and once more with lines when it has problems. The second reading counts: it
+    /// Reads one document, and once more with lines when it has problems or an object that was seen before. The second reading counts: it
     /// also tells a name that looks like a boolean from a boolean.
     fn document(
         &mut self,
@@ -123,7 +136,7 @@ impl Loader {
         number: usize,
         lines_before: usize,
         root: &Node,
-        located: impl FnOnce() -> Option<Node>,
+        located: impl Fn() -> Option<Node>,
     ) {
         let findings = || Findings {
             problems: Vec::new(),
@@ -134,12 +147,17 @@ impl Loader {
         };
         let mut first = findings();
         let mut found = read_document(root, &mut first);
-        if !first.problems.is_empty()
+        let again = |(_, id, _): &Found| !id.is_empty() && self.seen.contains_key(id);
+        let mut ids = HashSet::new();
+        let twice = found.iter().any(|one| again(one) || !(one.1.is_empty() || ids.insert(&one.1)));
+        if (twice || !first.problems.is_empty())
             && let Some(root) = located()
         {
             first = findings();
             found = read_document(&root, &mut first);
         }
+        // Fields are read in an order of their own.
+        first.problems.sort_by_key(|problem| problem.line);
         self.problems.append(&mut first.problems);
         for (object, id, line) in found {
             self.add(object, &id, path, number, line.map(|line| line + lines_before));
@@ -204,6 +222,21 @@ impl Loader {
         objects.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         objects.slices.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         self.objects
+    }
+}
+
+impl Objects {
+    /// Remembers which files may have been meant as well.
+    ///
+    /// # Errors
+    ///
+    /// There is no object of any kind.
+    pub(crate) fn with_files(mut self, paths: &[PathBuf], found: files::Found) -> Result<Self, LoadError> {
+        if self.counts() == Counts::default() {
+            return Err(LoadError { problems: vec![found.nothing(paths)] });
+        }
+        self.other_files = found.nearly();
+        Ok(self)
     }
 }
 

@@ -42,7 +42,7 @@ impl Partial {
 /// Reads what can be read under `paths`, as [`super::load`] does.
 pub(crate) fn load_what_reads(paths: &[PathBuf]) -> Partial {
     let mut loader = Loader::default();
-    let files = files::find(paths, &mut loader.problems);
+    let files = files::find(paths, &mut loader.problems).files;
     for file in files {
         match files::read(&file) {
             Ok(text) => loader.text(&file, &text),

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::near;
 use super::problem::Problem;
 use super::tree::{Node, Value};
 
@@ -110,7 +111,14 @@ impl<'n, 'p> Cursor<'n, 'p> {
         for (key, node) in entries {
             if !known.contains(&key.as_str()) {
                 let child = Cursor { node, parent: Some(self), step: Step::Key(key) };
-                findings.report(&child, "unknown field");
+                let missing =
+                    known.iter().copied().filter(|name| !entries.iter().any(|(own, _)| own == name));
+                let message = match near::meant(key, missing) {
+                    Some(meant) => format!("unknown field, did you mean {meant}?"),
+                    None => "unknown field".to_owned(),
+                };
+                // Its value is as it may be; the name is what is wrong.
+                findings.push(&child, child.path(), String::new(), message);
             }
         }
         true

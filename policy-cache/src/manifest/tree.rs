@@ -129,9 +129,15 @@ pub(crate) fn parse_json(text: &str) -> Result<Vec<Node>, SyntaxError> {
         .map(|value| {
             value
                 .map(|plain| plain.0)
-                .map_err(|error| SyntaxError { line: Some(error.line()), message: error.to_string() })
+                .map_err(|error| SyntaxError { line: Some(error.line()), message: json_message(&error) })
         })
         .collect()
+}
+
+/// The parser's words without its place.
+fn json_message(error: &serde_json::Error) -> String {
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    error.to_string().replace(&place, "")
 }
 
 fn options() -> Options {
@@ -152,7 +158,7 @@ fn options() -> Options {
 
 fn yaml_error(error: serde_saphyr::Error) -> SyntaxError {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok());
-    SyntaxError { line: line.filter(|line| *line > 0), message: error.to_string() }
+    SyntaxError { line: line.filter(|line| *line > 0), message: super::words::message(&error) }
 }
 
 /// A tree without lines.

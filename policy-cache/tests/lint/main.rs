@@ -170,6 +170,18 @@ fn each_mistake_is_found_once_where_it_stands() {
     }
     let empty = found("void", "{podSelector: {matchLabels: {app: web}}}");
     assert_eq!(empty[0].2, "selects no pod: namespace void has none");
+    for (namespace, field, message) in [
+        ("void", "spec.podSelector", "selects no pod: namespace void has none"),
+        (
+            "shpo",
+            "metadata.namespace",
+            "selects no pod: the manifests declare namespaces, and shpo is none of them",
+        ),
+    ] {
+        let all = found(namespace, "{podSelector: {}}");
+        assert_eq!(all, [("selects-no-pod".to_owned(), field.to_owned(), message.to_owned())]);
+    }
+    assert!(found("kube-public", "{podSelector: {}}").len() == 1, "it has no pod");
 }
 
 #[test]
@@ -177,7 +189,6 @@ fn what_is_meant_raises_no_alarm() {
     let web = "podSelector: {matchLabels: {app: web}}";
     let table = [
         ("shop", "{podSelector: {}, policyTypes: [Ingress, Egress]}".to_owned()),
-        ("void", "{podSelector: {}}".to_owned()),
         ("shop", format!("{{{web}, ingress: [{{ports: [{{port: http}}, {{port: 8080}}]}}]}}")),
         ("shop", format!("{{{web}, ingress: [{{ports: [{{port: 80}}, {{port: 8080}}]}}]}}")),
         ("shop", format!("{{{web}, ingress: [{{ports: [{{port: 80, endPort: 9000}}]}}]}}")),
@@ -353,4 +364,93 @@ fn a_rule_is_shadowed_only_when_a_higher_tier_denies_all_of_it_first() {
         "a.yaml:1: document 1: ClusterNetworkPolicy/c: spec.subject: selects no pod [selects-no-pod]\n"
     );
     assert!(check(&[("a.yaml", &nobody)]).is_clean());
+}
+
+/// Whether a policy for shop/web with these egress rules is told to cut DNS, beside more manifests.
+fn cuts_dns(more: &str, rules: &str) -> bool {
+    let policy = policy(
+        "shop",
+        &format!("{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Egress], egress: [{rules}]}}"),
+    );
+    // No pod of this cluster serves DNS but those that are added.
+    let cluster =
+        CLUSTER.replace("{name: dns, containerPort: 53, protocol: UDP}", "{name: dns, containerPort: 54}");
+    let report = check(&[("c.yaml", &cluster), ("d.yaml", more), ("p.yaml", &policy)]).to_string();
+    assert_eq!(report.lines().filter(|line| !line.ends_with("[cuts-dns]")).count(), 0, "{report}");
+    !report.is_empty()
+}
+
+const DNS: &str = r#"
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}
+- {apiVersion: v1, kind: Pod, metadata: {name: coredns, namespace: kube-system, labels: {k8s-app: kube-dns}}, status: {phase: Running, podIP: 10.1.9.9}}
+"#;
+
+#[test]
+fn dns_is_cut_unless_a_rule_leads_to_it() {
+    let port = "ports: [{port: 53, protocol: UDP}]";
+    let own = "to: [{podSelector: {}}]";
+    let system = "to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}}]";
+    let team = "to: [{namespaceSelector: {matchLabels: {team: b}}}]";
+    // Rules, whether they cut DNS when it is known where it is, and when it is not.
+    let table = [
+        (format!("{{{own}}}"), true, true),
+        (format!("{{{team}}}"), true, true),
+        (format!("{{{own}}}, {{{port}}}"), false, false),
+        (format!("{{{own}}}, {{{system}, {port}}}"), false, false),
+        (format!("{{{own}}}, {{{system}}}"), false, false),
+        (format!("{{{own}}}, {{{team}, {port}}}"), true, false),
+        ("{to: [{namespaceSelector: {}}]}".to_owned(), false, false),
+        (
+            "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}".to_owned(),
+            false,
+            false,
+        ),
+        ("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}".to_owned(), false, false),
+        ("{to: [{ipBlock: {cidr: 192.0.2.0/24}}]}".to_owned(), true, true),
+        (format!("{{to: [{{ipBlock: {{cidr: 169.254.20.10/32}}}}], {port}}}"), false, false),
+        ("{}".to_owned(), false, false),
+        ("{ports: [{port: 53}]}".to_owned(), true, true),
+    ];
+    for (rules, known, unknown) in table {
+        // A selector of kube-system matches nothing where nobody declares it, which is another finding.
+        assert_eq!(cuts_dns(DNS, &rules), known, "known: {rules}");
+        let declared = "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}";
+        if !rules.contains("kube-dns") {
+            assert_eq!(cuts_dns(declared, &rules), unknown, "unknown: {rules}");
+        }
+    }
+}
+
+#[test]
+fn dns_is_found_by_its_service_too_with_the_port_that_it_serves() {
+    let service = r#"
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Pod, metadata: {name: dns-0, namespace: kube-system, labels: {app: resolver}}, status: {phase: Running, podIP: 10.1.9.9}}
+- {apiVersion: v1, kind: Service, metadata: {name: kube-dns, namespace: kube-system}, spec: {clusterIP: 10.96.0.10, selector: {app: resolver}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}}
+"#;
+    let to = "to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}}]";
+    assert!(!cuts_dns(service, &format!("{{{to}, ports: [{{port: 5353, protocol: UDP}}]}}")));
+    assert!(!cuts_dns(service, &format!("{{{to}}}")));
+    assert!(cuts_dns(service, "{to: [{podSelector: {}}]}"));
+}
+
+#[test]
+fn what_looks_like_a_policy_and_is_none_is_found_where_it_stands() {
+    let text = "# one\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: p, namespace: shop}\n---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: q}\n---\napiVersion: network.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: r, namespace: shop}\n";
+    let report = check(&[("c.yaml", CLUSTER), ("p.yaml", text)]);
+    assert_eq!(
+        report.to_string(),
+        "p.yaml:4: document 1: NetworkPolcy/shop/p: kind: no such kind is enforced, did you mean NetworkPolicy of networking.k8s.io/v1? [unknown-policy]\n\
+         p.yaml:8: document 2: CiliumNetworkPolicy/q: kind: Cilium's own policies are not enforced [unknown-policy]\n\
+         p.yaml:12: document 3: NetworkPolicy/shop/r: kind: no such kind is enforced, did you mean NetworkPolicy of networking.k8s.io/v1? [unknown-policy]\n"
+    );
+    let json = r#"{"kind":"List","apiVersion":"v1","items":[
+{"apiVersion":"crd.projectcalico.org/v1","kind":"GlobalNetworkPolicy","metadata":{"name":"g"}}]}"#;
+    let report = check(&[("c.yaml", CLUSTER), ("p.json", json)]).to_string();
+    assert!(report.starts_with("p.json:2: document 1: GlobalNetworkPolicy/g: kind: Calico's"), "{report}");
 }

@@ -18,6 +18,8 @@ fn cnp(subject: &str, rules: &str) -> String {
     object("CNP", "p", &format!("{{tier: Admin, priority: 5, subject: {subject}, {rules}}}"))
 }
 
+const DNS: &str = "---\n{apiVersion: v1, kind: Pod, metadata: {name: dns, namespace: shop, labels: {k8s-app: kube-dns}}, status: {phase: Running, podIP: 10.1.0.77}}\n";
+
 const ALL: &str = "{namespaces: {}}";
 
 /// Every finding in the policies, with the cluster around them, as lines of text.
@@ -117,6 +119,19 @@ fn each_mistake_is_found_once_where_it_stands() {
             "spec.ingress[0].ports[0]: 80 is a port of service shop/web",
         ),
         (
+            cnp(ALL, "egress: [{action: Accept, to: [{domainNames: [example.com]}]}]"),
+            "spec.egress[0].to[0].domainNames: nobody says yet which addresses a name stands for, so this peer matches nothing [domain-names]",
+        ),
+        (
+            cnp(ALL, "egress: [{action: Deny, to: [{domainNames: [example.com]}]}]"),
+            "spec.egress[0].to[0].domainNames: names can only be accepted, so the rule denies everything [domain-names]",
+        ),
+        // The cluster's DNS is among these.
+        (
+            cnp(ALL, "egress: [{action: Deny, to: [{namespaces: {matchLabels: {team: a}}}]}]") + DNS,
+            "spec.egress[0]: cuts DNS: no rule before it accepts port 53/UDP or passes it on [cuts-dns]",
+        ),
+        (
             cnp(ALL, "egress: [{action: Deny, to: [{namespaces: {}}]}]"),
             "spec.egress[0]: cuts DNS: no rule before it accepts port 53/UDP or passes it on [cuts-dns]",
         ),
@@ -149,7 +164,6 @@ fn what_is_meant_raises_no_alarm() {
         cnp(ALL, "egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]"),
         cnp(ALL, &format!("egress: [{dns}, {{action: Deny, to: [{{networks: [0.0.0.0/0]}}]}}]")),
         cnp(ALL, "egress: [{action: Deny, to: [{nodes: {}}]}]"),
-        cnp(ALL, "egress: [{action: Accept, to: [{domainNames: [example.com]}]}]"),
         cnp(
             ALL,
             "ingress: [{action: Accept, from: [{namespaces: {}}], protocols: [{destinationNamedPort: http}, {tcp: {destinationPort: {number: 8080}}}]}]",
