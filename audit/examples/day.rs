@@ -15,8 +15,8 @@ use audit::{
     Timing, Traffic, read_store,
 };
 use flow::{
-    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, PolicyKind, PolicyRef,
-    Protocol, Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
+    ClientAddr, Decision, EndCause, Endpoint, Generation, OrigDst, Owner, Pod, Policies, PolicyKind,
+    PolicyRef, Protocol, Reason, SideVerdict, Tier, Tuple, Verdict, Workload,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -182,7 +182,7 @@ fn record(pods: &[Endpoint], number: u64, at: SystemTime) -> Record {
             ingress: SideVerdict {
                 verdict,
                 tier: Some(Tier::NetworkPolicy),
-                policies: Some(Arc::new([policy])),
+                policies: Some(Policies::from(Arc::from([policy]))),
                 reason,
             },
         },

@@ -162,7 +162,7 @@ impl Shared {
                 match self.named {
                     Named::Off | Named::Namespaces => Party::Namespace(namespace),
                     Named::Workloads => Party::Workload { namespace, owner: pod.owner.clone() },
-                    Named::Pods => Party::Pod { namespace, name: pod.name.clone() },
+                    Named::Pods => Party::Pod { namespace, name: (&*pod.name).into() },
                 }
             }
         }

@@ -211,7 +211,7 @@ impl End {
                 Self::Workload {
                     namespace: Arc::clone(&pod.namespace),
                     owner: pod.owner.as_ref().map(names),
-                    pod: pod.owner.is_none().then(|| pod.name.clone()),
+                    pod: pod.owner.is_none().then(|| Box::from(&*pod.name)),
                 }
             }
         }
