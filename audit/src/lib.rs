@@ -32,7 +32,7 @@ mod syslog;
 mod tap;
 mod writer;
 
-pub use line::{ECS_VERSION, SCHEMA};
+pub use line::{ECS_VERSION, LOST_ACTION, SCHEMA};
 pub use metric_labels::{ByteDirection, DeniedSide, GateDrop, Label, PerLabel};
 pub use metrics::{Age, Metrics};
 pub use otlp::{OtlpHeader, OtlpProtocol, OtlpSink, OtlpTls, SpoolConfig};
@@ -42,7 +42,7 @@ pub use record::{Action, ConnectionId, LegInfo, Legs, Record, Timing, Tls, Traff
 pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};
 pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
-pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_store};
+pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store, store_size};
 pub use syslog::SyslogSink;
 pub use tap::Listener;
 pub use writer::{CloseReport, Writer};

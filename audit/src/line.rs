@@ -65,7 +65,7 @@ pub(crate) fn append_lost(lines: &mut Vec<u8>, node: &str, lost: &Lost) {
 }
 
 /// `event.action` of the line that stands for missing records.
-pub(crate) const LOST_ACTION: &str = "records-lost";
+pub const LOST_ACTION: &str = "records-lost";
 
 #[derive(serde::Serialize)]
 struct LostLine<'a> {

@@ -377,6 +377,27 @@ fn a_full_spool_drops_the_oldest_counts_them_and_tells_of_them() {
 }
 
 #[test]
+fn a_full_disk_costs_no_record_that_memory_has_room_for() {
+    let disk = super::spool::tests::SmallDisk::new();
+    let receiver = Receiver::grpc(nowhere(), None);
+    let address = receiver.address;
+    let config = spooled(to(&receiver, OtlpProtocol::Grpc), disk.0.path());
+    drop(receiver);
+    let agent = Agent::start(config);
+    agent.submit(100);
+    agent.wait("some are on disk", |counts| counts.waiting.get() == 100);
+    std::fs::write(disk.0.path().join("of-somebody-else"), vec![0; 1 << 20]).unwrap_err();
+    agent.submit(400);
+    agent.wait("the others wait too", |counts| counts.waiting.get() == 500);
+    let receiver = Receiver::grpc(address, None);
+    let numbers: BTreeSet<i64> = receiver.wait(500).into_iter().collect();
+    assert_eq!(numbers, (1..=500).collect::<BTreeSet<i64>>());
+    agent.wait("all are written", |counts| counts.written.get() == 500);
+    assert_eq!(agent.counts().lost.get(), 0);
+    assert!(agent.writer.close(LIMIT).finished);
+}
+
+#[test]
 fn with_block_new_a_full_spool_refuses_connections_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let receiver = Receiver::grpc(nowhere(), None);

@@ -312,11 +312,19 @@ pub struct StoreQuery {
     pub namespaces: Vec<String>,
     /// Only these actions, as `connection-denied`; empty is all.
     pub actions: Vec<String>,
+    /// From the newest record to the oldest.
+    pub newest_first: bool,
 }
 
 impl Default for StoreQuery {
     fn default() -> Self {
-        Self { since: i64::MIN, until: i64::MAX, namespaces: Vec::new(), actions: Vec::new() }
+        Self {
+            since: i64::MIN,
+            until: i64::MAX,
+            namespaces: Vec::new(),
+            actions: Vec::new(),
+            newest_first: false,
+        }
     }
 }
 
@@ -349,16 +357,16 @@ pub enum ReadStoreError {
     },
 }
 
-/// Reads a store that another process may be writing, from the oldest record to the newest of each file.
-/// `each` gets every line that the query wants and says whether to go on.
+/// Reads a store that another process may be writing, from the oldest record to the newest of each file, or the other
+/// way round. `each` gets every line that the query wants and says whether to go on.
 pub fn read_store(
     folder: &Path,
     query: &StoreQuery,
     mut each: impl FnMut(&str) -> bool,
 ) -> Result<(), ReadStoreError> {
-    let files = files(folder).map_err(|cause| ReadStoreError::Folder { folder: folder.to_owned(), cause })?;
-    if files.is_empty() {
-        return Err(ReadStoreError::Empty { folder: folder.to_owned() });
+    let mut files = files_to_read(folder)?;
+    if query.newest_first {
+        files.reverse();
     }
     for path in files {
         match read_file(&path, query, &mut each) {
@@ -372,13 +380,63 @@ pub fn read_store(
     Ok(())
 }
 
-/// False when `each` has had enough.
-fn read_file(path: &Path, query: &StoreQuery, each: &mut impl FnMut(&str) -> bool) -> rusqlite::Result<bool> {
+/// How many records a store has, but for those that may have been dropped from the middle of a file.
+pub fn store_size(folder: &Path) -> Result<u64, ReadStoreError> {
+    let mut records = 0;
+    for path in files_to_read(folder)? {
+        let counted = open_to_read(&path).and_then(|connection| {
+            connection
+                .query_row("SELECT coalesce(max(rowid), 0) FROM records", [], |row| row.get::<_, i64>(0))
+        });
+        match counted {
+            Ok(count) => records += u64::try_from(count).unwrap_or(0),
+            // Dropped by its writer a moment ago.
+            Err(_) if !path.exists() => {}
+            Err(cause) => return Err(ReadStoreError::File { path, cause }),
+        }
+    }
+    Ok(records)
+}
+
+/// The namespaces of pods at either end of records since then (nanoseconds since 1970), in the order of their names.
+pub fn read_namespaces(folder: &Path, since: i64) -> Result<Vec<String>, ReadStoreError> {
+    const SELECT: &str = "SELECT DISTINCT source_namespace FROM records WHERE time >= ?1 \
+        UNION SELECT DISTINCT destination_namespace FROM records WHERE time >= ?1";
+
+    let mut found = std::collections::BTreeSet::new();
+    for path in files_to_read(folder)? {
+        let read = open_to_read(&path).and_then(|connection| {
+            let mut statement = connection.prepare(SELECT)?;
+            let names = statement.query_map([since], |row| row.get::<_, Option<String>>(0))?;
+            names.collect::<Result<Vec<_>, _>>()
+        });
+        match read {
+            Ok(names) => found.extend(names.into_iter().flatten()),
+            // Dropped by its writer a moment ago.
+            Err(_) if !path.exists() => {}
+            Err(cause) => return Err(ReadStoreError::File { path, cause }),
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn files_to_read(folder: &Path) -> Result<Vec<PathBuf>, ReadStoreError> {
+    let files = files(folder).map_err(|cause| ReadStoreError::Folder { folder: folder.to_owned(), cause })?;
+    if files.is_empty() { Err(ReadStoreError::Empty { folder: folder.to_owned() }) } else { Ok(files) }
+}
+
+fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
     // Reading a file that is being written needs its shared memory, and so the right to write.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .or_else(|_| Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY))?;
     connection.busy_timeout(Duration::from_secs(5))?;
+    Ok(connection)
+}
+
+/// False when `each` has had enough.
+fn read_file(path: &Path, query: &StoreQuery, each: &mut impl FnMut(&str) -> bool) -> rusqlite::Result<bool> {
+    let connection = open_to_read(path)?;
     let (sql, words) = select(query);
     let mut statement = connection.prepare(&sql)?;
     let times: [&dyn rusqlite::ToSql; 2] = [&query.since, &query.until];
@@ -410,7 +468,11 @@ fn select(query: &StoreQuery) -> (String, Vec<&String>) {
         sql.push_str(&format!(" AND (source_namespace IN ({list}) OR destination_namespace IN ({list}))"));
         words.extend(&query.namespaces);
     }
-    sql.push_str(" ORDER BY time, sequence");
+    sql.push_str(if query.newest_first {
+        " ORDER BY time DESC, sequence DESC"
+    } else {
+        " ORDER BY time, sequence"
+    });
     (sql, words)
 }
 

@@ -164,3 +164,36 @@ fn a_folder_that_cannot_be_used_is_named() {
     let error = read_store(folder.path(), &StoreQuery::default(), |_| true).unwrap_err().to_string();
     assert!(error.contains("there are no records-*.sqlite files"), "{error}");
 }
+
+#[test]
+fn a_store_is_read_backwards_across_its_files_and_says_its_size_and_its_namespaces() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(store_size(folder.path()), Err(ReadStoreError::Empty { .. })));
+    let mut store = open(folder.path(), &StoreConfig { max_age_h: 87_600, ..StoreConfig::default() });
+    let keep = |store: &mut Store, namespace: &str, seconds: u64| {
+        let records = (0..3).map(|second| record(Action::Ended, namespace, at(seconds + second)));
+        store.keep(&batch(records), at(seconds)).unwrap();
+    };
+    keep(&mut store, "shop", 0);
+    keep(&mut store, "front", 3_600);
+    keep(&mut store, "shop", 7_200);
+    let lines = |query: &StoreQuery| {
+        let mut lines = Vec::new();
+        read_store(folder.path(), query, |line| {
+            lines.push(line.to_owned());
+            true
+        })
+        .unwrap();
+        lines
+    };
+    let forwards = lines(&StoreQuery::default());
+    let mut backwards = lines(&StoreQuery { newest_first: true, ..StoreQuery::default() });
+    // Lines begin with their times.
+    assert!(forwards.is_sorted() && backwards.is_sorted_by(|one, other| one >= other));
+    backwards.reverse();
+    assert_eq!((forwards.len(), &forwards), (9, &backwards));
+    assert_eq!(store_size(folder.path()).unwrap(), 9);
+    assert_eq!(read_namespaces(folder.path(), i64::MIN).unwrap(), ["front", "shop"]);
+    let since = nanos(at(7_000));
+    assert_eq!(read_namespaces(folder.path(), since).unwrap(), ["shop"]);
+}

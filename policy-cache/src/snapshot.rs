@@ -3,7 +3,7 @@
 //! It consists of parts that it shares with the snapshots before and after it, so it is made and dropped in
 //! microseconds, and two of them are compared by the parts that they do not share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -334,6 +334,18 @@ impl Snapshot {
             .pods
             .at(ip)
             .is_some_and(|entry| *entry.pod.name == *name && *entry.pod.namespace == *namespace)
+    }
+
+    /// Every node that has an address, by its name, with its addresses in ascending order.
+    pub fn nodes(&self) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
+        let mut nodes: BTreeMap<Arc<str>, Vec<IpAddr>> = BTreeMap::new();
+        for (ip, number) in self.view.node_addresses.iter() {
+            if let Some(name) = self.node_name(*number) {
+                nodes.entry(Arc::clone(name)).or_default().push(ip);
+            }
+        }
+        nodes.values_mut().for_each(|addresses| addresses.sort_unstable());
+        nodes
     }
 
     /// The Service a client dialled: by ClusterIP and port, or by node port on a node's address.

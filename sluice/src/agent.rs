@@ -11,11 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use audit::{Metrics, Recorder, Sink, Writer};
+use flow_api::{FlowApi, Nodes};
 use policy_cache::{Interception, Options, Snapshot, SnapshotStore};
 use prometheus_client::registry::Registry;
 use proxy::{DatapathOptions, Running};
 use redirect::{Redirect, RedirectHandle, RedirectSpec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::admin::{self, AdminHandle, Alive, Conditions};
 use crate::config::Config;
@@ -78,6 +80,8 @@ struct Agent {
     source_metrics: SourceMetrics,
     confirmed: Option<SystemTime>,
     _admin: Option<AdminHandle>,
+    flows: Option<FlowApi>,
+    nodes: watch::Sender<Arc<Nodes>>,
     signals: Signals,
 }
 
@@ -135,6 +139,11 @@ impl Agent {
         );
         let (recorder, records) = Recorder::start(config.records, sink, &node, metrics.clone())?;
         board.set_recorder(recorder.clone());
+        let (nodes, told) = watch::channel(Arc::default());
+        let flows = FlowApi::start(&config.hubble, &recorder, &node, told)?;
+        if let Some(flows) = &flows {
+            tracing::info!(address = %flows.address(), "flow API");
+        }
         let datapath = Running::start(DatapathOptions {
             config: config.proxy,
             listener_port: spec.listener_port,
@@ -188,6 +197,8 @@ impl Agent {
             source_metrics,
             confirmed: None,
             _admin: admin,
+            flows,
+            nodes,
             signals,
         }))
     }
@@ -271,7 +282,22 @@ impl Agent {
         }
     }
 
+    /// Tells the flow API where the agents of the cluster are.
+    fn look_at_nodes(&self) {
+        if let (Some(_), Some(snapshot)) = (&self.flows, self.policy.current()) {
+            let now = snapshot.nodes();
+            self.nodes.send_if_modified(|nodes| {
+                let is_new = **nodes != now;
+                if is_new {
+                    *nodes = Arc::new(now);
+                }
+                is_new
+            });
+        }
+    }
+
     fn look(&mut self) {
+        self.look_at_nodes();
         match own_addresses() {
             Ok(now) if now != self.own_addresses => {
                 tracing::info!(addresses = ?now, "this node's addresses have changed");

@@ -29,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) interception: policy_cache::Interception,
     /// What is counted beside the node's sums.
     pub(crate) metrics: audit::MetricsConfig,
+    /// The API that Hubble's tools speak.
+    pub(crate) hubble: flow_api::HubbleConfig,
     /// How policies are read where the API leaves a choice.
     pub(crate) policy: policy_cache::PolicyConfig,
     /// How the Kubernetes API is followed.
@@ -170,6 +172,7 @@ impl Config {
         let records = self.records.validate().into_iter();
         let interception = self.interception.validate().into_iter();
         let metrics = self.metrics.validate().into_iter();
+        let hubble = self.hubble.validate().into_iter();
         let api = self.api.validate().into_iter();
         redirect
             .map(|found| problem("redirect", found.field, found.value, found.problem))
@@ -179,6 +182,7 @@ impl Config {
                 interception.map(|found| problem("interception", &found.field, found.value, found.problem)),
             )
             .chain(metrics.map(|found| problem("metrics", &found.field, found.value, found.problem)))
+            .chain(hubble.map(|found| problem("hubble", found.field, found.value, found.problem)))
             .chain(api.map(|found| problem("api", found.field, found.value, found.problem)))
             .chain(self.shutdown.validate())
             .chain(self.log.validate())
@@ -195,6 +199,7 @@ struct Sections {
     records: Option<audit::RecorderConfig>,
     interception: Option<policy_cache::Interception>,
     metrics: Option<audit::MetricsConfig>,
+    hubble: Option<flow_api::HubbleConfig>,
     policy: Option<policy_cache::PolicyConfig>,
     api: Option<policy_cache::ApiConfig>,
     shutdown: Option<ShutdownConfig>,
@@ -209,6 +214,7 @@ impl From<Sections> for Config {
             records: sections.records.unwrap_or_default(),
             interception: sections.interception.unwrap_or_default(),
             metrics: sections.metrics.unwrap_or_default(),
+            hubble: sections.hubble.unwrap_or_default(),
             policy: sections.policy.unwrap_or_default(),
             api: sections.api.unwrap_or_default(),
             shutdown: sections.shutdown.unwrap_or_default(),

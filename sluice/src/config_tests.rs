@@ -89,7 +89,7 @@ fn what_does_not_belong_there_is_refused_with_its_place() {
     let table = [
         (
             "# sections\nredirct: {}\n",
-            "sluice.yaml:2:1: unknown field `redirct`, expected one of redirect, proxy, records, interception, metrics, policy, \
+            "sluice.yaml:2:1: unknown field `redirct`, expected one of redirect, proxy, records, interception, metrics, hubble, policy, \
              api, shutdown, log, in `redirct: {}`",
         ),
         (

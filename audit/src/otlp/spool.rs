@@ -490,4 +490,4 @@ fn remove(path: &Path) {
 
 #[cfg(test)]
 #[path = "spool_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -166,10 +166,10 @@ fn files_of_others_are_left_alone_and_files_that_are_none_are_removed() {
 }
 
 /// A file system of one mebibyte, gone with the value.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(pub(crate) tempfile::TempDir);
 
 impl SmallDisk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])

@@ -34,6 +34,7 @@ fn packages() -> Vec<(String, Vec<Value>, Vec<Value>)> {
             &["--set", "cleanup=true", "--set-json", "config={\"log\":null}"],
         ),
         package("metrics", kustomize_with("generic", &["metrics"]), &metrics),
+        package("hubble", kustomize_with("generic", &["hubble"]), &["--set", "hubble.enabled=true"]),
         package("records", kustomize_with("generic", &["records-on-host"]), &["--set", "records.to=host"]),
     ]
 }
@@ -161,6 +162,8 @@ fn helm_refuses_values_that_cannot_work_and_says_which() {
         ("maxUnavailable=0", "/maxUnavailable"),
         ("maxUnavailable=101%", "/maxUnavailable"),
         ("config=7", "/config"),
+        ("hubble.port=0", "/hubble/port"),
+        ("hubble.tlsSecret=", "/hubble/tlsSecret"),
         ("cleanup=yes", "/cleanup"),
         ("metrics.serviceMonitor.enabled=true", "beyond loopback"),
         ("config.shutdown.drain_timeout_ms=40000", "terminationGracePeriodSeconds is 30"),
@@ -384,6 +387,40 @@ fn records_on_the_host_are_written_where_the_volume_is_mounted() {
         let volume = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "records");
         assert_eq!(volume.unwrap()["hostPath"]["path"], "/var/log/sluice");
     }
+}
+
+#[test]
+fn the_flow_api_has_its_certificates_and_its_service_leads_to_it() {
+    for objects in [kustomize_with("generic", &["hubble"]), helm(&["--set", "hubble.enabled=true"]).unwrap()]
+    {
+        let config: Value = serde_saphyr::from_str(render::config(&objects)).unwrap();
+        let hubble = &config["hubble"];
+        let pod = pod(&objects);
+        let container = &pod["containers"][0];
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["name"] == "hubble").unwrap();
+        for file in ["cert_file", "key_file", "client_ca_file"] {
+            let file = hubble["tls"][file].as_str().unwrap();
+            assert!(file.starts_with(&format!("{}/", mount["mountPath"].as_str().unwrap())), "{file}");
+        }
+        assert_eq!(mount["readOnly"], true);
+        let port =
+            container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "hubble").unwrap();
+        assert_eq!(hubble["listen"], format!("0.0.0.0:{}", port["containerPort"]));
+        assert_eq!(object(&objects, "Service")["spec"]["ports"][0]["targetPort"], port["containerPort"]);
+    }
+    let config = |arguments: &[&str]| -> Value {
+        serde_saphyr::from_str(render::config(&helm(arguments).unwrap())).unwrap()
+    };
+    assert!(
+        config(&["--set", "hubble.enabled=true,hubble.mutualTls=false"])["hubble"]["tls"]["client_ca_file"]
+            .is_null()
+    );
+    let named = config(&["--set", "hubble.enabled=true,config.hubble.cluster_name=east"]);
+    assert_eq!(
+        (&named["hubble"]["cluster_name"], &named["hubble"]["listen"]),
+        (&json!("east"), &json!("0.0.0.0:4244"))
+    );
 }
 
 #[test]

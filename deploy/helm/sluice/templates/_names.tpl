@@ -24,6 +24,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if eq $address "0.0.0.0" }}127.0.0.1{{ else if eq $address "::" }}::1{{ else }}{{ $address }}{{ end -}}
 {{- end }}
 
+{{/* The configuration file: config, and the section hubble when that is enabled. */}}
+{{- define "sluice.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- if and .Values.hubble.enabled (not .Values.cleanup) }}
+{{- $folder := "/etc/sluice-hubble" }}
+{{- $tls := dict "cert_file" (printf "%s/tls.crt" $folder) "key_file" (printf "%s/tls.key" $folder) }}
+{{- if .Values.hubble.mutualTls }}{{ $_ := set $tls "client_ca_file" (printf "%s/ca.crt" $folder) }}{{ end }}
+{{- $hubble := dict "listen" (printf "0.0.0.0:%v" .Values.hubble.port) "tls" $tls }}
+{{- $_ := set $config "hubble" (mustMergeOverwrite $hubble (deepCopy ($config.hubble | default dict))) }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
 {{- define "sluice.isLoopback" -}}
 {{- if or (hasPrefix "127." .Values.admin.address) (eq "::1" .Values.admin.address) }}true{{ end -}}
 {{- end }}

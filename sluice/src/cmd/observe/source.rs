@@ -82,6 +82,7 @@ fn query(wanted: &Wanted<'_>) -> StoreQuery {
         until: wanted.span.until,
         namespaces: wanted.filters.namespaces(),
         actions: wanted.filters.actions(),
+        ..StoreQuery::default()
     }
 }
 
