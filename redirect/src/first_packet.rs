@@ -5,6 +5,9 @@
 //! node's ranges, or by its interface; a policy may isolate it, so that it is closed while no proxy listens,
 //! unless everything is open. The node's own addresses are never taken for a pod's.
 //!
+//! What comes in by an interface that leads to known pods comes from one of them: with a source that is not routed
+//! there it would pass for somebody else, or for nobody, and is dropped.
+//!
 //! A SYN goes to the listener. A datagram is only marked here: the gate stands where it is forwarded or
 //! delivered, and holds what carries the mark.
 
@@ -206,6 +209,10 @@ fn first_packet(script: &mut Script, spec: &RedirectSpec) {
     for (protocol, version) in families(spec) {
         script.rule(&format!("{protocol} saddr @pod_ranges{version} goto from_unknown"), "from unknown pods");
     }
+    script.rule(
+        "iifname @pod_links fib saddr . iif oif missing counter drop",
+        "a pod with an address that is not routed to it",
+    );
     if let Some(interfaces) = interfaces(spec) {
         script.rule(&format!("iifname {interfaces} goto from_unknown"), "from unknown pods");
     }

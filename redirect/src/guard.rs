@@ -13,6 +13,8 @@ use crate::ruleset::RedirectSpec;
 
 /// How often the guard asks whether anything has changed.
 const LOOK: Duration = Duration::from_millis(200);
+/// How many looks it is from one question for the pods' interfaces to the next.
+const LOOKS_PER_LINKS: u32 = 10;
 
 /// The installer of the interception.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Redirect {
         let unseen = kernel.obstacles().to_vec();
         let (pods, wanted) = watch::channel((0, pods));
         let (report, health) = watch::channel(Health { installed: true, unseen, ..Health::default() });
-        let guard = tokio::spawn(Guard { kernel, wanted, report, applied: true }.run());
+        let guard = tokio::spawn(Guard { kernel, wanted, report, applied: true, looks: 0 }.run());
         Ok(RedirectHandle { pods, health, guard })
     }
 }
@@ -105,6 +107,7 @@ struct Guard {
     report: watch::Sender<Health>,
     /// Whether the last application of pods succeeded.
     applied: bool,
+    looks: u32,
 }
 
 impl Guard {
@@ -164,6 +167,10 @@ impl Guard {
     async fn repair(&mut self) -> Result<Vec<Difference>, InstallError> {
         let mut repaired = self.kernel.repair_routes().await?;
         repaired.extend(self.kernel.follow_bridges().await?);
+        self.looks = (self.looks + 1) % LOOKS_PER_LINKS;
+        if self.looks == 0 {
+            self.kernel.follow_pod_links().await?;
+        }
         let differences = self.kernel.differences().await?;
         if !differences.is_empty() {
             self.kernel.replace().await?;

@@ -15,7 +15,8 @@ use crate::gate::Iptables;
 use crate::links::{LinkWatch, Links};
 use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quieted};
 use crate::nfnetlink::{Family, Nfnetlink};
-use crate::pods::{LocalPods, delta_of};
+use crate::pod_links;
+use crate::pods::{LocalPods, SetElements, delta_of};
 use crate::probe::{MissingParts, builds_bridge_rules, probe};
 use crate::routes::{RouteError, RouteSpec, Routes};
 use crate::ruleset::{GateBackend, RedirectSpec, TABLE, ruleset};
@@ -167,6 +168,7 @@ impl Kernel {
             self.spec.created = left.created;
             self.spec.quieted = list_bridge_table().await.map(|table| quieted(&table)).unwrap_or_default();
         }
+        self.find_pod_links().await;
         self.count_datagrams();
         self.show_bridged_frames_to_nobody();
         let gates = self.replace_gates().await?;
@@ -182,6 +184,16 @@ impl Kernel {
     pub(crate) async fn set_pods(&mut self, pods: LocalPods) -> Result<(), InstallError> {
         let old = self.spec.elements();
         self.spec.pods = pods;
+        self.change_sets(old).await
+    }
+
+    /// Follows the pods' interfaces, which may come after the pods.
+    pub(crate) async fn follow_pod_links(&mut self) -> Result<(), InstallError> {
+        self.change_sets(self.spec.elements()).await
+    }
+
+    async fn change_sets(&mut self, old: SetElements) -> Result<(), InstallError> {
+        self.find_pod_links().await;
         if self.installed.is_some() {
             let Some(script) = delta_of(&old, &self.spec.elements()) else { return Ok(()) };
             match nft(&["-f", "-"], &script).await {
@@ -191,6 +203,14 @@ impl Kernel {
             }
         }
         self.replace().await
+    }
+
+    /// What cannot be asked for stays as it is: the other rules do not depend on it.
+    async fn find_pod_links(&mut self) {
+        match pod_links::find(&self.routes, &self.spec.pods, self.spec.ipv6).await {
+            Ok(links) => self.spec.pod_links = links,
+            Err(error) => tracing::warn!(error = chain(&error), "cannot find the interfaces of pods"),
+        }
     }
 
     /// Looks for differences. Cheap while the ruleset's generation stands still.

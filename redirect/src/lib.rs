@@ -22,6 +22,7 @@ mod links;
 mod listing;
 mod marks;
 mod nfnetlink;
+mod pod_links;
 mod pods;
 mod probe;
 mod routes;

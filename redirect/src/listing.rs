@@ -86,6 +86,7 @@ fn objects(text: &str) -> Vec<Value> {
 fn parse(text: &str) -> Option<Listing> {
     let mut shape = Vec::new();
     let mut pods = LocalPods::default();
+    let mut links = BTreeSet::new();
     let mut plain = true;
     let mut created = CreatedBases::default();
     for mut object in objects(text) {
@@ -102,6 +103,10 @@ fn parse(text: &str) -> Option<Listing> {
             match (set.get("name").and_then(Value::as_str), addresses) {
                 // What clients do fills these sets.
                 (Some(name), _) if name.starts_with(SYN_RATE) => {}
+                (Some("pod_links"), _) => {
+                    links.extend(members.iter().filter_map(Value::as_str).map(str::to_owned));
+                    plain &= links.len() == members.len();
+                }
                 (Some("pod_ranges4" | "pod_ranges6"), _) => {
                     match members.iter().map(range).collect::<Option<Vec<IpNet>>>() {
                         Some(ranges) => pods.ranges.extend(ranges),
@@ -134,7 +139,7 @@ fn parse(text: &str) -> Option<Listing> {
     // An address in both sets would be told apart from the wanted one by the sets' sizes alone.
     let overlap = pods.isolated.intersection(&pods.observed).next().is_some()
         || pods.passed.iter().any(|pod| pods.isolated.contains(pod) || pods.observed.contains(pod));
-    let elements = (plain && !overlap).then(|| SetElements::of(&pods, true));
+    let elements = (plain && !overlap).then(|| SetElements { links, ..SetElements::of(&pods, true) });
     (!shape.is_empty()).then_some(Listing { shape, elements, created })
 }
 

@@ -36,6 +36,7 @@ pub(crate) struct SetElements {
     pub(crate) passed6: BTreeSet<Ipv6Addr>,
     pub(crate) ranges4: BTreeSet<Ipv4Net>,
     pub(crate) ranges6: BTreeSet<Ipv6Net>,
+    pub(crate) links: BTreeSet<String>,
 }
 
 /// The nft transaction that turns the sets for `old` into the sets for `new`; `None` when they are the same.
@@ -53,6 +54,11 @@ pub(crate) fn delta_of(old: &SetElements, new: &SetElements) -> Option<String> {
     change(&mut script, "passed6", &old.passed6, &new.passed6);
     change_ranges(&mut script, "pod_ranges4", &old.ranges4, &new.ranges4);
     change_ranges(&mut script, "pod_ranges6", &old.ranges6, &new.ranges6);
+    for (verb, names) in
+        [("add", new.links.difference(&old.links)), ("delete", old.links.difference(&new.links))]
+    {
+        line(&mut script, verb, "pod_links", name_list(names));
+    }
     (!script.is_empty()).then_some(script)
 }
 
@@ -113,6 +119,11 @@ impl SetElements {
 /// A set's elements as nft writes them between braces.
 pub(crate) fn element_list<A: Display>(addresses: impl IntoIterator<Item = A>) -> String {
     addresses.into_iter().map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Names of interfaces as nft writes them between braces.
+pub(crate) fn name_list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
 fn change<A: Ord + Display>(script: &mut String, set: &str, old: &BTreeSet<A>, new: &BTreeSet<A>) {

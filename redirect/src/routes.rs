@@ -216,7 +216,11 @@ impl Routes {
         rules.map_err(|error| RouteError::of("list routing rules", error))
     }
 
-    async fn routes(&self, version: IpVersion, table: u32) -> Result<Vec<RouteMessage>, RouteError> {
+    pub(crate) async fn routes(
+        &self,
+        version: IpVersion,
+        table: u32,
+    ) -> Result<Vec<RouteMessage>, RouteError> {
         let mut request = RouteMessage::default();
         request.header.address_family = match version {
             IpVersion::V4 => AddressFamily::Inet,

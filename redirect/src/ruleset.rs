@@ -14,7 +14,7 @@ use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::datagrams;
 use crate::first_packet;
 use crate::marks::{Marks, MarksError};
-use crate::pods::{LocalPods, SetElements, element_list};
+use crate::pods::{LocalPods, SetElements, element_list, name_list};
 
 /// The nftables table, family `inet`.
 pub(crate) const TABLE: &str = "sluice";
@@ -154,6 +154,8 @@ pub struct RedirectSpec {
     pub quieted: BTreeSet<String>,
     /// Whether the node's settings that hide bridged traffic are turned off.
     pub bridge_settings: bool,
+    /// The interfaces that lead to them and nowhere else. The installer finds them.
+    pub pod_links: BTreeSet<String>,
     /// Known to the installer; the default elsewhere.
     pub created: CreatedBases,
 }
@@ -186,12 +188,13 @@ impl RedirectSpec {
             bridges: Vec::new(),
             quieted: BTreeSet::new(),
             bridge_settings: config.bridge_settings,
+            pod_links: BTreeSet::new(),
             created: CreatedBases::default(),
         })
     }
 
     pub(crate) fn elements(&self) -> SetElements {
-        SetElements::of(&self.pods, self.ipv6)
+        SetElements { links: self.pod_links.clone(), ..SetElements::of(&self.pods, self.ipv6) }
     }
 
     fn last_queue(&self) -> u16 {
@@ -312,6 +315,7 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
     set("isolated4", "ipv4_addr", element_list(&elements.isolated4));
     set("observed4", "ipv4_addr", element_list(&elements.observed4));
     set("pod_ranges4", RANGES[0], element_list(&elements.ranges4));
+    set("pod_links", "ifname", name_list(&elements.links));
     if spec.ipv6 {
         set("isolated6", "ipv6_addr", element_list(&elements.isolated6));
         set("observed6", "ipv6_addr", element_list(&elements.observed6));

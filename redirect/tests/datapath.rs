@@ -149,6 +149,16 @@ fn upstream(source: SocketAddr, target: SocketAddr, mark: u32) -> io::Result<Tcp
     Ok(TcpStream::from(socket))
 }
 
+/// One datagram from an address that need not be one's own.
+fn datagram(source: SocketAddr, target: SocketAddr) -> io::Result<usize> {
+    let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::IpTransparent, &true)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
+    let flags = socket::MsgFlags::empty();
+    Ok(socket::sendto(socket.as_raw_fd(), b"x", &SockaddrStorage::from(target), flags)?)
+}
+
 /// Dials with nobody listening, where isolated and observed pods must or must not be reached.
 fn without_a_listener(mode: FailMode, isolated: bool, observed: bool) {
     let cluster = Cluster::new();
@@ -425,6 +435,38 @@ fn the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them() {
         let stream = cluster.node.enter(move || TcpStream::connect_timeout(&to, SILENCE));
         echo(&mut stream.unwrap()).unwrap();
     }
+}
+
+#[test]
+fn a_pod_speaks_with_no_address_but_those_that_are_routed_to_it() {
+    let cluster = Cluster::new();
+    let dropped = |at_least: usize| {
+        let chain = cluster.node.run("nft list chain inet sluice first_packet");
+        let rule = chain.lines().find(|line| line.contains("not routed to it")).unwrap();
+        let count: usize = rule.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(count >= at_least && (at_least > 0 || count == 0), "{chain}");
+    };
+    for (pods, is_pod) in
+        [(local(&CLIENT, &[]), true), (local(&[], &CLIENT), true), (local(&SERVER, &[]), false)]
+    {
+        cluster.install(RedirectConfig::default(), pods);
+        // An address outside, and one that is routed to another pod or node.
+        for source in ["198.51.100.7", "10.2.0.9", "2001:db8::7", "fd02::9"] {
+            let source = SocketAddr::new(source.parse().unwrap(), 0);
+            let to = SERVER[usize::from(source.is_ipv6())];
+            let target = SocketAddr::new(to.parse().unwrap(), PORT);
+            assert!(is_unanswered(cluster.client.enter(move || upstream(source, target, 0))));
+            cluster.client.enter(move || datagram(source, target)).unwrap();
+        }
+        dropped(if is_pod { 8 } else { 0 });
+        let links = cluster.node.run("nft list set inet sluice pod_links");
+        assert!(links.contains(if is_pod { "\"pod1\"" } else { "\"pod2\"" }), "{links}");
+    }
+    // An interface with a gateway behind it leads to more than a pod.
+    cluster.node.run("ip route add default via 10.1.0.2 dev pod1");
+    cluster.install(RedirectConfig::default(), local(&CLIENT, &[]));
+    let links = cluster.node.run("nft list set inet sluice pod_links");
+    assert!(!links.contains("pod1"), "{links}");
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
         bridges: spec.bridges,
         quieted: spec.quieted,
         passes: spec.passes,
+        pod_links: spec.pod_links,
         ..changed
     }
 }
@@ -61,6 +62,7 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
     vec![
         ("dual-stack", spec(|_, _| {})),
         ("v4-only", spec(|_, spec| spec.ipv6 = false)),
+        ("pod-links", spec(|_, spec| spec.pod_links = ["cali1", "cni0"].map(str::to_owned).into())),
         ("no-pods", spec(|_, spec| spec.pods = LocalPods::default())),
         ("fail-closed", spec(|config, _| config.fail_mode = FailMode::Closed)),
         ("fail-open", spec(|config, _| config.fail_mode = FailMode::Open)),
