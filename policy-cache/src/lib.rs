@@ -27,6 +27,7 @@ pub use cluster::Cluster;
 pub use compile::compile;
 pub use explain::{Change, ExplainError, Explanation, Operation, Question, explain};
 pub use lint::{LintReport, lint, lint_texts};
+pub use manifest::files::{ReadError, open_regular, read_text};
 pub use manifest::{LoadError, Problem, Reading, load, parse, read_object};
 pub use objects::{Counts, Event, Kind, Object, ObjectKey, Objects};
 pub use options::{Options, OwnNodeEgress, PolicyConfig};

@@ -8,12 +8,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{MessageFormatter, RenderOptions, SnippetMode, UserMessageFormatter};
 use tracing_subscriber::EnvFilter;
+
+/// A larger file is no configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The whole configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -95,7 +97,7 @@ pub(crate) enum ConfigError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: io::Error,
+        cause: policy_cache::ReadError,
     },
     /// The file is no YAML, or has keys or values that do not belong there.
     #[error("{}:{line}:{column}: {message}, in `{text}`", path.display())]
@@ -147,7 +149,7 @@ fn lines(path: &Path, problems: &[Problem]) -> String {
 impl Config {
     /// Reads and checks the file at `path`.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = policy_cache::read_text(path, MAX_FILE_BYTES)
             .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Self::checked(path, &text)
     }

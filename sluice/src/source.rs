@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use policy_cache::{
-    Access, ApiConfig, ApiHandle, ApiSource, ApiStatus, ManifestSource, Options, SnapshotStore, SourceStatus,
-    WatchHandle,
+    Access, ApiConfig, ApiHandle, ApiSource, ApiStatus, KindStatus, ManifestSource, Options, SnapshotStore,
+    SourceStatus, WatchHandle,
 };
 
 use crate::status::Source;
+
+/// A list that lasts longer is told of.
+const ENDLESS: Duration = Duration::from_secs(60);
 
 /// Where the policy is to come from.
 #[derive(Clone, Debug)]
@@ -154,12 +157,18 @@ fn api_condition(status: &ApiStatus) -> Result<(), String> {
         .kinds
         .iter()
         .filter(|kind| !kind.listed)
-        .map(|kind| match &kind.error {
-            Some(error) => format!("{} ({error})", kind.kind),
-            None => kind.kind.to_owned(),
+        .map(|kind| match (&kind.error, endless(kind)) {
+            (Some(error), _) => format!("{} ({error})", kind.kind),
+            (None, Some(seconds)) => format!("{} (for {seconds} s, and the list has not ended)", kind.kind),
+            (None, None) => kind.kind.to_owned(),
         })
         .collect();
     Err(format!("not listed by the API server yet: {}", missing.join(", ")))
+}
+
+/// For how many seconds a list has been read that should have come to its end.
+fn endless(kind: &KindStatus) -> Option<u64> {
+    kind.listing.filter(|lasting| *lasting >= ENDLESS).map(|lasting| lasting.as_secs())
 }
 
 /// Which kinds have not been heard of, and for how long.
@@ -167,9 +176,14 @@ fn api_remark(status: &ApiStatus) -> Option<String> {
     let failing: Vec<String> = status
         .kinds
         .iter()
-        .filter_map(|kind| {
-            let (age, error) = (kind.age?, kind.error.as_ref()?);
-            Some(format!("{} last heard of {} s ago ({error})", kind.kind, age.as_secs()))
+        .filter_map(|kind| match (&kind.error, endless(kind)) {
+            (Some(error), _) => {
+                Some(format!("{} last heard of {} s ago ({error})", kind.kind, kind.age?.as_secs()))
+            }
+            (None, Some(seconds)) => {
+                Some(format!("{} has been listed for {seconds} s without an end", kind.kind))
+            }
+            (None, None) => None,
         })
         .collect();
     (!failing.is_empty()).then(|| format!("the last state stays in force: {}", failing.join(", ")))

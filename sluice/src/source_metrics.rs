@@ -127,6 +127,7 @@ mod tests {
             reconnects: 3,
             relists: 1,
             error: None,
+            listing: None,
         };
         let kinds = vec![kind("Pod", Some(Duration::from_millis(1500))), kind("ClusterNetworkPolicy", None)];
         let api = ApiStatus { complete: true, alive: true, kinds, rejected: Vec::new() };

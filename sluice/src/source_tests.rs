@@ -1,7 +1,3 @@
-use std::time::Duration;
-
-use policy_cache::KindStatus;
-
 use super::*;
 
 fn kind(kind: &'static str, listed: bool, error: Option<&str>) -> KindStatus {
@@ -15,6 +11,7 @@ fn kind(kind: &'static str, listed: bool, error: Option<&str>) -> KindStatus {
         reconnects: 0,
         relists: 0,
         error: error.map(str::to_owned),
+        listing: None,
     }
 }
 
@@ -34,6 +31,20 @@ fn a_watch_that_hangs_ends_readiness_and_rejected_manifests_do_not() {
     assert_eq!(manifests_condition(&failing), Ok(()));
     let hanging = SourceStatus { alive: false, ..failing };
     assert!(manifests_condition(&hanging).unwrap_err().contains("hangs"));
+}
+
+#[test]
+fn a_list_that_does_not_end_is_told_before_and_after_the_first() {
+    let lasting = |listed, seconds| KindStatus {
+        listing: Some(Duration::from_secs(seconds)),
+        age: Some(Duration::ZERO),
+        ..kind("Pod", listed, None)
+    };
+    assert_eq!(api_remark(&status(vec![lasting(true, 59)])), None);
+    let remark = api_remark(&status(vec![kind("Node", true, None), lasting(true, 75)])).unwrap();
+    assert!(remark.contains("Pod has been listed for 75 s"), "{remark}");
+    let missing = api_condition(&status(vec![lasting(false, 75)])).unwrap_err();
+    assert!(missing.contains("Pod (for 75 s"), "{missing}");
 }
 
 #[test]

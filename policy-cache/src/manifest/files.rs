@@ -77,33 +77,46 @@ pub(crate) fn others_note(others: &[PathBuf]) -> Option<String> {
 
 /// The text of a regular file. Anything else is refused: a FIFO or a device may keep its reader for ever.
 pub(crate) fn read(path: &Path) -> Result<String, Box<Problem>> {
-    text(path).map_err(|error| Box::new(whole_file(path, error.to_string())))
+    read_text(path, MAX_FILE_BYTES).map_err(|error| Box::new(whole_file(path, error.to_string())))
 }
 
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
-enum ReadError {
+pub enum ReadError {
+    /// It cannot be opened or read.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// It is something else.
     #[error("must be a regular file, is {0}")]
     NotRegular(&'static str),
+    /// It is no text.
     #[error("must be text in UTF-8")]
     NotUtf8,
-    #[error("larger than {MAX_FILE_BYTES} bytes")]
-    TooLarge,
+    /// It is larger than it may be.
+    #[error("larger than {limit} bytes")]
+    TooLarge {
+        /// How large it may be.
+        limit: u64,
+    },
 }
 
-fn text(path: &Path) -> Result<String, ReadError> {
+/// Opens a regular file, and nothing else: a FIFO or a device may keep its reader for ever.
+pub fn open_regular(path: &Path) -> Result<fs::File, ReadError> {
     // Looked at before it is opened, for opening a device may do something; and again once it is open, for
     // another may stand in its place by then. O_NONBLOCK: opening a FIFO waits for its other end, open(2).
     regular(&fs::metadata(path)?)?;
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// The text of a regular file of at most `limit` bytes.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, ReadError> {
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(ReadError::TooLarge);
+    open_regular(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(ReadError::TooLarge { limit });
     }
     String::from_utf8(bytes).map_err(|_| ReadError::NotUtf8)
 }

@@ -52,7 +52,9 @@ pub(crate) enum From {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// A page was read; without a token it was the last, and the list is as of the version.
-    Page { token: Option<String>, version: String },
+    Page { token: Option<String>, version: String, empty: bool },
+    /// The pages lead back to one another.
+    Circling,
     /// The server ended the watch.
     Ended,
     /// The version, or the pages, are no longer there.
@@ -78,6 +80,9 @@ pub(crate) struct Course {
     streaming: bool,
     stream_failures: u32,
     failures: u32,
+    /// Pages of the list that is being read, and a token among theirs to compare later ones with.
+    pages: u32,
+    milestone: String,
     /// Since the last request: whether an event or a bookmark came.
     heard: bool,
 }
@@ -96,12 +101,17 @@ impl Course {
             streaming,
             stream_failures: 0,
             failures: 0,
+            pages: 0,
+            milestone: String::new(),
             heard: false,
         }
     }
 
     pub(crate) fn ask(&mut self) -> Ask {
         self.heard = false;
+        if matches!(self.position, Position::Unlisted { .. }) {
+            self.pages = 0;
+        }
         match &self.position {
             Position::Unlisted { .. } if self.streaming => Ask::Stream,
             Position::Unlisted { from, whole } => {
@@ -131,6 +141,19 @@ impl Course {
         }
     }
 
+    /// Takes in where the next page is said to begin. True when the pages lead back to one that was read: a later
+    /// one of ever more distant milestones comes again (R. P. Brent, BIT 20, 1980).
+    pub(crate) fn goes_in_circles(&mut self, token: &str) -> bool {
+        if self.pages > 0 && self.milestone == token {
+            return true;
+        }
+        self.pages = self.pages.saturating_add(1);
+        if self.pages.is_power_of_two() {
+            token.clone_into(&mut self.milestone);
+        }
+        false
+    }
+
     /// Begins anew: the collection has come back.
     pub(crate) fn restart(&mut self) {
         self.position = Position::Unlisted { from: From::Newest, whole: false };
@@ -139,14 +162,19 @@ impl Course {
     /// Takes in how the request of the last [`Course::ask`] ended after `lasted`. Returns the wait before the
     /// next one; `chance` is from 0 to 1.
     pub(crate) fn after(&mut self, outcome: Outcome, lasted: Duration, chance: f64) -> Duration {
-        if let Outcome::Page { token, version } = outcome {
+        if let Outcome::Page { token, version, empty } = outcome {
+            let is_idle = empty && token.is_some();
             match (token, &self.position) {
                 (Some(token), Position::Unlisted { from, whole } | Position::Listing { from, whole, .. }) => {
                     self.position = Position::Listing { from: from.clone(), whole: *whole, token };
                 }
                 (_, _) => self.listed(version),
             }
-            return Duration::ZERO;
+            if !is_idle {
+                return Duration::ZERO;
+            }
+            self.failures = self.failures.saturating_add(1);
+            return self.wait(chance);
         }
         if matches!(self.position, Position::Watching { .. })
             && lasted >= STABLE
@@ -177,6 +205,7 @@ impl Course {
                     self.streaming = false;
                 }
             }
+            Outcome::Circling => self.position = newest(true),
             Outcome::Expired => {
                 self.position = newest(matches!(self.position, Position::Listing { .. }));
             }

@@ -12,7 +12,7 @@ fn watch(version: &str) -> Ask {
 }
 
 fn page(token: Option<&str>, version: &str) -> Outcome {
-    Outcome::Page { token: token.map(str::to_owned), version: version.to_owned() }
+    Outcome::Page { token: token.map(str::to_owned), version: version.to_owned(), empty: false }
 }
 
 const REFUSED: Outcome = Outcome::Refused { retry_after: None };
@@ -209,4 +209,33 @@ fn chance_spreads_the_waits() {
     };
     assert_eq!(wait(0.0), FIRST_WAIT / 2);
     assert_eq!(wait(1.0), FIRST_WAIT);
+}
+
+#[test]
+fn pages_without_items_are_asked_for_ever_more_slowly_and_circles_begin_anew_in_one_piece() {
+    let mut course = Course::new(false);
+    let mut waits = Vec::new();
+    for number in 0..6 {
+        course.ask();
+        let token = Some(number.to_string());
+        let page = Outcome::Page { token, version: "7".to_owned(), empty: true };
+        waits.push(course.after(page, SHORT, 1.0));
+    }
+    assert!(waits.is_sorted() && waits[0] >= FIRST_WAIT && waits[5] >= FIRST_WAIT * 32, "{waits:?}");
+    check(
+        false,
+        &[
+            (list(From::Memory, None, false), page(Some("a"), "7")),
+            (list(From::Memory, Some("a"), false), Outcome::Circling),
+            (list(From::Newest, None, true), page(None, "9")),
+        ],
+    );
+    for length in [1, 2, 3, 7, 50] {
+        let mut course = Course::new(false);
+        course.ask();
+        let pages = (0..1_000).position(|page| course.goes_in_circles(&(page % length).to_string()));
+        assert!(pages.is_some_and(|pages| pages < 4 * length + 4), "{length}: {pages:?}");
+    }
+    let mut course = Course::new(false);
+    assert!((0..1_000).all(|page| !course.goes_in_circles(&page.to_string())), "a long list is no circle");
 }

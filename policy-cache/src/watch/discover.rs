@@ -1,9 +1,10 @@
 //! Which of the optional collections the API has. They come and go with their CRDs while the process runs.
 //!
 //! One absence is believed at the start, when nothing is known that could be lost. Later it must be seen twice, a
-//! while apart, before anything that is known counts as gone.
+//! while apart, before anything that is known counts as gone. What there is in other versions only than the one that
+//! is read is not gone: the last state stays, and it is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use super::status::Board;
 const MAX_ANSWER: usize = 1 << 20;
 /// The wait before an absence is looked at for the second time.
 const CONFIRMATION: Duration = Duration::from_secs(5);
+/// How many versions of the group are looked at.
+const MAX_VERSIONS: usize = 16;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// What is known of the optional collections.
@@ -27,6 +30,8 @@ struct Seen {
     /// The number of looks that were answered.
     looks: u64,
     here: BTreeSet<&'static str>,
+    /// Collections that there are in other versions only than those that are read, with these versions.
+    elsewhere: BTreeMap<&'static str, String>,
     /// How many looks in a row have not found a collection, by its place in [`RESOURCES`].
     misses: [u32; RESOURCES.len()],
 }
@@ -67,6 +72,11 @@ impl Presence {
         absent
     }
 
+    /// The versions in which there is the collection, when the one that is read is none of them.
+    pub(crate) fn elsewhere(&self, resource: Resource) -> Option<String> {
+        self.seen.borrow().elsewhere.get(resource.plural).cloned()
+    }
+
     /// A request for the collection was answered as if it were not there.
     pub(crate) fn doubt(&mut self) {
         self.doubted = Some(self.seen.borrow().looks);
@@ -101,10 +111,10 @@ impl Discovery {
         let mut told = None;
         while !self.seen.is_closed() {
             let wait = match look(&door).await {
-                Ok(here) => {
+                Ok((here, elsewhere)) => {
                     failures = 0;
                     told = None;
-                    let missing = self.note(here);
+                    let missing = self.note(here, elsewhere);
                     if missing { CONFIRMATION } else { interval.mul_f64(0.75 + chance() / 2.0) }
                 }
                 Err(failure) => {
@@ -136,12 +146,12 @@ impl Discovery {
     }
 
     /// Takes in what there is. True when something that was there is missing, and has been for one look only.
-    fn note(&self, here: BTreeSet<&'static str>) -> bool {
+    fn note(&self, here: BTreeSet<&'static str>, elsewhere: BTreeMap<&'static str, String>) -> bool {
         let mut missing = false;
         self.seen.send_modify(|seen| {
             seen.looks += 1;
             optional(|number, resource| {
-                if here.contains(resource.plural) {
+                if here.contains(resource.plural) || elsewhere.contains_key(resource.plural) {
                     seen.misses[number] = 0;
                 } else {
                     seen.misses[number] = seen.misses[number].saturating_add(1);
@@ -149,6 +159,7 @@ impl Discovery {
                 }
             });
             seen.here = here;
+            seen.elsewhere = elsewhere;
         });
         missing
     }
@@ -182,23 +193,39 @@ struct Collection {
     name: String,
 }
 
+/// Collections that are there in the version that is read, and the versions of those that are there in others only.
+type Found = (BTreeSet<&'static str>, BTreeMap<&'static str, String>);
+
 /// The optional collections that there are now.
-async fn look(door: &Door) -> Result<BTreeSet<&'static str>, Failure> {
-    let mut here = BTreeSet::new();
-    let Some(group) = ask::<Group>(door, &format!("/apis/{TIER_GROUP}")).await? else { return Ok(here) };
-    for version in group.versions {
-        let wanted: Vec<Resource> = RESOURCES
-            .into_iter()
-            .filter(|resource| resource.group == TIER_GROUP && resource.version == version.version)
-            .collect();
-        let Some(first) = wanted.first() else { continue };
-        let path = format!("/apis/{TIER_GROUP}/{}", first.version);
+async fn look(door: &Door) -> Result<Found, Failure> {
+    let (mut here, mut elsewhere) = (BTreeSet::new(), BTreeMap::<&'static str, String>::new());
+    let Some(group) = ask::<Group>(door, &format!("/apis/{TIER_GROUP}")).await? else {
+        return Ok((here, elsewhere));
+    };
+    for Version { version } in group.versions.into_iter().take(MAX_VERSIONS) {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if version.is_empty() || !version.chars().all(is_plain) {
+            continue;
+        }
+        let path = format!("/apis/{TIER_GROUP}/{version}");
         let Some(collections) = ask::<Collections>(door, &path).await? else { continue };
-        let served =
-            |resource: &&Resource| collections.resources.iter().any(|found| found.name == resource.plural);
-        here.extend(wanted.iter().filter(served).map(|resource| resource.plural));
+        let of_group = RESOURCES.into_iter().filter(|resource| resource.group == TIER_GROUP);
+        for resource in
+            of_group.filter(|wanted| collections.resources.iter().any(|c| c.name == wanted.plural))
+        {
+            if resource.version == version {
+                here.insert(resource.plural);
+                continue;
+            }
+            let versions = elsewhere.entry(resource.plural).or_default();
+            if !versions.is_empty() {
+                versions.push_str(", ");
+            }
+            versions.push_str(&version);
+        }
     }
-    Ok(here)
+    elsewhere.retain(|plural, _| !here.contains(plural));
+    Ok((here, elsewhere))
 }
 
 /// What stands at a path; `None` when nothing does.

@@ -20,6 +20,7 @@ use super::status::Board;
 use crate::manifest::prune;
 use crate::manifest::single::{child, metadata, metadata_value, read_node, unreadable};
 use crate::manifest::tree::{Node, Value};
+use crate::objects::Kind;
 
 /// An object larger than this is not read. The API server takes requests of at most 3 MiB.
 const MAX_OBJECT: usize = 8 << 20;
@@ -98,10 +99,25 @@ impl Follower {
             self.ground.board.row(self.number, |row| {
                 row.absent = true;
                 row.error = None;
+                row.listing = None;
             });
             self.notes.push(Note::Absent(self.resource.kind));
             self.tell().await?;
             self.course.restart();
+        } else if let Some(versions) = presence.elsewhere(self.resource) {
+            let (kind, known) = (self.resource.kind.as_str(), self.resource.version);
+            let message = format!("served only as {versions}, and read only as {known}");
+            self.ground.board.row(self.number, |row| {
+                if row.error.as_ref() != Some(&message) {
+                    tracing::warn!(
+                        kind,
+                        versions,
+                        known,
+                        "the API has this kind only in versions that cannot be read: the last state stays"
+                    );
+                }
+                row.error = Some(message);
+            });
         }
         presence.changed().await.map_err(|_| Deaf)
     }
@@ -150,16 +166,26 @@ impl Follower {
         }
         let mut lines = Lines::new(MAX_OBJECT);
         let mut ended = None;
+        // Bytes alone are no sign of life: a blank line now and then tells nothing.
+        let mut heard = Instant::now();
         while ended.is_none() {
             let silence = if initial { STREAM_PAUSE.min(self.ground.silence) } else { self.ground.silence };
-            let more = request::next(&mut body, silence, |bytes| {
+            let left = silence.saturating_sub(heard.elapsed());
+            if left.is_zero() {
+                return Err(Failure::silent(silence));
+            }
+            let more = request::next(&mut body, left, |bytes| {
                 lines.feed(bytes, |piece| {
+                    heard = Instant::now();
                     if ended.is_none() {
                         ended = self.frame(piece, &mut initial);
                     }
                 });
             });
-            let more = more.await?;
+            let more = match more.await {
+                Err(failure) if failure.outcome == Outcome::Silent => return Err(Failure::silent(silence)),
+                more => more?,
+            };
             if self.tell().await.is_err() || !more {
                 break;
             }
@@ -254,9 +280,13 @@ impl Follower {
         let silence = self.ground.door.answer_timeout();
         let mut items = Items::new(MAX_OBJECT);
         let mut broken = None;
+        let mut found = 0_usize;
         loop {
             let more = request::next(&mut body, silence, |bytes| {
-                let fed = items.feed(bytes, |piece| self.item(piece));
+                let fed = items.feed(bytes, |piece| {
+                    found += 1;
+                    self.item(piece);
+                });
                 broken = fed.err();
             });
             let more = more.await?;
@@ -271,11 +301,16 @@ impl Follower {
                 break;
             }
         }
-        let (version, token) = end_of_page(items)?;
-        if token.is_none() {
-            self.end(version.clone());
+        let (version, token) = end_of_page(items, self.resource.kind)?;
+        match &token {
+            None => self.end(version.clone()),
+            Some(token) if self.course.goes_in_circles(token) => {
+                let message = "the pages of the list lead back to one another".to_owned();
+                return Err(Failure { outcome: Outcome::Circling, message, status: None });
+            }
+            Some(_) => {}
         }
-        Ok(Outcome::Page { token, version })
+        Ok(Outcome::Page { token, version, empty: found == 0 })
     }
 
     fn item(&mut self, piece: Piece<'_>) {
@@ -317,12 +352,14 @@ impl Follower {
         self.ground.board.row(self.number, |row| {
             row.lists += 1;
             row.absent = false;
+            row.listing.get_or_insert_with(Instant::now);
         });
         self.notes.push(Note::Begin(self.resource.kind));
     }
 
     fn end(&mut self, version: String) {
         self.course.listed(version);
+        self.ground.board.row(self.number, |row| row.listing = None);
         self.notes.push(Note::End(self.resource.kind));
         self.heard();
     }
@@ -374,11 +411,16 @@ fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-/// The list's version, and where the next page begins when there is one.
-fn end_of_page(items: Items) -> Result<(String, Option<String>), Failure> {
+/// The list's version, and where the next page begins when there is one. Without `items`, or when it says that it is
+/// something else, an answer is no list: it would take away everything there is.
+fn end_of_page(items: Items, kind: Kind) -> Result<(String, Option<String>), Failure> {
     #[derive(serde::Deserialize)]
     struct Page {
+        #[serde(default)]
+        kind: Option<String>,
         metadata: Metadata,
+        // Not an Option, for which a field that is missing is one that is null.
+        items: serde_json::Value,
     }
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -390,6 +432,14 @@ fn end_of_page(items: Items) -> Result<(String, Option<String>), Failure> {
     let around = items.finish().map_err(|error| Failure::broken(error.to_string()))?;
     let page: Page = serde_json::from_slice(&around)
         .map_err(|error| Failure::broken(format!("the list cannot be read: {error}")))?;
+    if !(page.items.is_null() || page.items.is_array()) {
+        return Err(Failure::broken("the list cannot be read: its items are no list"));
+    }
+    let of_kind = |found: &str| found == "List" || found.strip_suffix("List") == Some(kind.as_str());
+    if let Some(found) = page.kind.filter(|found| !of_kind(found)) {
+        let (found, kind) = (short(&found), kind.as_str());
+        return Err(Failure::broken(format!("the answer is a {found:?} and no list of {kind}")));
+    }
     let token = page.metadata.r#continue;
     Ok((page.metadata.resource_version, (!token.is_empty()).then_some(token)))
 }

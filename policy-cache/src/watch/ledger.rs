@@ -107,6 +107,7 @@ impl Ledger {
     }
 
     /// The objects that are rejected, with all that is wrong with them.
+    #[cfg(test)]
     pub(crate) fn rejected(&self) -> &BTreeMap<ObjectKey, Arc<[Problem]>> {
         &self.rejected
     }

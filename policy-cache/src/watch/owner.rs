@@ -4,7 +4,6 @@
 //! its end, for a part of a cluster would decide wrongly.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use flow::PolicyKind;
 use tokio::sync::mpsc;
@@ -14,8 +13,7 @@ use super::report::{self, Report};
 use super::resource::RESOURCES;
 use super::status::Board;
 use crate::cluster::Cluster;
-use crate::manifest::Problem;
-use crate::objects::{Kind, ObjectKey};
+use crate::objects::Kind;
 use crate::options::Options;
 use crate::store::SnapshotStore;
 
@@ -97,6 +95,16 @@ impl Owner {
             Note::End(kind) | Note::Absent(kind) => Some(*kind),
             _ => None,
         };
+        if let Note::Absent(kind) = &note
+            && self.ledger.count(*kind) > 0
+        {
+            let objects = self.ledger.count(*kind);
+            tracing::warn!(
+                kind = kind.as_str(),
+                objects,
+                "the API no longer has this kind: its objects are gone"
+            );
+        }
         let effects = self.ledger.take(note);
         for event in effects.events {
             self.changed |= self.cluster.apply(event);
@@ -130,12 +138,8 @@ impl Owner {
 
     /// Tells of what changed among the rejected objects.
     fn report(&mut self, verdicts: Vec<Verdict>) {
-        let lines =
-            |problems: &Arc<[Problem]>| problems.iter().map(ToString::to_string).collect::<Vec<String>>();
-        let rejected: Vec<(ObjectKey, Vec<String>)> =
-            self.ledger.rejected().iter().map(|(key, problems)| (key.clone(), lines(problems))).collect();
-        self.board.set_rejected(rejected);
         for verdict in verdicts {
+            self.board.judged(&verdict.key, &verdict.problems);
             for problem in verdict.problems.iter() {
                 tracing::warn!(
                     object = %verdict.key,

@@ -1,9 +1,11 @@
 //! How the following of the API goes, told to whoever asks.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::resource::RESOURCES;
+use crate::manifest::Problem;
 use crate::objects::ObjectKey;
 
 /// How the following of the API goes.
@@ -48,6 +50,8 @@ pub struct KindStatus {
     pub relists: u64,
     /// Why the last request failed, until one succeeds.
     pub error: Option<String>,
+    /// For how long a list of it has been read that has not come to its end.
+    pub listing: Option<Duration>,
 }
 
 /// Where the parts write what [`ApiStatus`] is read from.
@@ -60,7 +64,7 @@ pub(crate) struct Board {
 struct State {
     kinds: Vec<Row>,
     complete: bool,
-    rejected: Vec<(ObjectKey, Vec<String>)>,
+    rejected: BTreeMap<ObjectKey, Arc<[Problem]>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -72,12 +76,13 @@ pub(crate) struct Row {
     pub(crate) watches: u64,
     pub(crate) lists: u64,
     pub(crate) error: Option<String>,
+    pub(crate) listing: Option<Instant>,
 }
 
 impl Board {
     pub(crate) fn new() -> Self {
         let kinds = vec![Row::default(); RESOURCES.len()];
-        Self { state: Arc::new(Mutex::new(State { kinds, complete: false, rejected: Vec::new() })) }
+        Self { state: Arc::new(Mutex::new(State { kinds, complete: false, rejected: BTreeMap::new() })) }
     }
 
     /// Changes the row of the resource with this number.
@@ -91,8 +96,14 @@ impl Board {
         self.lock().complete = true;
     }
 
-    pub(crate) fn set_rejected(&self, rejected: Vec<(ObjectKey, Vec<String>)>) {
-        self.lock().rejected = rejected;
+    /// What is wrong with an object now; with nothing wrong, it is not rejected.
+    pub(crate) fn judged(&self, key: &ObjectKey, problems: &Arc<[Problem]>) {
+        let rejected = &mut self.lock().rejected;
+        if problems.is_empty() {
+            rejected.remove(key);
+        } else {
+            rejected.insert(key.clone(), Arc::clone(problems));
+        }
     }
 
     pub(crate) fn read(&self, alive: bool) -> ApiStatus {
@@ -102,14 +113,17 @@ impl Board {
             served: !row.absent,
             listed: row.listed,
             objects: row.objects,
-            rejected: state.rejected.iter().filter(|(key, _)| key.kind == resource.kind).count(),
+            rejected: state.rejected.keys().filter(|key| key.kind == resource.kind).count(),
             age: row.heard.filter(|_| !row.absent).map(|heard| heard.elapsed()),
             reconnects: row.watches.saturating_sub(1),
             relists: row.lists.saturating_sub(1),
             error: row.error.clone(),
+            listing: row.listing.map(|since| since.elapsed()),
         });
         let kinds = kinds.collect();
-        ApiStatus { complete: state.complete, alive, kinds, rejected: state.rejected.clone() }
+        let lines = |problems: &Arc<[Problem]>| problems.iter().map(ToString::to_string).collect();
+        let rejected = state.rejected.iter().map(|(key, problems)| (key.clone(), lines(problems))).collect();
+        ApiStatus { complete: state.complete, alive, kinds, rejected }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

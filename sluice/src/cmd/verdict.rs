@@ -1,6 +1,5 @@
 //! `sluice verdict`: probes in, decisions out, one JSON object a line. No kernel and no privilege is needed.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::thread;
 
 use anyhow::Context;
 use flow::Generation;
-use policy_cache::{Options, Prober};
+use policy_cache::{Options, Prober, ReadError};
 
 use super::explain::print_notes;
 
@@ -56,9 +55,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn open(probes: &Path) -> io::Result<Box<dyn Read + Send>> {
+/// Standard input, or a regular file: with anything else it could wait for ever.
+fn open(probes: &Path) -> Result<Box<dyn Read + Send>, ReadError> {
     if probes == Path::new(STDIN) {
         return Ok(Box::new(io::stdin()));
     }
-    Ok(Box::new(File::open(probes)?))
+    Ok(Box::new(policy_cache::open_regular(probes)?))
 }

@@ -102,9 +102,11 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         (Target::Collection(plural), _) if !is_served(plural, &shared) => status(404, "not found", None),
         (Target::Collection(plural), Verb::Watch) => watch_answer(plural, &wishes, &shared),
         (Target::Collection(plural), _) => list_answer(plural, &wishes, &shared),
-        (Target::Group(group), _) if group == TIER_GROUP && behaviour.tiers => group_answer(),
+        (Target::Group(group), _) if group == TIER_GROUP && behaviour.tiers => {
+            group_answer(behaviour.newer_tiers)
+        }
         (Target::Version(version), _) if version.starts_with(TIER_GROUP) && behaviour.tiers => {
-            version_answer(&version)
+            version_answer(&version, behaviour.newer_tiers)
         }
         _ => status(404, "not found", None),
     };
@@ -117,7 +119,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
 
 fn is_served(plural: &str, shared: &Shared) -> bool {
     let tier = COLLECTIONS.iter().any(|(known, group, _)| *known == plural && group.starts_with(TIER_GROUP));
-    !tier || shared.behaviour().tiers
+    !tier || (shared.behaviour().tiers && !shared.behaviour().newer_tiers)
 }
 
 fn watch_answer(
@@ -204,20 +206,26 @@ fn write_answer(target: &Target, written: Value, shared: &Shared) -> Response<Bo
     status(done, "on command", None)
 }
 
-fn group_answer() -> Response<Body> {
+fn group_answer(newer: bool) -> Response<Body> {
     let version =
         |version: &str| json!({ "groupVersion": format!("{TIER_GROUP}/{version}"), "version": version });
+    let versions = if newer { vec!["v1beta1"] } else { vec!["v1alpha2", "v1alpha1"] };
     let group = json!({
         "kind": "APIGroup", "apiVersion": "v1", "name": TIER_GROUP,
-        "versions": [version("v1alpha2"), version("v1alpha1")], "preferredVersion": version("v1alpha2"),
+        "preferredVersion": version(versions[0]),
+        "versions": versions.into_iter().map(version).collect::<Vec<_>>(),
     });
     whole(StatusCode::OK, group.to_string())
 }
 
-fn version_answer(version: &str) -> Response<Body> {
+fn version_answer(version: &str, newer: bool) -> Response<Body> {
+    let is_in = |group: &str| if newer { group.starts_with(TIER_GROUP) } else { group == version };
+    if newer && !version.ends_with("/v1beta1") {
+        return status(404, "not found", None);
+    }
     let resources: Vec<Value> = COLLECTIONS
         .iter()
-        .filter(|(_, group, _)| *group == version)
+        .filter(|(_, group, _)| is_in(group))
         .map(|(plural, _, kind)| json!({ "name": plural, "kind": kind, "namespaced": false, "verbs": ["get", "list", "watch"] }))
         .collect();
     let list = json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources });

@@ -52,6 +52,8 @@ pub struct Behaviour {
     pub tokens: Vec<String>,
     /// The API groups with their versions' collections that there are besides the built-in ones.
     pub tiers: bool,
+    /// Whether these are served as v1beta1 only, as after an upgrade of their CRDs.
+    pub newer_tiers: bool,
     /// The longest a watch is kept open.
     pub watch_limit: Duration,
     /// Bodies are sent in chunks of this many bytes; 0: as they come.
@@ -67,6 +69,7 @@ impl Default for Behaviour {
             page: usize::MAX,
             tokens: Vec::new(),
             tiers: true,
+            newer_tiers: false,
             watch_limit: Duration::from_secs(600),
             chunk: 0,
         }

@@ -241,6 +241,32 @@ fn kinds_appear_and_vanish_while_they_are_followed() {
 }
 
 #[test]
+fn a_kind_that_is_served_in_another_version_only_is_not_gone() {
+    let scene = Scene::with(config(), |server| {
+        server.put(admin_deny("c", "web"));
+    });
+    assert!(!scene.allows(CLIENT, WEB));
+    scene.server.set(|set| set.newer_tiers = true);
+    scene.server.end_watches("clusternetworkpolicies", WatchEnd::Clean);
+    scene.wait("it is told", |scene| {
+        scene.kind("ClusterNetworkPolicy").error.is_some_and(|error| error.contains("v1beta1"))
+    });
+    scene.holds_for(Duration::from_secs(8), "its denies stay", |scene| !scene.allows(CLIENT, WEB));
+    let kind = scene.kind("ClusterNetworkPolicy");
+    assert!(kind.served && kind.age.unwrap() > Duration::from_secs(5), "{kind:?}");
+    scene.server.set(|set| set.newer_tiers = false);
+    scene.server.put(admin_deny("d", "db"));
+    scene.wait("it is read again", |scene| !scene.allows(CLIENT, DB));
+
+    // At the start nobody knows what there is in it.
+    let scene = Scene::unready(config(), |server| server.set(|set| set.newer_tiers = true));
+    scene.wait("it is told", |scene| {
+        scene.kind("ClusterNetworkPolicy").error.is_some_and(|error| error.contains("v1beta1"))
+    });
+    scene.holds_for(Duration::from_secs(2), "nothing is decided", |scene| scene.store.current().is_none());
+}
+
+#[test]
 fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
     let scene = Scene::with(config(), |server| server.set(|set| set.tokens = vec!["secret".to_owned()]));
     scene.server.set(|set| set.tokens = vec!["fresh".to_owned()]);

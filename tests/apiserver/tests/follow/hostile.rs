@@ -1,6 +1,6 @@
 //! The server sends what no server should. It is told, it widens nothing, and nothing grows or ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use apiserver::{Answer, Fault, Verb};
 use policy_cache::ApiConfig;
@@ -133,6 +133,10 @@ fn lists_that_are_none_or_break_off_are_asked_for_again() {
         br#"{"items":[1,2]}"#,
         br#"{"items":[{"metadata":{"name":"x"}}"#,
         br#"{"metadata":{"resourceVersion":7},"items":[]}"#,
+        br#"{"metadata":{"resourceVersion":"7"}}"#,
+        br#"{"metadata":{"resourceVersion":"7"},"items":{}}"#,
+        br#"{"kind":"Status","metadata":{"resourceVersion":"7"},"items":[]}"#,
+        br#"{"kind":"PodList","metadata":{"resourceVersion":"7"},"items":[]}"#,
     ]
     .into_iter()
     .map(|body| Answer::Body(body.to_vec()))
@@ -146,6 +150,69 @@ fn lists_that_are_none_or_break_off_are_asked_for_again() {
         scene.wait("everything is listed", |scene| scene.store.current().is_some());
         assert!(!scene.allows(CLIENT, WEB) && scene.allows(CLIENT, DB), "{answer:?}");
     }
+}
+
+#[test]
+fn a_list_without_any_items_may_say_null() {
+    let scene = Scene::unready(ApiConfig { streaming_lists: false, ..config() }, |server| {
+        let body = br#"{"kind":"ServiceList","metadata":{"resourceVersion":"1"},"items":null}"#;
+        server.fail(Fault::new("services", Verb::List, 1, Answer::Body(body.to_vec())));
+    });
+    scene.wait("everything is listed", |scene| scene.store.current().is_some());
+    assert_eq!(scene.kind("Service").relists, 0);
+}
+
+#[test]
+fn pages_that_lead_nowhere_are_asked_for_ever_more_rarely_and_the_last_state_stays() {
+    let page = |items: &str| {
+        let metadata = r#"{"resourceVersion":"9","continue":"same"}"#;
+        format!(r#"{{"kind":"NetworkPolicyList","metadata":{metadata},"items":[{items}]}}"#).into_bytes()
+    };
+    for items in ["", r#"{"metadata":{"name":"x","namespace":"none"},"spec":{"podSelector":{}}}"#] {
+        let scene = Scene::with(ApiConfig { streaming_lists: false, ..config() }, |server| {
+            server.put(deny("web", "web"));
+        });
+        let answer = Answer::Body(page(items));
+        scene.server.fail(Fault::new("networkpolicies", Verb::List, 1_000_000, answer));
+        scene.server.compact();
+        scene.server.end_watches("networkpolicies", apiserver::WatchEnd::Expired);
+        let asked =
+            || scene.server.received().iter().filter(|one| one.path.contains("networkpolicies")).count();
+        let before = asked();
+        scene.holds_for(Duration::from_secs(4), "the last state stays", |scene| !scene.allows(CLIENT, WEB));
+        assert!(asked() - before < 25, "{} requests", asked() - before);
+        let kind = scene.kind("NetworkPolicy");
+        assert!(kind.listing.unwrap() > Duration::from_secs(2), "{kind:?}");
+        scene.server.heal();
+        scene.wait("a list that ends", |scene| scene.kind("NetworkPolicy").listing.is_none());
+        assert!(!scene.allows(CLIENT, WEB) && scene.allows(CLIENT, DB));
+    }
+}
+
+#[test]
+fn a_watch_of_blank_lines_is_silent() {
+    let scene = Scene::with(config(), |server| {
+        server.set(|set| set.bookmarks = Duration::from_secs(600));
+    });
+    let before = scene.kind("NetworkPolicy").reconnects;
+    scene.wait("it is opened anew", |scene| {
+        scene.server.send_to_watches("networkpolicies", "\n");
+        scene.kind("NetworkPolicy").reconnects > before
+    });
+}
+
+#[test]
+fn load_thousands_of_rejected_policies_are_told_of_in_seconds() {
+    const MANY: usize = 5_000;
+    let spec = json!({ "podSelector": {}, "ingresss": [{}], "ingress": [{ "ports": [{ "port": -1 }] }] });
+    let start = Instant::now();
+    let scene = Scene::with(config(), |server| {
+        for number in 0..MANY {
+            server.put(policy(&format!("p{number}"), spec.clone()));
+        }
+    });
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(scene.rejected().len(), MANY);
 }
 
 #[test]
