@@ -42,6 +42,8 @@ pub enum EndCause {
     Shutdown,
     /// A limit of this process was reached: descriptors, pending connections, memory.
     Overload,
+    /// One client has as many as a limit of this process leaves to each.
+    ClientLimit,
     /// Its record could not have been kept, and connections without one are not wanted.
     RecordsFull,
     /// A leg stopped answering: keepalive or retransmission ran out.
@@ -52,7 +54,7 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause, for tables and metrics.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ClientClosed,
         Self::ServerClosed,
         Self::ClientReset,
@@ -67,6 +69,7 @@ impl EndCause {
         Self::FlowTimeout,
         Self::Shutdown,
         Self::Overload,
+        Self::ClientLimit,
         Self::RecordsFull,
         Self::PeerTimeout,
         Self::InternalError,
@@ -89,6 +92,7 @@ impl EndCause {
             Self::FlowTimeout => "flow-timeout",
             Self::Shutdown => "shutdown",
             Self::Overload => "overload",
+            Self::ClientLimit => "client-limit",
             Self::RecordsFull => "records-full",
             Self::PeerTimeout => "peer-timeout",
             Self::InternalError => "internal-error",

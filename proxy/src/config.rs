@@ -46,6 +46,8 @@ pub struct ProxyConfig {
     /// Flows of UDP and SCTP that are live at a time; more are refused. Conntrack has a limit of its own
     /// (`net.netfilter.nf_conntrack_max`), and each flow takes about 1 KiB here.
     pub max_flows: usize,
+    /// Of these, how many one client address may have; more are refused.
+    pub max_flows_per_client: usize,
     /// Whether the server name and the protocols that a client asks for in a TLS ClientHello are read, for the records.
     /// The bytes are looked at as they pass. Default true.
     pub tls_hellos: bool,
@@ -93,6 +95,7 @@ impl Default for ProxyConfig {
             max_pending_per_client: 512,
             unknown_pod_timeout_ms: 5_000,
             max_flows: 262_144,
+            max_flows_per_client: 65_536,
             tls_hellos: true,
             tcp_info_after_ms: Some(1_000),
             upstream_ports: PortRange { first: 16_384, last: 32_767 },
@@ -161,6 +164,12 @@ impl ProxyConfig {
                 "max_flows",
                 self.max_flows.to_string(),
                 "must be from 1 to 16777216",
+            ),
+            (
+                self.max_flows_per_client == 0,
+                "max_flows_per_client",
+                self.max_flows_per_client.to_string(),
+                "must be above 0",
             ),
             (
                 ports.first < 1_024 || ports.first > ports.last || ports.range().len() < 1_000,

@@ -16,7 +16,7 @@ use policy_cache::Snapshot;
 use crate::authorize::{BehindInterface, authorize, is_beyond_knowledge};
 use crate::config::DenyAction;
 use crate::datapath::{Datapath, Marks};
-use crate::flows::{Known, Refusal};
+use crate::flows::{Known, Refusal, Table};
 use crate::held::Gatekeeper;
 use crate::packet::parse_datagram;
 use crate::sys::nfqueue::{Packet, PacketVerdict};
@@ -63,13 +63,12 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
     let Held { tuple, since, .. } = held;
     let mut table = path.flows.lock();
     let snapshot = path.policy.current();
-    let generation = snapshot.as_deref().map(Snapshot::generation).unwrap_or_default();
-    match table.known(&tuple, generation, Instant::now()) {
+    match known(&mut table, snapshot.as_deref(), &tuple) {
         Known::Accepted => {
             held.accept();
             return None;
         }
-        Known::Refused => {
+        Known::Refused | Known::Answers(_) => {
             path.metrics.gate_dropped.of(GateDrop::Duplicate).inc();
             held.refuse(path.deny_action);
             return None;
@@ -92,6 +91,8 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
         Some((EndCause::RecordsFull, Some("records cannot be kept")))
     } else if path.flows.is_full(&table) {
         Some((EndCause::Overload, Some("more flows than proxy.max_flows")))
+    } else if path.flows.has_its_share(&table, tuple.client.0.ip()) {
+        Some((EndCause::ClientLimit, Some("more flows of one client than proxy.max_flows_per_client")))
     } else {
         None
     };
@@ -110,6 +111,18 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
     };
     path.flows.started(&mut table, &tuple, service, is_seen);
     None
+}
+
+/// What is known of a packet's flow. What answers a revoked flow belongs to it, also when it is allowed again:
+/// then its client begins it anew.
+fn known(table: &mut Table, snapshot: Option<&Snapshot>, tuple: &Tuple) -> Known {
+    let generation = snapshot.map(Snapshot::generation).unwrap_or_default();
+    let now = Instant::now();
+    let known = table.known(tuple, generation, now);
+    let Known::Answers(revoked) = known else { return known };
+    let (_, permit) = authorize(snapshot, &revoked, BehindInterface::default());
+    table.note_revoked(&revoked, generation, permit.is_some(), now);
+    Known::Refused
 }
 
 /// Waits for a snapshot that knows both ends, like a connection attempt does and among the same few.

@@ -218,7 +218,7 @@ impl Running {
             handshake_limit: config.handshake_timeout(),
             deny_action: config.deny_action,
             marks,
-            flows: Flows::new(recorder, metrics.clone(), config.max_flows),
+            flows: Flows::new(recorder, metrics.clone(), config.max_flows, config.max_flows_per_client),
             conntrack: Mutex::new(Conntrack::open().map_err(StartError::Conntrack)?),
             draining: AtomicBool::new(false),
             metrics,

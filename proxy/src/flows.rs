@@ -4,7 +4,7 @@
 //! to no kernel. Invariants: one flow, one final record, whatever ends it; a flow is in the table before the
 //! snapshot that decides it is replaced, because both happen under the table's lock.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,8 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use audit::{Action, ConnectionId, Legs, Metrics, Record, Recorder, Timing, Traffic};
 use flow::{Decision, EndCause, Generation, Protocol, Service, Tuple};
 
+use self::barred::{Against, Barred};
 use crate::registry::Judged;
 use crate::sys::tracked::{Counted, Entry};
+
+mod barred;
 
 /// How long the packets of a refused flow belong to its one refusal, and its one record: conntrack's own
 /// default for a flow that nobody has answered.
@@ -28,6 +31,7 @@ pub(crate) struct Flows {
     recorder: Recorder,
     metrics: Metrics,
     max: usize,
+    max_per_client: usize,
 }
 
 /// What the table holds.
@@ -35,10 +39,14 @@ pub(crate) struct Flows {
 pub(crate) struct Table {
     live: HashMap<Tuple, Flow>,
     by_address: HashMap<IpAddr, HashSet<Tuple>>,
+    /// How many flows each client has.
+    of_client: HashMap<IpAddr, usize>,
     /// Accepted since the last sweep: a snapshot that the sweep never saw may have decided them.
     unswept: Vec<Tuple>,
     refused: HashMap<Tuple, (Generation, Instant)>,
     refused_order: VecDeque<(Instant, Tuple)>,
+    /// Revoked: what their servers still send is no flow of its own.
+    barred: Barred,
     /// Marked entries of the last look at conntrack that no flow was known for.
     strangers: HashSet<Tuple>,
 }
@@ -75,8 +83,11 @@ pub(crate) enum Known {
     Nothing,
     /// It was accepted.
     Accepted,
-    /// It was refused a moment ago, by the snapshot that is still in force, or is being revoked.
+    /// It was refused a moment ago, by the snapshot that is still in force, or is being revoked, or answers
+    /// one that was.
     Refused,
+    /// It answers this flow, which was revoked. To be noted is whether the flow is allowed now.
+    Answers(Tuple),
 }
 
 /// How a look at conntrack is to be understood.
@@ -89,8 +100,8 @@ pub(crate) enum Look {
 }
 
 impl Flows {
-    pub(crate) fn new(recorder: Recorder, metrics: Metrics, max: usize) -> Self {
-        Self { table: Mutex::default(), recorder, metrics, max }
+    pub(crate) fn new(recorder: Recorder, metrics: Metrics, max: usize, max_per_client: usize) -> Self {
+        Self { table: Mutex::default(), recorder, metrics, max, max_per_client }
     }
 
     /// The table, for as long as a decision and its verdict take.
@@ -101,6 +112,11 @@ impl Flows {
     /// True when no other flow finds room.
     pub(crate) fn is_full(&self, table: &Table) -> bool {
         table.live.len() >= self.max
+    }
+
+    /// True when this client finds no room for another flow, though others may.
+    pub(crate) fn has_its_share(&self, table: &Table, client: IpAddr) -> bool {
+        table.of_client.get(&client).is_some_and(|flows| *flows >= self.max_per_client)
     }
 
     /// Whether the records of another flow could be kept, if that is asked for.
@@ -117,6 +133,7 @@ impl Flows {
     pub(crate) fn accept(&self, table: &mut Table, tuple: Tuple, judged: Judged, since: Instant) {
         self.count_opened(&judged);
         table.unswept.push(tuple);
+        table.barred.lift(&tuple);
         table.insert(tuple, Flow::new(judged, since));
     }
 
@@ -126,6 +143,11 @@ impl Flows {
         flow.service = service;
         flow.unseen = (!is_seen).then(Instant::now);
         self.recorder.submit(flow.record(tuple, Action::Started, None));
+    }
+
+    /// Notes that a flow is revoked, so that its replies begin none: before it is taken out of conntrack.
+    pub(crate) fn bar(&self, table: &mut Table, tuple: Tuple, by: Generation) {
+        table.barred.bar(tuple, by, Instant::now(), self.max);
     }
 
     /// Writes the one record of a refused flow, and remembers it for the packets that follow.
@@ -189,7 +211,9 @@ impl Flows {
     /// Compares the flows with what conntrack had when it was asked at `begun`. Returns the entries that no
     /// flow is known for, and those of flows that should be gone.
     pub(crate) fn compare(&self, begun: Instant, mut seen: HashMap<Tuple, Entry>, look: Look) -> Compared {
-        let mut table = self.lock();
+        let mut locked = self.lock();
+        let table = &mut *locked;
+        let barred = &mut table.barred;
         let every = self.recorder.update_every().filter(|_| self.recorder.accepts_connections());
         let mut compared = Compared::default();
         let mut gone = Vec::new();
@@ -205,7 +229,9 @@ impl Flows {
                 Some(entry) => {
                     flow.counted = entry.counted.or(flow.counted);
                     flow.missed = false;
-                    if flow.revoked.is_some() {
+                    if let Some(decision) = &flow.revoked {
+                        // Its replies pass as long as the entry is there.
+                        barred.bar(*tuple, decision.generation, Instant::now(), self.max);
                         compared.revoked.push(entry);
                     } else if every.is_some_and(|every| flow.is_update_due(every)) {
                         self.recorder.submit(flow.record(tuple, Action::Updated, None));
@@ -259,10 +285,12 @@ impl Flows {
                 continue;
             };
             if let Some(decision) = judge(&tuple, &flow.judged) {
+                let by = decision.generation;
                 flow.revoked = Some(decision);
                 // Whether conntrack tells of the end or not, the next look finds it gone.
                 flow.missed = true;
                 self.metrics.policy_revocations.inc();
+                table.barred.bar(tuple, by, Instant::now(), self.max);
                 revoked.insert(tuple);
             }
         }
@@ -324,6 +352,11 @@ pub(crate) struct Compared {
 impl Table {
     /// What is known of a packet's flow, while the snapshot `generation` is in force.
     pub(crate) fn known(&mut self, tuple: &Tuple, generation: Generation, now: Instant) -> Known {
+        match self.barred.against(tuple, generation, now) {
+            Against::Refused => return Known::Refused,
+            Against::Ask(revoked) => return Known::Answers(revoked),
+            Against::None => {}
+        }
         if let Some(flow) = self.live.get_mut(tuple) {
             if flow.revoked.is_some() {
                 return Known::Refused;
@@ -341,6 +374,11 @@ impl Table {
             Some((by, _)) if *by == generation => Known::Refused,
             _ => Known::Nothing,
         }
+    }
+
+    /// Notes whether the snapshot `by` allows a flow that was revoked.
+    pub(crate) fn note_revoked(&mut self, tuple: &Tuple, by: Generation, allowed: bool, now: Instant) {
+        self.barred.note(tuple, by, allowed, now);
     }
 
     fn remember(&mut self, tuple: Tuple, generation: Generation, now: Instant, max: usize) {
@@ -364,7 +402,9 @@ impl Table {
         for address in ends(&tuple) {
             self.by_address.entry(address).or_default().insert(tuple);
         }
-        self.live.insert(tuple, flow);
+        if self.live.insert(tuple, flow).is_none() {
+            *self.of_client.entry(tuple.client.0.ip()).or_default() += 1;
+        }
     }
 
     fn remove(&mut self, tuple: &Tuple) -> Option<Flow> {
@@ -376,7 +416,14 @@ impl Table {
                 }
             }
         }
-        self.live.remove(tuple)
+        let flow = self.live.remove(tuple)?;
+        if let hash_map::Entry::Occupied(mut flows) = self.of_client.entry(tuple.client.0.ip()) {
+            *flows.get_mut() -= 1;
+            if *flows.get() == 0 {
+                flows.remove();
+            }
+        }
+        Some(flow)
     }
 }
 

@@ -132,6 +132,7 @@ fn take_up(path: &Datapath, entry: &Entry, is_older: bool) {
     if permit.is_some() {
         path.flows.adopt(entry, judged, service, is_older);
     } else {
+        path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
         delete(&path.conntrack(), entry);
         path.flows.revoke_stranger(entry, judged, service);
     }
@@ -155,7 +156,11 @@ pub(crate) fn judge_unmarked(path: &Datapath) -> io::Result<()> {
         let (judged, permit) = authorize(Some(&snapshot), &entry.tuple(), BehindInterface::default());
         // Marked meanwhile, it is another's to judge.
         let is_unmarked = || matches!(find(&conntrack, &entry.tuple()), Ok(found) if found.is_none_or(|now| now.mark == entry.mark));
-        if permit.is_none() && is_unmarked() && delete(&conntrack, entry) {
+        if permit.is_some() || !is_unmarked() {
+            continue;
+        }
+        path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
+        if delete(&conntrack, entry) {
             path.flows.revoke_stranger(entry, judged, service_of(&snapshot, entry));
         }
     }

@@ -44,7 +44,7 @@ fn recorded(sink: Sink, max: usize) -> (Flows, Writer, Metrics) {
     let metrics = Metrics::default();
     let config = RecorderConfig::default();
     let (recorder, writer) = Recorder::start(config, sink, "node1", metrics.clone()).unwrap();
-    (Flows::new(recorder, metrics.clone(), max), writer, metrics)
+    (Flows::new(recorder, metrics.clone(), max, max), writer, metrics)
 }
 
 fn accept(flows: &Flows, port: u16, generation: u64) {
@@ -93,6 +93,19 @@ fn a_refusal_holds_for_the_snapshot_that_gave_it() {
     assert_eq!(known(&flows, 1, 1), Known::Nothing, "the oldest made room");
     assert_eq!((known(&flows, 2, 1), known(&flows, 3, 1)), (Known::Refused, Known::Refused));
     assert_eq!(metrics.connections_denied.of(DeniedSide::None).get(), 4);
+}
+
+#[test]
+fn a_client_has_its_share_until_one_of_its_flows_ends() {
+    let (flows, ..) = recorded(Sink::Discard, 2);
+    let [client, server] = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 1, 1])];
+    accept(&flows, 1, 1);
+    assert!(!flows.has_its_share(&flows.lock(), client));
+    accept(&flows, 2, 1);
+    assert!(flows.has_its_share(&flows.lock(), client));
+    assert!(!flows.has_its_share(&flows.lock(), server), "it is the client of none");
+    flows.ended(&entry(1, 3), |_| None);
+    assert!(!flows.has_its_share(&flows.lock(), client));
 }
 
 #[test]

@@ -135,6 +135,28 @@ fn after_a_kill_flows_go_on_are_taken_over_and_still_counted() {
 }
 
 #[test]
+fn one_pod_cannot_take_the_flows_of_others() {
+    let cluster = enforced("proxy: { max_flows: 100, max_flows_per_client: 20 }\n");
+    let server = cluster.pod("shop/server");
+    let _answering = server.serve_udp(8000).unwrap();
+    for node in cluster.nodes() {
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "60").unwrap();
+    }
+    let flows: Vec<_> = (0..40).map(|_| socket(cluster.pod("shop/client"), server.at(8000))).collect();
+    // The kernel limits the errors that it sends to one address: most refusals are silent here.
+    let patience = Duration::from_millis(300);
+    let answered = |flow: &&(std::net::UdpSocket, SocketAddr)| {
+        ask(&flow.0, b"HELLO\n", patience).is_ok_and(|seen| seen == flow.1)
+    };
+    assert_eq!(flows.iter().filter(answered).count(), 20);
+    let record = ended(&cluster, "node1", flows[30].1);
+    assert_eq!(told(&record), "connection-failed client-limit", "{record:#}");
+    cluster.wait_metric("node1", "sluice_connections_failed_total{cause=\"client-limit\"}", 20.0);
+    let (other, local) = socket(cluster.pod("shop/plain"), server.at(8000));
+    assert_eq!(ask(&other, b"HELLO\n", ANSWER).unwrap(), local, "the others have theirs");
+}
+
+#[test]
 fn load_a_flood_of_denied_flows_does_not_keep_another_pod_waiting() {
     let cluster = enforced("redirect: { syn_rate_per_client: 1000 }\n");
     let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));

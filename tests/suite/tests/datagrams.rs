@@ -1,12 +1,18 @@
 //! UDP flows: what a client sees, what is recorded, and what a change of policy does to them.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
-use lab::{UdpServer, ask, wait_until};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lab::{SluiceOptions, UdpServer, ask, wait_until};
 use serde_json::Value;
-use suite::enforced::{LIMIT, is_from, told};
+use suite::enforced::{Enforced, LIMIT, is_from, told};
 use suite::flows::{ANSWER, POLICY, counted, ended, enforced, greeting, refused, socket};
 
 const DENIED: &str = "sluice_connections_denied_total{side=\"ingress\"}";
@@ -219,6 +225,110 @@ fn a_change_of_policy_ends_the_flows_it_no_longer_allows_and_no_others() {
     // Allowed again, the same socket begins a new flow.
     cluster.apply("policy.yaml", POLICY);
     assert!(wait_until(LIMIT, || ask(&revoked, b"HELLO\n", ANSWER).is_ok()));
+}
+
+/// A server that sends to everyone who ever spoke to it, a thousand times a second, and counts what it gets.
+struct Stream {
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stream {
+    fn start(socket: UdpSocket) -> Self {
+        let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counter, stopped) = (Arc::clone(&received), Arc::clone(&stop));
+        socket.set_nonblocking(true).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut listeners, end) = (BTreeSet::new(), Instant::now() + Duration::from_secs(120));
+            while !stopped.load(Ordering::Relaxed) && Instant::now() < end {
+                while let Ok((_, from)) = socket.recv_from(&mut [0; 16]) {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    listeners.insert(from);
+                }
+                for listener in &listeners {
+                    let _ = socket.send_to(b"stream", listener);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { received, stop, thread: Some(thread) }
+    }
+
+    fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Everyone sends; how many of them hear the stream.
+fn speak_and_hear(clients: &[UdpSocket]) -> usize {
+    for client in clients {
+        // An error that has arrived meanwhile is told in place of sending.
+        let _ = client.send(b"more").or_else(|_| client.send(b"more"));
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    let hears = |client: &&UdpSocket| {
+        let mut heard = false;
+        for _ in 0..1_000 {
+            match client.recv(&mut [0; 16]) {
+                Ok(_) => heard = true,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {}
+            }
+        }
+        heard
+    };
+    clients.iter().filter(hears).count()
+}
+
+#[test]
+fn a_revoked_flow_does_not_go_on_turned_round_while_its_server_streams() {
+    let mut cluster = enforced("");
+    let stream = Stream::start(cluster.pod("shop/server").udp(([0, 0, 0, 0], 8001)).unwrap());
+    let clients: Vec<UdpSocket> = (0..20)
+        .map(|_| {
+            let (client, _) = socket(cluster.pod("shop/client"), cluster.pod("shop/server").at(8001));
+            client.set_nonblocking(true).unwrap();
+            client
+        })
+        .collect();
+    let all_hear = || wait_until(LIMIT, || speak_and_hear(&clients) == clients.len());
+    let none_goes_on = |cluster: &Enforced| {
+        for client in &clients {
+            let address = client.local_addr().unwrap();
+            let revoked = |record: &Value| {
+                is_from(record, address) && told(record) == "connection-ended policy-revoked"
+            };
+            let told = wait_until(LIMIT, || {
+                speak_and_hear(&clients);
+                cluster.sluice("node1").records().unwrap().iter().any(revoked)
+            });
+            assert!(told, "{address}");
+        }
+        speak_and_hear(&clients);
+        let before = stream.received();
+        let heard: usize = (0..200).map(|_| speak_and_hear(&clients)).sum();
+        assert_eq!((stream.received() - before, heard), (0, 0), "nothing passes, whoever speaks first");
+    };
+    let denied = POLICY.replace("8000, endPort: 8999", "8500, endPort: 8999");
+
+    assert!(all_hear());
+    cluster.apply("policy.yaml", &denied);
+    none_goes_on(&cluster);
+    cluster.apply("policy.yaml", POLICY);
+    assert!(all_hear(), "allowed again");
+
+    cluster.kill("node1");
+    cluster.write_policy("policy.yaml", &denied).unwrap();
+    cluster.start_again("node1", &SluiceOptions::default());
+    none_goes_on(&cluster);
 }
 
 #[test]
