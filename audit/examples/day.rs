@@ -84,6 +84,7 @@ fn ask_all(folder: &Path, begin: SystemTime) -> Result<(), Box<dyn std::error::E
         until,
         namespaces: namespaces.iter().map(ToString::to_string).collect(),
         actions: actions.iter().map(ToString::to_string).collect(),
+        newest_first: false,
     };
     let (noon, one, night, end) = (hours(12)?, hours(13)?, hours(0)?, hours(24)?);
     let (denied, shop) = (["connection-denied"], ["ns-7"]);

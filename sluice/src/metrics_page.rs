@@ -32,6 +32,7 @@ fn scrape() -> String {
         objects: 1,
         rejected: 0,
         age: Some(Duration::ZERO),
+        listing: None,
         reconnects: 0,
         relists: 0,
         error: None,
