@@ -64,7 +64,7 @@ test-lab: ## The lab with a debug build (root)
 	$(NEXTEST) --no-run
 	$(SUDO) $(TARGET)/debug/sluice lab
 
-test-kernel: setup-kernels ## `sluice doctor` and the lab on this Debian release's own kernel, in an emulated machine (root)
+test-kernel: setup-kernels ## `sluice doctor` on this Debian release's own kernel, in an emulated machine (root)
 	$(NEXTEST) --no-run
 	tests/kernels/run.sh short $$(. /etc/os-release && echo $$VERSION_CODENAME)
 

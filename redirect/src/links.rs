@@ -285,6 +285,8 @@ mod tests {
         assert_eq!(names(&links, &pods(&[], &["10.244.1.0/25"]), &[]), [""; 0]);
         assert_eq!(names(&links, &pods(&["10.244.1.7"], &[]), &[]), ["cni0"]);
         assert_eq!(names(&links, &pods(&["::ffff:172.17.0.9"], &[]), &[]), ["docker0"]);
+        let out_of_scope = LocalPods { passed: ["10.244.1.7".parse().unwrap()].into(), ..none.clone() };
+        assert_eq!(names(&links, &out_of_scope, &[]), ["cni0"]);
         assert_eq!(names(&links, &none, &["cni*"]), ["cni0"]);
         assert_eq!(names(&links, &none, &["veth1"]), ["cni0"]);
         assert_eq!(names(&links, &none, &["veth*"]), ["cni0", "docker0"]);
