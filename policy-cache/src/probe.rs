@@ -1,7 +1,7 @@
 //! A question as one JSON line → its answer as one JSON line, decided by a snapshot.
 //!
-//! The ends of a probe are named by pod or by address. A destination that is a Service's ClusterIP is asked
-//! of every ready endpoint, because any of them may get the connection.
+//! The ends of a probe are named by pod or by address, destinations also by Service. A destination that leads to a
+//! Service is asked of every ready endpoint, because any of them may get the connection.
 
 mod plain;
 mod stream;
@@ -15,11 +15,12 @@ use flow::{ClientAddr, Decision, Endpoint, OrigDst, Policies, PolicyRef, Protoco
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::dialled::{By, Door, Doors};
 use crate::endpoints::Endpoints;
-use crate::objects::{Objects, Phase};
-use crate::snapshot::{ServiceEntry, Snapshot};
+use crate::objects::{Objects, Phase, ServicePort};
+use crate::snapshot::Snapshot;
 
-pub use stream::answer_stream;
+pub use stream::{Tally, answer_stream};
 
 /// Answers probes from one snapshot.
 #[derive(Debug)]
@@ -27,16 +28,17 @@ pub struct Prober {
     snapshot: Arc<Snapshot>,
     /// `namespace/name` → its addresses.
     pods: HashMap<Box<str>, Addresses>,
-    /// By namespace and name, each port with its endpoints.
-    services: HashMap<(String, String), Vec<ServicePorts>>,
+    doors: Doors,
+    /// By their places.
+    services: Vec<ServicePorts>,
 }
 
-/// A port of a Service and the ready endpoints behind it, of both families, sorted.
+/// A Service, each port with the ready endpoints behind it, of both families, sorted.
 #[derive(Debug)]
 struct ServicePorts {
-    protocol: Protocol,
-    port: u16,
-    endpoints: Vec<SocketAddr>,
+    /// `namespace/name`.
+    name: String,
+    ports: Vec<(ServicePort, Vec<SocketAddr>)>,
 }
 
 /// The addresses that one end may use, IPv4 first. One is kept in place: reading it is then no further step.
@@ -75,6 +77,9 @@ pub enum Answer {
     Failed {
         /// The probe's `id`, null when it has none.
         id: Value,
+        /// The line of the input it stands on, from 1; absent where there is no input.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line: Option<u64>,
         /// Why.
         error: String,
     },
@@ -156,8 +161,8 @@ impl From<&SideVerdict> for Side {
 /// Why a probe cannot be decided.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
-    #[error("not a JSON object: {0}")]
-    Syntax(#[from] serde_json::Error),
+    #[error("not a JSON object: {}", in_its_line(.0))]
+    Syntax(serde_json::Error),
     #[error("not a JSON object")]
     NotAnObject,
     #[error("longer than {limit} bytes")]
@@ -170,14 +175,29 @@ enum ProbeError {
     Invalid { field: &'static str, expected: &'static str, value: String },
     #[error("{field}: unknown pod {pod}")]
     UnknownPod { field: &'static str, pod: String },
+    #[error("{field}: unknown service {service}")]
+    UnknownService { field: &'static str, service: String },
+    #[error("{field}: is a service; connections come from pods")]
+    ServiceAsSource { field: &'static str },
     #[error("{field}: pod {pod} has no address")]
     NoAddress { field: &'static str, pod: String },
     #[error("src and dst have no address of the same family")]
     NoCommonFamily,
     #[error("service {service} has no port {port}/{protocol}")]
     NoServicePort { service: String, port: u16, protocol: Protocol },
-    #[error("service {service} has no ready endpoint for port {port}/{protocol}")]
-    NoEndpoint { service: String, port: u16, protocol: Protocol },
+    #[error("service {service} has no ready endpoint for port {port}/{protocol}{}", on(node))]
+    NoEndpoint { service: String, port: u16, protocol: Protocol, node: Option<String> },
+}
+
+/// The node whose endpoints alone count.
+fn on(node: &Option<String>) -> String {
+    node.as_ref().map(|node| format!(" on {node} (externalTrafficPolicy: Local)")).unwrap_or_default()
+}
+
+/// The line of a stream is told beside it; the parser knows no other than the first.
+fn in_its_line(error: &serde_json::Error) -> String {
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    error.to_string().replace(&place, &format!(" at column {}", error.column()))
 }
 
 /// A probe with its ends resolved.
@@ -186,6 +206,8 @@ struct Probe {
     source: IpAddr,
     destination: SocketAddr,
     protocol: Protocol,
+    /// The place of the Service that is asked for by name; of the destination only family and port count then.
+    service: Option<usize>,
 }
 
 impl Prober {
@@ -202,33 +224,35 @@ impl Prober {
             pods.insert(format!("{}/{}", pod.namespace, pod.name).into(), addresses.into_iter().collect());
         }
         let endpoints = Endpoints::new(objects, &snapshot);
-        let services = objects.services.iter().map(|service| {
-            let ports = service.ports.iter().map(|port| ServicePorts {
-                protocol: port.protocol,
-                port: port.port,
-                endpoints: endpoints.of(service, port),
-            });
-            ((service.namespace.clone(), service.name.clone()), ports.collect())
+        let services = objects.services.iter().map(|service| ServicePorts {
+            name: format!("{}/{}", service.namespace, service.name),
+            ports: service.ports.iter().map(|port| (port.clone(), endpoints.of(service, port))).collect(),
         });
         let services = services.collect();
-        Self { snapshot, pods, services }
+        Self { snapshot, pods, doors: Doors::new(objects), services }
     }
 
-    /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes. False when it
-    /// could not be decided.
-    pub fn answer_into(&self, line: &str, out: &mut Vec<u8>) -> bool {
+    /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes; `number` is that of
+    /// the line, from 1, where there are several. False when it could not be decided.
+    pub fn answer_into(&self, line: &str, number: Option<u64>, out: &mut Vec<u8>) -> bool {
         let lines = [Cow::Borrowed(line)];
         let decided = plain::decide(self, &lines).pop().flatten();
-        self.write(line, decided, out)
+        self.write(line, number, decided, out)
     }
 
     /// Writes what was decided on the short way, or else answers on the long one.
-    fn write(&self, line: &str, plain: Option<(plain::PlainId<'_>, Decision)>, out: &mut Vec<u8>) -> bool {
+    fn write(
+        &self,
+        line: &str,
+        number: Option<u64>,
+        plain: Option<(plain::PlainId<'_>, Decision)>,
+        out: &mut Vec<u8>,
+    ) -> bool {
         if let Some((id, decision)) = plain {
             plain::write(out, id, &decision);
             return true;
         }
-        let answer = self.answer(line);
+        let answer = self.answer_at(line, number);
         // Texts are always JSON, and writing to memory cannot fail.
         let _ = serde_json::to_writer(out, &answer);
         !answer.is_failed()
@@ -236,10 +260,14 @@ impl Prober {
 
     /// Answers one line.
     pub fn answer(&self, line: &str) -> Answer {
+        self.answer_at(line, None)
+    }
+
+    fn answer_at(&self, line: &str, number: Option<u64>) -> Answer {
         let (id, probe) = self.read(line);
         match probe.and_then(|probe| self.decide(&probe)) {
             Ok(decided) => Answer::Decided(Box::new(Decided { id, ..decided })),
-            Err(error) => Answer::Failed { id, error: error.to_string() },
+            Err(error) => Answer::Failed { id, line: number, error: error.to_string() },
         }
     }
 
@@ -270,16 +298,54 @@ impl Prober {
             .filter(|number| *number > 0)
             .ok_or_else(|| invalid("port", "a number from 1 to 65535", port))?;
         let sources = self.end(probe, "src")?;
+        if let Some(service) = self.service(probe, "dst")? {
+            return self.resolve_service(sources.list(), service, port, protocol);
+        }
         let destinations = self.end(probe, "dst")?;
         let (source, destination) =
             same_family(sources.list(), destinations.list()).ok_or(ProbeError::NoCommonFamily)?;
-        Ok(Probe { source, destination: SocketAddr::new(destination, port), protocol })
+        Ok(Probe { source, destination: SocketAddr::new(destination, port), protocol, service: None })
+    }
+
+    /// The place of a Service that an end names.
+    fn service(&self, probe: &Value, field: &'static str) -> Result<Option<usize>, ProbeError> {
+        let Some(named) = probe.get(field).and_then(|end| end.get("service")) else { return Ok(None) };
+        let end = &probe[field];
+        only(end, &format!("{field}."), &["service"])?;
+        let whole = named.as_str().ok_or_else(|| invalid(field, "{\"service\":\"namespace/name\"}", end))?;
+        let place = whole.split_once('/').and_then(|(namespace, name)| self.doors.named(namespace, name));
+        let unknown = || ProbeError::UnknownService { field, service: whole.to_owned() };
+        place.map(Some).ok_or_else(unknown)
+    }
+
+    /// The first address of the source whose family the Service's endpoints have too.
+    fn resolve_service(
+        &self,
+        sources: &[IpAddr],
+        place: usize,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Probe, ProbeError> {
+        let ports = self.services[place].ports.iter();
+        let mut behind =
+            ports.filter(|(own, _)| By::Service.is(own, port, protocol)).flat_map(|(_, all)| all);
+        let endpoints: Vec<IpAddr> = behind.by_ref().map(SocketAddr::ip).collect();
+        let (source, family) = match same_family(sources, &endpoints) {
+            Some(pair) => pair,
+            None if !endpoints.is_empty() => return Err(ProbeError::NoCommonFamily),
+            // That there is no port or no endpoint is said when it is decided.
+            None => sources.first().map(|first| (*first, *first)).ok_or(ProbeError::NoCommonFamily)?,
+        };
+        Ok(Probe { source, destination: SocketAddr::new(family, port), protocol, service: Some(place) })
     }
 
     /// The addresses one end may use.
     fn end(&self, probe: &Value, field: &'static str) -> Result<Cow<'_, Addresses>, ProbeError> {
         let expected = "{\"pod\":\"namespace/name\"} or {\"ip\":\"address\"}";
         let end = probe.get(field).ok_or(ProbeError::Missing { field })?;
+        if field == "src" && end.get("service").is_some() {
+            return Err(ProbeError::ServiceAsSource { field });
+        }
         only(end, &format!("{field}."), &["pod", "ip"])?;
         match (end.get("pod"), end.get("ip")) {
             (Some(Value::String(pod)), None) => match self.pods.get(pod.as_str()) {
@@ -298,9 +364,17 @@ impl Prober {
     }
 
     fn decide(&self, probe: &Probe) -> Result<Decided, ProbeError> {
-        match self.snapshot.cluster_ip(probe.destination.ip()) {
-            Some(service) => self.decide_service(probe, service),
+        match self.door(probe) {
+            Some(door) => self.decide_service(probe, door),
             None => Ok(decided(&self.decide_pod(probe), None, Vec::new())),
+        }
+    }
+
+    /// The Service behind the destination, if there is one.
+    fn door(&self, probe: &Probe) -> Option<Door> {
+        match probe.service {
+            Some(service) => Some(Door { service, by: By::Service, only_node: None }),
+            None => self.doors.at(&self.snapshot, probe.source, probe.destination, probe.protocol),
         }
     }
 
@@ -309,19 +383,18 @@ impl Prober {
         self.snapshot.decide_ends(&tuple, &self.snapshot.ends(&tuple))
     }
 
-    fn decide_service(&self, probe: &Probe, service: &ServiceEntry) -> Result<Decided, ProbeError> {
+    fn decide_service(&self, probe: &Probe, door: Door) -> Result<Decided, ProbeError> {
         let (port, protocol) = (probe.destination.port(), probe.protocol);
-        let name = format!("{}/{}", service.namespace, service.name);
-        let key = (service.namespace.to_string(), service.name.to_string());
-        let mut ports = self.services.get(&key).into_iter().flatten();
-        let Some(service_port) = ports.find(|own| own.port == port && own.protocol == protocol) else {
-            return Err(ProbeError::NoServicePort { service: name, port, protocol });
+        let ServicePorts { name, ports } = &self.services[door.service];
+        let Some((_, endpoints)) = ports.iter().find(|(own, _)| door.by.is(own, port, protocol)) else {
+            return Err(ProbeError::NoServicePort { service: name.clone(), port, protocol });
         };
-        let same_family = |backend: &&SocketAddr| backend.is_ipv4() == probe.destination.is_ipv4();
-        let decisions: Vec<(SocketAddr, Decision)> = service_port
-            .endpoints
+        let reached = |backend: &&SocketAddr| {
+            backend.is_ipv4() == probe.destination.is_ipv4() && door.leads_to(&self.snapshot, backend.ip())
+        };
+        let decisions: Vec<(SocketAddr, Decision)> = endpoints
             .iter()
-            .filter(same_family)
+            .filter(reached)
             .map(|backend| {
                 let tuple = tuple(probe, *backend);
                 (*backend, self.snapshot.decide_ends(&tuple, &self.snapshot.ends(&tuple).through_service()))
@@ -330,10 +403,11 @@ impl Prober {
         // The answer as a whole is that of the first endpoint that is denied.
         let denied = decisions.iter().find(|(_, decision)| !decision.verdict().is_allow());
         let Some((_, decision)) = denied.or(decisions.first()) else {
-            return Err(ProbeError::NoEndpoint { service: name, port, protocol });
+            let node = door.only_node.and_then(|node| self.snapshot.node_name(node)).map(ToString::to_string);
+            return Err(ProbeError::NoEndpoint { service: name.clone(), port, protocol, node });
         };
         let endpoints = decisions.iter().map(|(backend, decision)| self.endpoint_answer(*backend, decision));
-        Ok(decided(decision, Some(name), endpoints.collect()))
+        Ok(decided(decision, Some(name.clone()), endpoints.collect()))
     }
 
     fn endpoint_answer(&self, backend: SocketAddr, decision: &Decision) -> EndpointAnswer {
@@ -466,7 +540,7 @@ mod tests {
                 short += 1;
             }
             let mut written = Vec::new();
-            let decided = prober.answer_into(&line, &mut written);
+            let decided = prober.answer_into(&line, None, &mut written);
             let answer = prober.answer(&line);
             assert_eq!(
                 String::from_utf8(written).unwrap(),
@@ -503,7 +577,7 @@ mod tests {
         for (keys, key) in table {
             let line = format!(r#"{{"id":7,{keys}}}"#);
             assert!(read_short(&prober(), &line).is_none(), "{line}");
-            let Answer::Failed { id, error } = prober().answer(&line) else { panic!("decided: {line}") };
+            let Answer::Failed { id, error, .. } = prober().answer(&line) else { panic!("decided: {line}") };
             assert_eq!(id, 7, "{line}");
             assert!(error.starts_with(&format!("{key}: unknown key, ")), "{line}: {error}");
         }

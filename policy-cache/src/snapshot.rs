@@ -299,6 +299,12 @@ impl Snapshot {
         Ends { source: end(source), destination: end(destination), same_pod, led_back }
     }
 
+    /// The same in numbers.
+    pub(crate) fn end(&self, ip: IpAddr) -> End {
+        let found = self.find(ip);
+        self.ends_of(found, found).source
+    }
+
     fn endpoint_of(&self, found: Found<'_>) -> Endpoint {
         match found {
             Found::Pod(entry) => Endpoint::Pod(Arc::clone(&entry.pod)),
@@ -366,6 +372,12 @@ impl Snapshot {
             name: Arc::clone(&service.name),
             address: SocketAddr::new(ip, dialed.port()),
         })
+    }
+
+    /// The Service behind a port of a node, and the node's number.
+    pub(crate) fn node_port(&self, dialed: SocketAddr, protocol: Protocol) -> Option<(&ServiceEntry, u32)> {
+        let service = self.view.node_ports.get(node_port_key(dialed.port(), protocol))?;
+        Some((service, *self.view.node_addresses.at(flow::canonical_ip(dialed.ip()))?))
     }
 
     /// The Service whose ClusterIP this is, whatever the port.

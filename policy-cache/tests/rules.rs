@@ -709,3 +709,89 @@ fn ports_of_a_policy_are_pod_ports_never_service_ports() {
     Cluster::with_policies(&[("p", "{podSelector: {}, ingress: [{ports: [{port: 8080}]}]}")])
         .denies(&["ops/client 10.96.0.1 8080"]);
 }
+
+const NODE_PORTS: &str = r#"
+- {apiVersion: v1, kind: Node, metadata: {name: m1}, status: {addresses: [{type: InternalIP, address: 172.18.0.11}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: m2}, status: {addresses: [{type: InternalIP, address: 172.18.0.12}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: m3}, status: {addresses: [{type: InternalIP, address: 172.18.0.13}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: one, namespace: front, labels: {app: one, set: both}}, spec: {nodeName: m1}, status: {phase: Running, podIP: 10.9.1.1}}
+- {apiVersion: v1, kind: Pod, metadata: {name: two, namespace: front, labels: {app: two, set: both}}, spec: {nodeName: m2}, status: {phase: Running, podIP: 10.9.2.1}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: open, namespace: front}
+  spec: {clusterIP: 10.97.0.1, externalIPs: [198.51.100.7], selector: {set: both}, ports: [{port: 80, targetPort: 8080, nodePort: 30090}]}
+  status: {loadBalancer: {ingress: [{ip: 198.51.100.8}, {hostname: lb.example.com}]}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: local, namespace: front}
+  spec: {clusterIP: 10.97.0.2, externalTrafficPolicy: Local, selector: {set: both}, ports: [{port: 81, targetPort: 8080, nodePort: 30091}]}
+- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed, namespace: front}, spec: {podSelector: {matchLabels: {app: two}}}}
+"#;
+
+fn node_ports() -> Cluster {
+    Cluster::new(&format!("apiVersion: v1\nkind: List\nitems:{NODE_PORTS}"), &Options::default())
+}
+
+fn endpoints(answer: &Value) -> Vec<&str> {
+    answer["endpoints"].as_array().into_iter().flatten().map(|one| one["pod"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn whatever_leads_to_a_service_from_outside_is_asked_of_its_endpoints() {
+    let cluster = node_ports();
+    for destination in ["172.18.0.11 30090", "172.18.0.13 30090", "198.51.100.7 80", "198.51.100.8 80"] {
+        let answer = cluster.ask(&format!("203.0.113.10 {destination}"));
+        assert_eq!(endpoints(&answer), ["front/one", "front/two"], "{destination}: {answer}");
+        assert_eq!(answer["service"], "front/open");
+        assert_eq!(answer["verdict"], "deny", "one of them is closed");
+        assert_eq!(answer["ingress"]["policies"], serde_json::json!(["NetworkPolicy/front/closed"]));
+    }
+    // Another port of the same addresses, and another protocol, lead to no Service.
+    for destination in ["172.18.0.11 80", "172.18.0.11 30090/UDP", "198.51.100.7 30090", "198.51.100.9 80"] {
+        let answer = cluster.ask(&format!("203.0.113.10 {destination}"));
+        assert!(answer["service"].is_null() && answer["verdict"] == "allow", "{destination}: {answer}");
+    }
+}
+
+#[test]
+fn a_node_port_of_external_traffic_policy_local_leads_to_that_nodes_endpoints() {
+    let cluster = node_ports();
+    for (node, pod, verdict) in [("172.18.0.11", "front/one", "allow"), ("172.18.0.12", "front/two", "deny")]
+    {
+        let answer = cluster.ask(&format!("203.0.113.10 {node} 30091"));
+        assert_eq!((endpoints(&answer), &answer["verdict"]), (vec![pod], &verdict.into()), "{answer}");
+    }
+    let answer = cluster.ask("203.0.113.10 172.18.0.13 30091");
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.ends_with("30091/TCP on m3 (externalTrafficPolicy: Local)"), "{error}");
+    // Clients of the cluster itself are led to all of them.
+    let answer = cluster.ask("front/one 172.18.0.12 30091");
+    assert_eq!(endpoints(&answer), ["front/one", "front/two"]);
+}
+
+#[test]
+fn a_destination_may_be_a_service_by_its_name() {
+    let cluster = node_ports();
+    let ask = |source: &str, destination: &str, port: u16| -> Value {
+        let line = format!(r#"{{"id":1,"src":{source},"dst":{destination},"port":{port}}}"#);
+        serde_json::to_value(cluster.prober.answer(&line)).unwrap()
+    };
+    let outside = r#"{"ip":"203.0.113.10"}"#;
+    let answer = ask(outside, r#"{"service":"front/open"}"#, 80);
+    assert_eq!(endpoints(&answer), ["front/one", "front/two"]);
+    let by_address = ask(outside, r#"{"ip":"10.97.0.1"}"#, 80);
+    assert_eq!(answer, by_address);
+    for (source, destination, port, message) in [
+        (outside, r#"{"service":"front/none"}"#, 80, "dst: unknown service front/none"),
+        (outside, r#"{"service":"front/open"}"#, 81, "service front/open has no port 81/TCP"),
+        (outside, r#"{"service":"open"}"#, 80, "dst: unknown service open"),
+        (outside, r#"{"service":7}"#, 80, "dst: must be"),
+        (outside, r#"{"service":"front/open","pod":"front/one"}"#, 80, "dst.pod: unknown key"),
+        (r#"{"service":"front/open"}"#, outside, 80, "src: is a service; connections come from pods"),
+        (r#"{"ip":"fd00::1"}"#, r#"{"service":"front/open"}"#, 80, "same family"),
+    ] {
+        let answer = ask(source, destination, port);
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(error.contains(message), "{source} {destination}: {answer}");
+    }
+}

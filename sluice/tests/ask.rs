@@ -140,3 +140,85 @@ fn lint_exits_with_2_on_bad_input() {
         assert!(error.contains(message), "{arguments:?}: {error}");
     }
 }
+
+#[test]
+fn a_folder_without_manifests_is_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    std::fs::write(folder.path().join("base.yaml.txt"), MANIFESTS).unwrap();
+    let calls: [&[&str]; 3] = [
+        &["lint", "--manifests", path],
+        &["verdict", "--manifests", path, "--probes", "/dev/null"],
+        &["explain", "--manifests", path, "shop/client", "shop/web", "80"],
+    ];
+    for arguments in calls {
+        let (code, text, error) = code_and_text(arguments);
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{arguments:?}: {error}");
+        let told = format!(
+            "no manifests in {path}; passed over, for they end in neither .yaml, .yml nor .json: {path}/base.yaml.txt\n"
+        );
+        assert_eq!(error, told, "{arguments:?}");
+    }
+}
+
+#[test]
+fn verdict_and_explain_decide_as_the_nodes_configuration_says() {
+    let folder = Folder::new(
+        "{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}\n---\n\
+         {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {nodeName: n1}, status: {phase: Running, podIP: 10.0.0.1}}\n---\n\
+         {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, policyTypes: [Egress]}}\n",
+    );
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let probes = file(
+        "probes",
+        "{\"id\":1,\"src\":{\"pod\":\"default/a\"},\"dst\":{\"ip\":\"192.0.2.1\"},\"port\":80}\n",
+    );
+    for (config, verdict) in [("{}", "allow"), ("policy: {own_node_egress: policy}", "deny")] {
+        let config = file("config.yaml", config);
+        let (_, answer, error) = code_and_text(&[
+            "verdict",
+            "--manifests",
+            folder.path(),
+            "--probes",
+            &probes,
+            "--config",
+            &config,
+        ]);
+        assert!(answer.starts_with(&format!("{{\"id\":1,\"verdict\":\"{verdict}\"")), "{answer}{error}");
+        let (code, ..) = code_and_text(&[
+            "explain",
+            "--manifests",
+            folder.path(),
+            "--config",
+            &config,
+            "default/a",
+            "192.0.2.1",
+            "80",
+        ]);
+        assert_eq!(code, Some(i32::from(verdict == "deny")));
+    }
+    let wrong = file("config.yaml", "polcy: {}");
+    let (code, _, error) =
+        code_and_text(&["verdict", "--manifests", folder.path(), "--probes", &probes, "--config", &wrong]);
+    assert!(code == Some(2) && error.contains("config.yaml:1:1: unknown field `polcy`"), "{error}");
+}
+
+#[test]
+fn verdict_says_how_many_probes_it_could_not_decide_and_where_they_stand() {
+    let folder = Folder::new(MANIFESTS);
+    let probes = folder.0.path().join("probes");
+    let good = r#"{"src":{"pod":"shop/client"},"dst":{"pod":"shop/web"},"port":80}"#;
+    std::fs::write(&probes, format!("{good}\n\n{{\"id\":2}}\nnonsense\n{good}\n")).unwrap();
+    let (code, text, error) =
+        code_and_text(&["verdict", "--manifests", folder.path(), "--probes", probes.to_str().unwrap()]);
+    assert_eq!(code, Some(2));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], r#"{"id":2,"line":3,"error":"port: required"}"#);
+    assert_eq!(lines[2], r#"{"id":null,"line":4,"error":"not a JSON object: expected ident at column 2"}"#);
+    assert_eq!(error, "sluice: 2 of 4 probes could not be decided; their answers say why\n");
+}

@@ -121,7 +121,7 @@ fn who_writes_a_probe_and_waits_gets_its_answer() {
     drop(input);
     let mut rest = String::new();
     answers.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, "{\"id\":null,\"error\":\"port: required\"}\n");
+    assert_eq!(rest, "{\"id\":null,\"line\":201,\"error\":\"port: required\"}\n");
     assert_eq!(child.wait().unwrap().code(), Some(2));
 }
 

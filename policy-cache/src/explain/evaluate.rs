@@ -265,6 +265,7 @@ fn rule_step(
     let peers = peer_tests(policy, rule, connection, direction);
     let ports = port_tests(rule, connection);
     RuleStep {
+        name: None,
         field: format!("spec.{}[{index}]", direction.as_str()),
         action: "Allow",
         matched: any(&peers) && any(&ports),

@@ -102,7 +102,10 @@ struct PolicyStep {
 struct RuleStep {
     /// For example `spec.ingress[0]`.
     field: String,
-    /// What it does with what it matches; a NetworkPolicy's rule allows.
+    /// Its name, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// What it does with what it matches, in its kind's own word; a NetworkPolicy's rule allows.
     action: &'static str,
     matched: bool,
     peers: Vec<Test>,

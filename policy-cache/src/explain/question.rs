@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use flow::Protocol;
 
+use crate::dialled::{By, Door, Doors};
 use crate::endpoints::Endpoints;
-use crate::objects::{Objects, Phase, Pod, Service};
-use crate::snapshot::Snapshot;
+use crate::objects::{Objects, Phase, Pod};
+use crate::snapshot::{self, Snapshot};
 
 /// `SRC DST PORT[/PROTO]`, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +23,17 @@ pub struct Question {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
     Ip(IpAddr),
-    /// Namespace and name of a pod, or of a Service.
-    Name(String, String),
+    /// Namespace and name.
+    Name(Kind, String, String),
+}
+
+/// What a name is the name of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A pod, and where there is none of that name a Service.
+    Any,
+    Pod,
+    Service,
 }
 
 /// Why a question has no answer.
@@ -85,7 +95,7 @@ pub enum ExplainError {
         ports: String,
     },
     /// Nobody would answer.
-    #[error("DST: service {service} has no ready endpoint for port {port}/{protocol}")]
+    #[error("DST: service {service} has no ready endpoint for port {port}/{protocol}{on}")]
     NoEndpoint {
         /// `namespace/name`.
         service: String,
@@ -93,6 +103,8 @@ pub enum ExplainError {
         port: u16,
         /// Its protocol.
         protocol: Protocol,
+        /// The node whose endpoints alone count; empty when all do.
+        on: String,
     },
     /// The explanation and the decision differ. Never expected; refused rather than told.
     #[error("{direction}: explained as \"{explained}\" but decided as \"{decided}\": please report this")]
@@ -141,25 +153,38 @@ impl Question {
     pub(super) fn resolve(&self, objects: &Objects, snapshot: &Snapshot) -> Result<Target, ExplainError> {
         let sources = self.sources(objects, snapshot)?;
         match &self.destination {
-            End::Ip(ip) => match objects.services.iter().find(|service| service.cluster_ips.contains(ip)) {
-                Some(service) => self.service(objects, snapshot, &sources, service, Some(*ip)),
-                None => self.direct(&sources, &[*ip].into(), Vec::new()),
-            },
-            End::Name(namespace, name) => {
-                let pod = find_pod(objects, namespace, name);
-                let service = find_service(objects, namespace, name);
+            End::Ip(ip) => {
+                let dialled = SocketAddr::new(*ip, self.port);
+                // Whoever has several addresses dials with one of the same family.
+                let source = sources.iter().find(|source| source.is_ipv4() == ip.is_ipv4());
+                let doors = Doors::new(objects);
+                match source.and_then(|source| doors.at(snapshot, *source, dialled, self.protocol)) {
+                    Some(door) => self.service(objects, snapshot, &sources, door, Some(*ip)),
+                    None => self.direct(&sources, &[*ip].into(), Vec::new()),
+                }
+            }
+            End::Name(kind, namespace, name) => {
+                let pod = find_pod(objects, namespace, name).filter(|_| *kind != Kind::Service);
+                let service = find_service(objects, namespace, name).filter(|_| *kind != Kind::Pod);
                 match (pod, service) {
                     (Some(pod), service) => {
                         let note = service.map(|_| {
-                            format!("{namespace}/{name} is also a Service: ask for its ClusterIP to have it explained")
+                            format!("{namespace}/{name} is also a Service: service/{namespace}/{name} has it explained")
                         });
                         let addresses = addresses("DST", pod, snapshot)?;
                         self.direct(&sources, &addresses, note.into_iter().collect())
                     }
-                    (None, Some(service)) => self.service(objects, snapshot, &sources, service, None),
+                    (None, Some(service)) => {
+                        let door = Door { service, by: By::Service, only_node: None };
+                        self.service(objects, snapshot, &sources, door, None)
+                    }
                     (None, None) => Err(ExplainError::Unknown {
                         field: "DST",
-                        kinds: "pod or Service",
+                        kinds: match kind {
+                            Kind::Any => "pod or Service",
+                            Kind::Pod => "pod",
+                            Kind::Service => "Service",
+                        },
                         name: format!("{namespace}/{name}"),
                     }),
                 }
@@ -170,9 +195,12 @@ impl Question {
     fn sources(&self, objects: &Objects, snapshot: &Snapshot) -> Result<BTreeSet<IpAddr>, ExplainError> {
         match &self.source {
             End::Ip(ip) => Ok([*ip].into()),
-            End::Name(namespace, name) => match find_pod(objects, namespace, name) {
+            End::Name(Kind::Service, namespace, name) => {
+                Err(ExplainError::SourceIsService { name: format!("{namespace}/{name}") })
+            }
+            End::Name(kind, namespace, name) => match find_pod(objects, namespace, name) {
                 Some(pod) => addresses("SRC", pod, snapshot),
-                None if find_service(objects, namespace, name).is_some() => {
+                None if *kind == Kind::Any && find_service(objects, namespace, name).is_some() => {
                     Err(ExplainError::SourceIsService { name: format!("{namespace}/{name}") })
                 }
                 None => Err(ExplainError::Unknown {
@@ -207,41 +235,66 @@ impl Question {
         objects: &Objects,
         snapshot: &Snapshot,
         sources: &BTreeSet<IpAddr>,
-        service: &Service,
+        door: Door,
         dialled: Option<IpAddr>,
     ) -> Result<Target, ExplainError> {
+        let service = &objects.services[door.service];
         let name = format!("{}/{}", service.namespace, service.name);
         let (port, protocol) = (self.port, self.protocol);
-        if !service.ports.iter().any(|own| own.port == port && own.protocol == protocol) {
+        let Some(own) = service.ports.iter().find(|own| door.by.is(own, port, protocol)) else {
             let ports: Vec<String> =
                 service.ports.iter().map(|own| format!("{}/{}", own.port, own.protocol)).collect();
             let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(" ") };
             return Err(ExplainError::NoServicePort { service: name, port, protocol, ports });
-        }
-        let all = backends(objects, snapshot, service, port, protocol);
+        };
+        let mut all = Endpoints::new(objects, snapshot).of(service, own);
+        all.retain(|backend| door.leads_to(snapshot, backend.ip()));
         let usable = |from: &IpAddr| {
             dialled.is_none_or(|ip| ip.is_ipv4() == from.is_ipv4())
                 && all.iter().any(|backend| backend.is_ipv4() == from.is_ipv4())
         };
         let Some(source) = sources.iter().copied().find(usable) else {
+            let node = door.only_node.and_then(|node| snapshot.node_name(node));
+            let on = node.map(|node| format!(" on {node} (externalTrafficPolicy: Local)"));
             return Err(if all.is_empty() {
-                ExplainError::NoEndpoint { service: name, port, protocol }
+                ExplainError::NoEndpoint { service: name, port, protocol, on: on.unwrap_or_default() }
             } else {
                 ExplainError::NoCommonFamily
             });
         };
-        let backends = all.into_iter().filter(|backend| backend.is_ipv4() == source.is_ipv4()).collect();
-        Ok(Target { source, backends, service: Some((name, port)), notes: Vec::new() })
+        let backends: Vec<SocketAddr> =
+            all.into_iter().filter(|backend| backend.is_ipv4() == source.is_ipv4()).collect();
+        let notes = masquerade_note(snapshot, door, &backends);
+        Ok(Target { source, backends, service: Some((name, own.port)), notes: notes.into_iter().collect() })
     }
+}
+
+/// What cannot be told of a node port whose endpoints are elsewhere.
+fn masquerade_note(snapshot: &Snapshot, door: Door, backends: &[SocketAddr]) -> Option<String> {
+    let By::Node(dialled) = door.by else { return None };
+    let is_elsewhere = |backend: &SocketAddr| match snapshot.end(backend.ip()) {
+        snapshot::End::Pod { node: Some(node), .. } | snapshot::End::Node(node) => node != dialled,
+        _ => false,
+    };
+    let node = snapshot.node_name(dialled)?;
+    backends.iter().any(is_elsewhere).then(|| {
+        format!("to an endpoint on another node, kube-proxy may send with the address of {node} in place of the client's: an ipBlock may decide differently there")
+    })
 }
 
 fn end(field: &'static str, also: &'static str, text: &str) -> Result<End, ExplainError> {
     if let Ok(ip) = text.parse() {
         return Ok(End::Ip(flow::canonical_ip(ip)));
     }
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(End::Name(namespace.to_owned(), name.to_owned()))
+    let words: Vec<&str> = text.split('/').collect();
+    let (kind, rest) = match words[..] {
+        ["pod", ref rest @ ..] if rest.len() == 2 => (Kind::Pod, rest),
+        ["service" | "svc", ref rest @ ..] if rest.len() == 2 => (Kind::Service, rest),
+        ref rest => (Kind::Any, rest),
+    };
+    match rest {
+        [namespace, name] if !namespace.is_empty() && !name.is_empty() => {
+            Ok(End::Name(kind, (*namespace).to_owned(), (*name).to_owned()))
         }
         _ => Err(ExplainError::End { field, also, value: text.to_owned() }),
     }
@@ -251,8 +304,9 @@ fn find_pod<'o>(objects: &'o Objects, namespace: &str, name: &str) -> Option<&'o
     objects.pods.iter().find(|pod| pod.namespace == namespace && pod.name == name)
 }
 
-fn find_service<'o>(objects: &'o Objects, namespace: &str, name: &str) -> Option<&'o Service> {
-    objects.services.iter().find(|service| service.namespace == namespace && service.name == name)
+/// The place of a Service.
+fn find_service(objects: &Objects, namespace: &str, name: &str) -> Option<usize> {
+    objects.services.iter().position(|service| service.namespace == namespace && service.name == name)
 }
 
 /// The addresses that are the pod's own now; those of its node when it shares them.
@@ -269,16 +323,4 @@ fn addresses(field: &'static str, pod: &Pod, snapshot: &Snapshot) -> Result<BTre
         return Err(ExplainError::NoAddress { field, pod: format!("{}/{}", pod.namespace, pod.name) });
     }
     Ok(addresses)
-}
-
-/// The ready endpoints of a Service.
-fn backends(
-    objects: &Objects,
-    snapshot: &Snapshot,
-    service: &Service,
-    port: u16,
-    protocol: Protocol,
-) -> Vec<SocketAddr> {
-    let own = service.ports.iter().find(|own| own.port == port && own.protocol == protocol);
-    own.map(|own| Endpoints::new(objects, snapshot).of(service, own)).unwrap_or_default()
 }

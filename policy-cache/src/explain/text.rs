@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::tiers::quoted_name;
 use super::{ExplainedConnection, Explanation, RuleStep, Side, Test, TierStep};
 
 impl fmt::Display for Explanation {
@@ -75,8 +76,9 @@ fn write_tier(f: &mut fmt::Formatter<'_>, way: &str, side: &Side, tier: &TierSte
 fn write_rule(f: &mut fmt::Formatter<'_>, rule: &RuleStep) -> fmt::Result {
     writeln!(
         f,
-        "        {}, {}: {}",
+        "        {}{}, {}: {}",
         rule.field,
+        quoted_name(rule.name.as_deref()),
         rule.action,
         if rule.matched { "matches" } else { "does not match" }
     )?;

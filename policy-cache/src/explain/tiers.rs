@@ -33,7 +33,8 @@ pub(super) fn evaluate(
             step.rules.push(tested);
             let Some(effect) = effect else { continue };
             let policy = name(policy);
-            outcome = format!("{field} of {policy} {}", told(effect, rule.action));
+            let rule_name = quoted_name(rule.name.as_deref());
+            outcome = format!("{field}{rule_name} of {policy} {}", told(effect, rule.action));
             decided = Some((effect, format!("{policy}#{index}")));
             break;
         }
@@ -132,9 +133,16 @@ fn told(effect: Action, written: Action) -> &'static str {
     }
 }
 
-const fn action_text(action: Action) -> &'static str {
+/// A rule's name as it follows its place.
+pub(super) fn quoted_name(name: Option<&str>) -> String {
+    name.map(|name| format!(" ({name:?})")).unwrap_or_default()
+}
+
+/// An action as the policy's kind spells it.
+pub(super) fn action_text(policy: &TierPolicy, action: Action) -> &'static str {
     match action {
-        Action::Accept => "Accept",
+        Action::Accept if policy.kind == flow::PolicyKind::ClusterNetworkPolicy => "Accept",
+        Action::Accept => "Allow",
         Action::Deny => "Deny",
         Action::Pass => "Pass",
     }
@@ -150,11 +158,11 @@ fn test(
     direction: Direction,
 ) -> (RuleStep, Option<Action>) {
     let field = format!("spec.{}[{index}]", direction.as_str());
-    let action = action_text(rule.action);
+    let (name, action) = (rule.name.clone(), action_text(policy, rule.action));
     if let Some(why) = not_understood(rule) {
         let closed = rule.action != Action::Accept;
         let peers = vec![Test { field: direction.peers().to_owned(), matched: closed, why }];
-        let step = RuleStep { field, action, matched: closed, peers, ports: Vec::new() };
+        let step = RuleStep { field, name, action, matched: closed, peers, ports: Vec::new() };
         return (step, closed.then_some(Action::Deny));
     }
     let other = match direction {
@@ -172,7 +180,7 @@ fn test(
         Some(ports) => tests(key, ports.iter().map(|one| port(one, connection)).collect()),
     };
     let matched = peers.iter().any(|test| test.matched) && ports.iter().any(|test| test.matched);
-    (RuleStep { field, action, matched, peers, ports }, matched.then_some(rule.action))
+    (RuleStep { field, name, action, matched, peers, ports }, matched.then_some(rule.action))
 }
 
 /// The field of a rule's ports.

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Direction, evaluate, tiers};
 use crate::objects::{
-    Action, NetworkPolicy, Numbers, Operator, Peer, PodsIn, Port, Rule, Selector, TierPeer, TierPolicy,
-    TierPort, TierRule,
+    NetworkPolicy, Numbers, Operator, Peer, PodsIn, Port, Rule, Selector, TierPeer, TierPolicy, TierPort,
+    TierRule,
 };
 
 pub(super) fn types(policy: &NetworkPolicy) -> Vec<&'static str> {
@@ -70,12 +70,7 @@ pub(super) fn policy_value(policy: &NetworkPolicy) -> Value {
 /// A rule of this module's making, in the words of its policy's kind.
 pub(super) fn tier_rule_value(policy: &TierPolicy, rule: &TierRule, direction: Direction) -> Value {
     let is_cluster = policy.kind == PolicyKind::ClusterNetworkPolicy;
-    let action = match rule.action {
-        Action::Accept if is_cluster => "Accept",
-        Action::Accept => "Allow",
-        Action::Deny => "Deny",
-        Action::Pass => "Pass",
-    };
+    let action = tiers::action_text(policy, rule.action);
     let peers = rule.peers.iter().filter_map(|peer| match peer {
         TierPeer::Pods(PodsIn { namespaces, pods }) => Some(json!({"pods": {
             "namespaceSelector": selector_value(namespaces),

@@ -88,7 +88,7 @@ pub(super) fn decide<'l>(prober: &Prober, lines: &'l [Cow<'_, str>]) -> Vec<Opti
     let plain: Vec<Option<PlainProbe<'l>>> = lines.iter().map(|line| parse(line)).collect();
     let probes = plain.into_iter().map(|plain| {
         let (id, probe) = resolve(prober, plain?)?;
-        let to_service = snapshot.cluster_ip(probe.destination.ip()).is_some();
+        let to_service = prober.door(&probe).is_some();
         (!to_service).then(|| (id, tuple(&probe, probe.destination)))
     });
     let probes: Vec<Option<(PlainId<'l>, Tuple)>> = probes.collect();
@@ -132,7 +132,7 @@ pub(super) fn resolve<'l>(prober: &Prober, plain: PlainProbe<'l>) -> Option<(Pla
     };
     let (source, destination) = same_family(ends(plain.src)?.list(), ends(plain.dst)?.list())?;
     let destination = SocketAddr::new(destination, plain.port.get());
-    Some((plain.id, Probe { source, destination, protocol }))
+    Some((plain.id, Probe { source, destination, protocol, service: None }))
 }
 
 /// Writes the answer to a probe whose destination is no Service.

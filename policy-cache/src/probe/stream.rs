@@ -27,30 +27,48 @@ const READY: usize = 2;
 
 /// What a worker is given.
 enum Task {
-    /// Lines, the last of which may lack its end.
-    Lines(Vec<u8>),
-    /// A line that was too long to be kept.
-    TooLong,
+    /// Lines, the last of which may lack its end, and the number of the first.
+    Lines(Vec<u8>, u64),
+    /// A line that was too long to be kept, by its number.
+    TooLong(u64),
+}
+
+/// How many probes there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All.
+    pub probes: u64,
+    /// Those that could not be decided.
+    pub failed: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.probes += other.probes;
+        self.failed += other.failed;
+    }
 }
 
 /// Answers of one task.
 struct Piece {
     text: Vec<u8>,
-    all_decided: bool,
+    tally: Tally,
     /// No more of this task.
     is_last: bool,
 }
 
 impl Piece {
-    /// Answers lines, none of them blank, and calls `full` whenever there is enough to be handed on.
+    /// Answers lines, none of them blank, each with its number, and calls `full` whenever there is enough to be
+    /// handed on.
     fn answer(
         &mut self,
         prober: &Prober,
-        lines: &[Cow<'_, str>],
+        (numbers, lines): &(Vec<u64>, Vec<Cow<'_, str>>),
         mut full: impl FnMut(&mut Self) -> bool,
     ) -> bool {
-        for (line, plain) in lines.iter().zip(plain::decide(prober, lines)) {
-            self.all_decided &= prober.write(line, plain, &mut self.text);
+        for ((number, line), plain) in numbers.iter().zip(lines).zip(plain::decide(prober, lines)) {
+            let decided = prober.write(line, Some(*number), plain, &mut self.text);
+            self.tally += Tally { probes: 1, failed: u64::from(!decided) };
             self.text.push(b'\n');
             if self.text.len() >= PIECE_BYTES && !full(self) {
                 return false;
@@ -59,12 +77,12 @@ impl Piece {
         true
     }
 
-    fn refuse(&mut self, error: &ProbeError) {
-        let answer = Answer::Failed { id: Value::Null, error: error.to_string() };
+    fn refuse(&mut self, error: &ProbeError, number: u64) {
+        let answer = Answer::Failed { id: Value::Null, line: Some(number), error: error.to_string() };
         // Writing to memory cannot fail.
         let _ = serde_json::to_writer(&mut self.text, &answer);
         self.text.push(b'\n');
-        self.all_decided = false;
+        self.tally += Tally { probes: 1, failed: 1 };
     }
 }
 
@@ -75,8 +93,8 @@ struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// Answers every line of `input` that is not blank with a line of `output`, in order; `threads` decide. True when
-/// every probe could be decided. A line of more than a mebibyte cannot be.
+/// Answers every line of `input` that is not blank with a line of `output`, in order; `threads` decide. Says how
+/// many there were. A line of more than a mebibyte cannot be decided.
 ///
 /// # Errors
 ///
@@ -87,7 +105,7 @@ pub fn answer_stream(
     input: impl Read + Send + 'static,
     mut output: impl Write,
     threads: NonZeroUsize,
-) -> io::Result<bool> {
+) -> io::Result<Tally> {
     let (used, unused) = channel();
     let (mut tasks, mut workers) = (Vec::new(), Vec::new());
     for _ in 0..threads.get() {
@@ -101,31 +119,31 @@ pub fn answer_stream(
     }
     drop(used);
     let reader = thread::spawn(move || read(input, &tasks, &unused));
-    let mut all_decided = true;
+    let mut tally = Tally::default();
     // The first worker in turn that has ended was given no task in this round, and none was given out after it.
     for worker in (0..workers.len()).cycle() {
-        let Some(decided) = write_task(&workers[worker], &mut output)? else { break };
-        all_decided &= decided;
+        let Some(task) = write_task(&workers[worker], &mut output)? else { break };
+        tally += task;
     }
     for Worker { thread, .. } in workers {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    Ok(all_decided)
+    Ok(tally)
 }
 
 /// Writes the answers to one task of a worker; `None` when it has no more.
-fn write_task(worker: &Worker, output: &mut impl Write) -> io::Result<Option<bool>> {
-    let mut all_decided = true;
+fn write_task(worker: &Worker, output: &mut impl Write) -> io::Result<Option<Tally>> {
+    let mut tally = Tally::default();
     while let Ok(mut piece) = worker.pieces.recv() {
         output.write_all(&piece.text)?;
         output.flush()?;
-        all_decided &= piece.all_decided;
+        tally += piece.tally;
         if piece.is_last {
             piece.text.clear();
             // A worker that has ended needs none.
             let _ = worker.spare.send(piece.text);
-            return Ok(Some(all_decided));
+            return Ok(Some(tally));
         }
     }
     Ok(None)
@@ -138,6 +156,8 @@ fn read(mut input: impl Read, tasks: &[SyncSender<Task>], unused: &Receiver<Vec<
     let mut hand_out = |task| turns.next().is_some_and(|worker| worker.send(task).is_ok());
     let mut lines = Vec::new();
     let mut in_long_line = false;
+    // The number of the first of them.
+    let mut number = 1;
     loop {
         let start = lines.len();
         lines.resize(start + READ_BYTES, 0);
@@ -154,6 +174,7 @@ fn read(mut input: impl Read, tasks: &[SyncSender<Task>], unused: &Receiver<Vec<
         if in_long_line {
             let end = lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |end| end + 1);
             in_long_line = end == 0 || lines[end - 1] != b'\n';
+            number += u64::from(!in_long_line);
             lines.drain(..end);
         }
         if let Some(end) = lines.iter().rposition(|byte| *byte == b'\n') {
@@ -161,19 +182,21 @@ fn read(mut input: impl Read, tasks: &[SyncSender<Task>], unused: &Receiver<Vec<
             next.clear();
             next.extend_from_slice(&lines[end + 1..]);
             lines.truncate(end + 1);
-            if !hand_out(Task::Lines(std::mem::replace(&mut lines, next))) {
+            let first = number;
+            number += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            if !hand_out(Task::Lines(std::mem::replace(&mut lines, next), first)) {
                 return Ok(());
             }
         } else if lines.len() > MAX_LINE_BYTES {
             lines.clear();
             in_long_line = true;
-            if !hand_out(Task::TooLong) {
+            if !hand_out(Task::TooLong(number)) {
                 return Ok(());
             }
         }
     }
     if !lines.is_empty() {
-        hand_out(Task::Lines(lines));
+        hand_out(Task::Lines(lines, number));
     }
     Ok(())
 }
@@ -195,17 +218,16 @@ fn work(
     spares: &Receiver<Vec<u8>>,
 ) {
     while let Ok(task) = tasks.recv() {
-        let mut piece =
-            Piece { text: spares.try_recv().unwrap_or_default(), all_decided: true, is_last: false };
+        let text = spares.try_recv().unwrap_or_default();
+        let mut piece = Piece { text, tally: Tally::default(), is_last: false };
         match task {
-            Task::Lines(lines) => {
-                let lines_of =
-                    lines.split(|byte| *byte == b'\n').map(trimmed).filter(|line| !line.is_empty());
-                let mut rest = lines_of.peekable();
+            Task::Lines(lines, first) => {
+                let lines_of = (first..).zip(lines.split(|byte| *byte == b'\n').map(trimmed));
+                let mut rest = lines_of.filter(|(_, line)| !line.is_empty()).peekable();
                 while rest.peek().is_some() {
-                    let handful: Vec<Cow<'_, str>> = rest.by_ref().take(plain::HANDFUL).collect();
+                    let handful: (Vec<u64>, Vec<Cow<'_, str>>) = rest.by_ref().take(plain::HANDFUL).unzip();
                     let hand_on = |piece: &mut Piece| {
-                        let rest = Piece { text: Vec::new(), ..*piece };
+                        let rest = Piece { text: Vec::new(), tally: Tally::default(), is_last: false };
                         pieces.send(std::mem::replace(piece, rest)).is_ok()
                     };
                     if !piece.answer(prober, &handful, hand_on) {
@@ -215,7 +237,7 @@ fn work(
                 // The thread that reads may have ended.
                 let _ = used.send(lines);
             }
-            Task::TooLong => piece.refuse(&ProbeError::TooLong { limit: MAX_LINE_BYTES }),
+            Task::TooLong(number) => piece.refuse(&ProbeError::TooLong { limit: MAX_LINE_BYTES }, number),
         }
         piece.is_last = true;
         if pieces.send(piece).is_err() {
@@ -250,9 +272,12 @@ mod tests {
 
     fn answers_from(input: impl Read + Send + 'static, number: usize) -> (bool, Vec<Value>) {
         let mut output = Vec::new();
-        let all_decided = answer_stream(&prober(), input, &mut output, threads(number)).unwrap();
+        let tally = answer_stream(&prober(), input, &mut output, threads(number)).unwrap();
         let lines = String::from_utf8(output).unwrap();
-        (all_decided, lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let failed = lines.iter().filter(|line| !line["error"].is_null()).count() as u64;
+        assert_eq!(tally, Tally { probes: lines.len() as u64, failed });
+        (failed == 0, lines)
     }
 
     fn answers(input: &[u8]) -> (bool, Vec<Value>) {
@@ -276,8 +301,34 @@ mod tests {
         assert!(!all_decided);
         assert_eq!(lines.len(), 3);
         assert_eq!((&lines[0]["id"], &lines[0]["verdict"]), (&"good".into(), &"allow".into()));
-        assert!(lines[1]["error"].is_string() && lines[1]["id"].is_null());
+        assert_eq!(lines[1]["error"], "not a JSON object: expected ident at column 2");
+        assert!(lines[1]["id"].is_null() && lines[1]["line"] == 3);
         assert_eq!(lines[2], lines[0]);
+    }
+
+    #[test]
+    fn what_cannot_be_decided_names_its_line_however_many_threads_and_pieces() {
+        let long = "x".repeat(2 * MAX_LINE_BYTES);
+        let mut input = String::new();
+        for line in 1..=9_000_u64 {
+            input += match line {
+                4_000 => &long,
+                _ if line % 7 == 0 => "{}",
+                _ if line % 3 == 0 => "",
+                _ => GOOD,
+            };
+            input.push('\n');
+        }
+        let expected: Vec<u64> = (1..=9_000).filter(|line| line % 7 == 0 || *line == 4_000).collect();
+        for number in [1, 3] {
+            let at_once = Cursor::new(input.clone().into_bytes());
+            // Every piece of a long line is looked through again: in small ones that takes its time.
+            let trickling = Trickle(Cursor::new(input.replace(&long, "{}").into_bytes()), 0);
+            for lines in [answers_from(at_once, number).1, answers_from(trickling, number).1] {
+                let found: Vec<u64> = lines.iter().filter_map(|line| line["line"].as_u64()).collect();
+                assert!(found == expected, "{number} threads");
+            }
+        }
     }
 
     #[test]

@@ -430,3 +430,106 @@ fn each_tier_that_was_passed_is_told_and_the_one_that_decides_can_be_overruled()
         }
     }
 }
+
+const NODE_PORTS: &str = r#"
+- {apiVersion: v1, kind: Node, metadata: {name: m1}, status: {addresses: [{type: InternalIP, address: 172.18.0.11}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: m2}, status: {addresses: [{type: InternalIP, address: 172.18.0.12}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: m3}, status: {addresses: [{type: InternalIP, address: 172.18.0.13}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: one, namespace: front, labels: {app: one, set: both}}, spec: {nodeName: m1}, status: {phase: Running, podIP: 10.9.1.1}}
+- {apiVersion: v1, kind: Pod, metadata: {name: two, namespace: front, labels: {app: two, set: both}}, spec: {nodeName: m2}, status: {phase: Running, podIP: 10.9.2.1}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: open, namespace: front}
+  spec: {clusterIP: 10.97.0.1, externalIPs: [198.51.100.7], selector: {set: both}, ports: [{port: 80, targetPort: 8080, nodePort: 30090}]}
+  status: {loadBalancer: {ingress: [{ip: 198.51.100.8}, {hostname: lb.example.com}]}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: local, namespace: front}
+  spec: {clusterIP: 10.97.0.2, externalTrafficPolicy: Local, selector: {set: both}, ports: [{port: 81, targetPort: 8080, nodePort: 30091}]}
+- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed, namespace: front}, spec: {podSelector: {matchLabels: {app: two}}}}
+"#;
+
+fn ask_node_ports(question: &str) -> Result<Explanation, String> {
+    let text = format!("apiVersion: v1\nkind: List\nitems:{NODE_PORTS}");
+    // A pod and a Service of one name.
+    let more = "{apiVersion: v1, kind: Pod, metadata: {name: open, namespace: front}, status: {phase: Running, podIP: 10.9.1.9}}";
+    let objects = parse([(Path::new("n.yaml"), text.as_str()), (Path::new("m.yaml"), more)]).unwrap();
+    let snapshot = compile(&objects, &Options::default(), Generation(1));
+    let words: Vec<&str> = question.split(' ').collect();
+    let question = Question::parse(words[0], words[1], words[2]).map_err(|error| error.to_string())?;
+    explain(&objects, &snapshot, &question).map_err(|error| error.to_string())
+}
+
+#[test]
+fn whatever_leads_to_a_service_is_explained_endpoint_by_endpoint() {
+    for destination in ["172.18.0.13 30090", "198.51.100.7 80", "198.51.100.8 80", "service/front/open 80"] {
+        let explanation = ask_node_ports(&format!("203.0.113.10 {destination}")).unwrap();
+        assert!(!explanation.is_allowed(), "{destination}");
+        let text = explanation.to_string();
+        assert!(
+            text.starts_with("service front/open has 2 ready endpoints: DENIED"),
+            "{destination}: {text}"
+        );
+        assert_eq!(
+            text.contains("address of m3 in place of the client's"),
+            destination.contains("30090"),
+            "{text}"
+        );
+    }
+    let local = |node: u8| ask_node_ports(&format!("203.0.113.10 172.18.0.1{node} 30091"));
+    assert!(local(1).unwrap().is_allowed() && !local(2).unwrap().is_allowed());
+    assert!(local(3).unwrap_err().ends_with("on m3 (externalTrafficPolicy: Local)"));
+}
+
+#[test]
+fn a_pod_and_a_service_of_one_name_are_told_apart_by_their_kind() {
+    let text =
+        |destination: &str| ask_node_ports(&format!("203.0.113.10 {destination} 80")).unwrap().to_string();
+    for destination in ["front/open", "pod/front/open"] {
+        assert!(text(destination).contains("to 10.9.1.9 (pod front/open)"), "{destination}");
+    }
+    assert!(text("front/open").contains("service/front/open has it explained"));
+    assert!(!text("pod/front/open").contains("note:"));
+    for (question, message) in [
+        ("service/front/open front/one 80", "connections come from pods"),
+        ("203.0.113.10 pod/front/local 80", "no pod front/local"),
+        ("203.0.113.10 service/front/one 80", "no Service front/one"),
+        ("203.0.113.10 node/front/one 80", "DST: must be"),
+    ] {
+        let error = ask_node_ports(question).unwrap_err();
+        assert!(error.contains(message), "{question}: {error}");
+    }
+}
+
+#[test]
+fn rules_of_tiers_are_told_with_their_names_and_in_the_words_of_their_kind() {
+    let policy = |kind: &str, version: &str, spec: &str| {
+        format!(
+            "{{apiVersion: policy.networking.k8s.io/{version}, kind: {kind}, metadata: {{name: t}}, spec: {spec}}}"
+        )
+    };
+    let rule =
+        |action: &str| format!("{{name: \"web, for all\", action: {action}, from: [{{namespaces: {{}}}}]}}");
+    let admin = policy(
+        "AdminNetworkPolicy",
+        "v1alpha1",
+        &format!("{{priority: 1, subject: {{namespaces: {{}}}}, ingress: [{}]}}", rule("Allow")),
+    );
+    let cluster = policy(
+        "ClusterNetworkPolicy",
+        "v1alpha2",
+        &format!(
+            "{{tier: Admin, priority: 1, subject: {{namespaces: {{}}}}, ingress: [{}]}}",
+            rule("Accept")
+        ),
+    );
+    for (policy, word) in [(admin, "Allow"), (cluster, "Accept")] {
+        let objects =
+            parse([(Path::new("c.yaml"), CLUSTER), (Path::new("t.yaml"), policy.as_str())]).unwrap();
+        let snapshot = compile(&objects, &Options::default(), Generation(1));
+        let question = Question::parse("ops/shell", "shop/web", "8080").unwrap();
+        let text = explain(&objects, &snapshot, &question).unwrap().to_string();
+        assert!(text.contains(&format!("spec.ingress[0] (\"web, for all\"), {word}: matches")), "{text}");
+        assert!(text.contains("spec.ingress[0] (\"web, for all\") of "), "{text}");
+    }
+}

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use flow::Generation;
-use policy_cache::{Options, Question};
+use policy_cache::Question;
+
+use super::verdict::options;
 
 /// The words of a question. They may follow the paths directly, which then seem to go on.
 const WORDS: usize = 3;
@@ -20,11 +22,15 @@ pub(crate) struct Args {
     /// Decide as this node does: an unknown address in its pod ranges is refused
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// The node's configuration file, for what its `policy:` section says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// How to print the answer
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// Who connects (namespace/pod or an IP address), to whom (also namespace/service), and the port that is
-    /// dialled, TCP unless /UDP or /SCTP follows
+    /// Who connects (namespace/pod or an IP address), to whom (also namespace/service; where a pod and a Service
+    /// have one name, pod/namespace/name or service/namespace/name), and the port that is dialled, TCP unless /UDP or
+    /// /SCTP follows
     #[arg(value_names = ["SRC", "DST", "PORT[/PROTO]"], num_args = 3)]
     question: Vec<String>,
 }
@@ -57,7 +63,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     print_notes(&objects.notes());
-    let options = Options { node: args.node, ..Options::default() };
+    let options = options(args.node, args.config.as_deref())?;
     let snapshot = policy_cache::compile(&objects, &options, Generation(1));
     let explanation = policy_cache::explain(&objects, &snapshot, &question)?;
     let text = match args.output {

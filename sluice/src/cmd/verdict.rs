@@ -9,9 +9,10 @@ use std::thread;
 
 use anyhow::Context;
 use flow::Generation;
-use policy_cache::{Options, Prober, ReadError};
+use policy_cache::{Options, Prober, ReadError, Tally};
 
 use super::explain::print_notes;
+use crate::config::Config;
 
 /// What `--probes` says for standard input.
 const STDIN: &str = "-";
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Decide as this node does: an unknown address in its pod ranges is refused
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// The node's configuration file, for what its `policy:` section says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Runs the command. Exits with 2 when the manifests are unusable or any probe could not be decided.
@@ -40,19 +44,29 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     print_notes(&objects.notes());
-    let options = Options { node: args.node, ..Options::default() };
+    let options = options(args.node, args.config.as_deref())?;
     let snapshot = Arc::new(policy_cache::compile(&objects, &options, Generation(1)));
     let prober = Prober::new(&objects, snapshot);
     drop(objects);
     let input = open(&args.probes).with_context(|| format!("open {}", args.probes.display()))?;
     let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     match policy_cache::answer_stream(&Arc::new(prober), input, io::stdout().lock(), threads) {
-        Ok(true) => Ok(ExitCode::SUCCESS),
-        Ok(false) => Ok(ExitCode::from(2)),
+        Ok(Tally { failed: 0, .. }) => Ok(ExitCode::SUCCESS),
+        Ok(Tally { probes, failed }) => {
+            let which = if failed == 1 { "its answer says why" } else { "their answers say why" };
+            eprintln!("sluice: {failed} of {probes} probes could not be decided; {which}");
+            Ok(ExitCode::from(2))
+        }
         // The reader of the answers has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error).context("answer probes"),
     }
+}
+
+/// What decisions depend on besides the manifests.
+pub(super) fn options(node: Option<String>, config: Option<&Path>) -> anyhow::Result<Options> {
+    let policy = config.map(Config::load).transpose()?.unwrap_or_default().policy;
+    Ok(Options { node, own_node_egress: policy.own_node_egress, ..Options::default() })
 }
 
 /// Standard input, or a regular file: with anything else it could wait for ever.
