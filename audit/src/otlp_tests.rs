@@ -299,15 +299,15 @@ fn what_waits_is_sent_by_the_next_process_with_its_own_resource() {
 fn a_killed_process_leaves_everything_that_was_spooled() {
     let folder = tempfile::tempdir().unwrap();
     let receiver = Receiver::grpc(nowhere(), None);
-    let address = receiver.address;
     let config = to(&receiver, OtlpProtocol::Grpc);
     drop(receiver);
-    let agent = Agent::start(spooled(config.clone(), folder.path()));
+    let agent = Agent::start(spooled(config, folder.path()));
     agent.submit(500);
     agent.wait("the spool", |counts| counts.waiting.get() == 500);
     let image = agent.kill(folder.path());
-    let receiver = Receiver::grpc(address, None);
-    let agent = Agent::start(spooled(config, image.path()));
+    // At another address: the threads of the first agent outlive its end here, and would send as well.
+    let receiver = Receiver::grpc(nowhere(), None);
+    let agent = Agent::start(spooled(to(&receiver, OtlpProtocol::Grpc), image.path()));
     let numbers: BTreeSet<i64> = receiver.wait(500).into_iter().filter(|number| *number <= 500).collect();
     assert_eq!(numbers, (1..=500).collect::<BTreeSet<i64>>());
     assert!(agent.writer.close(LIMIT).finished);

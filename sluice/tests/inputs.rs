@@ -49,6 +49,11 @@ fn what_is_no_regular_file_or_too_large_is_refused_wherever_it_is_named() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     File::create(&large).unwrap().set_len(600 << 20).unwrap();
     fs::create_dir(&manifests).unwrap();
+    fs::write(
+        folder.path().join("manifests/n.yaml"),
+        "apiVersion: v1\nkind: Namespace\nmetadata: { name: n }\n",
+    )
+    .unwrap();
     for (number, (bad, problem)) in
         [(fifo.as_str(), "is a FIFO"), ("/dev/zero", "is a device"), (large.as_str(), "larger than")]
             .into_iter()
