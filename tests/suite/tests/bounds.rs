@@ -114,12 +114,14 @@ fn finals(stage: &Stage) -> Vec<Value> {
     stage.sluice().records().unwrap().into_iter().filter(is_final).collect()
 }
 
-/// Every descriptor beyond those open at the start is given back, but for the pipes that are kept for later.
+/// Every descriptor beyond those open at the start is given back, but for the pipes that are kept for later, and the
+/// socket by which each thread of the datapath asks the kernel about connections that end.
 fn descriptors_came_back(stage: &Stage, before: usize) -> bool {
+    let threads = std::thread::available_parallelism().unwrap().get() as f64;
     wait_until(LIMIT, || {
         let pooled = stage.sluice().metric("sluice_pipes_pooled").unwrap();
         // The admin API's own connection counts for a moment.
-        descriptors(stage.sluice().pid()).unwrap() as f64 <= before as f64 + 2.0 * pooled + 1.0
+        descriptors(stage.sluice().pid()).unwrap() as f64 <= before as f64 + threads + 2.0 * pooled + 1.0
     })
 }
 

@@ -224,6 +224,8 @@ fn attach(cluster: &Enforced, round: u8, own: IpAddr) -> Netns {
         node.ip(&format!("link set {veth} master cni0 up\n")).unwrap();
         // The bridge plugin announces an address, so that nobody sends to the hardware address it had before.
         late.sysctl("net.ipv4.conf.eth0.arp_notify", "1").unwrap();
+        // Here within the second in which the kernel believes no announcement (arp(7), locktime).
+        node.sysctl("net.ipv4.neigh.cni0.locktime", "0").unwrap();
         late.ip(&format!(
             "address add {own}/24 dev eth0\nlink set eth0 up\nroute add default via 10.244.1.1\n"
         ))
