@@ -2,7 +2,7 @@
 //! interception. Changes nothing, and judges nothing: what it means is for the reader to say.
 //!
 //! What tools print is a stranger's text. It is read line by line, within limits of bytes, lines and time
-//! ([`lines`]), and names are cut and stripped of control characters before anybody prints them.
+//! (`lines`), and names are cut and stripped of control characters before anybody prints them.
 
 mod iptables;
 mod lines;
