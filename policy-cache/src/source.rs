@@ -17,6 +17,7 @@ use notify::{RecursiveMode, Watcher};
 
 use crate::cluster::Cluster;
 use crate::manifest::{self, Fingerprint, LoadError, Partial, Problem};
+use crate::objects::ObjectKey;
 use crate::options::Options;
 use crate::store::SnapshotStore;
 
@@ -24,6 +25,8 @@ use crate::store::SnapshotStore;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// The longest a steady stream of changes may put a reload off.
 const MAX_DEBOUNCE: Duration = Duration::from_millis(500);
+/// How long a file without any text may be one that is being written.
+const EMPTY_LIMIT: Duration = Duration::from_secs(2);
 /// How often the files are looked at without a notification: network file systems send none.
 const POLL: Duration = Duration::from_secs(5);
 /// A look that takes longer counts as one that does not come back.
@@ -250,13 +253,26 @@ impl Watch {
     fn reload(&mut self) {
         let now = SystemTime::now();
         self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
-        let read = manifest::load_what_reads(&self.source.paths);
-        let gone = read.gone(self.source.cluster.vanished(&read.objects));
+        let (read, gone) = self.look();
         if self.source.cluster.exchange(&read.objects, &gone) {
             self.source.publish();
         }
         // After the publication: whoever sees the success finds the snapshot.
         if read.problems.is_empty() { self.succeeded(now) } else { self.failed(&read) }
+    }
+
+    /// What the files say, and what they say no longer. Who writes a file empties it first: while an empty file takes
+    /// objects away, it is looked at again for a moment.
+    fn look(&self) -> (Partial, Vec<ObjectKey>) {
+        let started = Instant::now();
+        loop {
+            let read = manifest::load_what_reads(&self.source.paths);
+            let gone = read.gone(self.source.cluster.vanished(&read.objects));
+            if gone.is_empty() || !read.has_empty_file || started.elapsed() >= EMPTY_LIMIT {
+                return (read, gone);
+            }
+            std::thread::sleep(DEBOUNCE);
+        }
     }
 
     fn succeeded(&self, at: SystemTime) {

@@ -294,3 +294,31 @@ fn while_a_file_cannot_be_parsed_nothing_is_taken_away_and_the_others_are_follow
     fs::remove_file(&policies).unwrap();
     eventually(SOON, "a file that is gone takes its policy with it", || is_open(&store));
 }
+
+#[test]
+fn a_file_that_is_being_written_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies.yaml");
+    fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
+    fs::write(&policies, policy("p", "{podSelector: {}}")).unwrap();
+    let (_watch, store) = watch(folder.path());
+    let before = store.current().unwrap().generation();
+    // Emptied, and for longer than changes are gathered; then written, with something new.
+    fs::write(&policies, "").unwrap();
+    let written = Instant::now() + Duration::from_millis(800);
+    while Instant::now() < written {
+        assert!(!is_open(&store), "the policy of the empty file is in force");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::write(
+        &policies,
+        policy("p", "{podSelector: {}}") + "---\n" + &pod("two").replace("10.0.0.1", "10.0.0.2"),
+    )
+    .unwrap();
+    let followed = || store.current().unwrap().generation() > before;
+    eventually(SOON, "what was written is followed", followed);
+    assert!(!is_open(&store));
+    // A file that stays empty has no objects.
+    fs::write(&policies, "").unwrap();
+    eventually(SOON, "its policy is gone", || is_open(&store));
+}

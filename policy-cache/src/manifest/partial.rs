@@ -25,6 +25,8 @@ pub(crate) struct Partial {
     kept: HashSet<ObjectKey>,
     /// Something was broken that may have been any object.
     any: bool,
+    /// A file has no text at all: perhaps somebody has only begun to write it.
+    pub(crate) has_empty_file: bool,
     /// Everything that is wrong.
     pub(crate) problems: Vec<Problem>,
 }
@@ -43,13 +45,17 @@ impl Partial {
 pub(crate) fn load_what_reads(paths: &[PathBuf]) -> Partial {
     let mut loader = Loader::default();
     let files = files::find(paths, &mut loader.problems).files;
+    let mut has_empty_file = false;
     for file in files {
         match files::read(&file) {
-            Ok(text) => loader.text(&file, &text),
+            Ok(text) => {
+                has_empty_file |= text.is_empty();
+                loader.text(&file, &text);
+            }
             Err(problem) => loader.problems.push(*problem),
         }
     }
-    sort(loader)
+    Partial { has_empty_file, ..sort(loader) }
 }
 
 fn sort(mut loader: Loader) -> Partial {
@@ -90,5 +96,5 @@ fn sort(mut loader: Loader) -> Partial {
         }
     }
     let problems = std::mem::take(&mut loader.problems);
-    Partial { objects: loader.sorted(), kept, any, problems }
+    Partial { objects: loader.sorted(), kept, any, has_empty_file: false, problems }
 }
