@@ -14,7 +14,7 @@ lab: setup ## The main job: a cluster of network namespaces, nine policies, real
 	$(CARGO) build --release --locked -p sluice
 	$(SUDO) $(TARGET)/release/sluice lab
 
-test: setup-test check unit suite check-deploy fuzz test-lab test-kernel ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
+test: setup-test check unit suite check-deploy fuzz test-lab ## Everything that CI runs: lints, unit tests, datapath tests, fuzzing, the lab
 
 check: ## Formatting and lints
 	$(CARGO) fmt --all --check
