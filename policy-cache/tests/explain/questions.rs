@@ -431,26 +431,11 @@ fn each_tier_that_was_passed_is_told_and_the_one_that_decides_can_be_overruled()
     }
 }
 
-const NODE_PORTS: &str = r#"
-- {apiVersion: v1, kind: Node, metadata: {name: m1}, status: {addresses: [{type: InternalIP, address: 172.18.0.11}]}}
-- {apiVersion: v1, kind: Node, metadata: {name: m2}, status: {addresses: [{type: InternalIP, address: 172.18.0.12}]}}
-- {apiVersion: v1, kind: Node, metadata: {name: m3}, status: {addresses: [{type: InternalIP, address: 172.18.0.13}]}}
-- {apiVersion: v1, kind: Pod, metadata: {name: one, namespace: front, labels: {app: one, set: both}}, spec: {nodeName: m1}, status: {phase: Running, podIP: 10.9.1.1}}
-- {apiVersion: v1, kind: Pod, metadata: {name: two, namespace: front, labels: {app: two, set: both}}, spec: {nodeName: m2}, status: {phase: Running, podIP: 10.9.2.1}}
-- apiVersion: v1
-  kind: Service
-  metadata: {name: open, namespace: front}
-  spec: {clusterIP: 10.97.0.1, externalIPs: [198.51.100.7], selector: {set: both}, ports: [{port: 80, targetPort: 8080, nodePort: 30090}]}
-  status: {loadBalancer: {ingress: [{ip: 198.51.100.8}, {hostname: lb.example.com}]}}
-- apiVersion: v1
-  kind: Service
-  metadata: {name: local, namespace: front}
-  spec: {clusterIP: 10.97.0.2, externalTrafficPolicy: Local, selector: {set: both}, ports: [{port: 81, targetPort: 8080, nodePort: 30091}]}
-- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed, namespace: front}, spec: {podSelector: {matchLabels: {app: two}}}}
-"#;
+/// Two pods on two of three nodes, behind Services with node ports and outside addresses.
+const NODE_PORTS: &str = include_str!("../node_ports.yaml");
 
 fn ask_node_ports(question: &str) -> Result<Explanation, String> {
-    let text = format!("apiVersion: v1\nkind: List\nitems:{NODE_PORTS}");
+    let text = format!("apiVersion: v1\nkind: List\nitems:\n{NODE_PORTS}");
     // A pod and a Service of one name.
     let more = "{apiVersion: v1, kind: Pod, metadata: {name: open, namespace: front}, status: {phase: Running, podIP: 10.9.1.9}}";
     let objects = parse([(Path::new("n.yaml"), text.as_str()), (Path::new("m.yaml"), more)]).unwrap();
