@@ -25,7 +25,7 @@ pub(crate) async fn admit(
     };
     live.enter(Phase::Handshake);
     let _handshake = syn.release();
-    listener::accept_arrived(path, live.tuple.client.0.ip());
+    listener::accept_arrived(path, &live.tuple);
     let outcome = tokio::select! {
         biased;
         stop = live.stopped() => Err(match stop {

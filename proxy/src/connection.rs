@@ -3,6 +3,7 @@
 //!
 //! Whatever returns early, panics or is cancelled drops [`Registered`], and that writes the record.
 
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,16 +16,17 @@ use crate::datapath::Datapath;
 use crate::descriptors::Reservation;
 use crate::held::HeldSyn;
 use crate::registry::{Phase, Registered, Stop};
-use crate::relay::LegSocket;
+use crate::relay::{LegSocket, Place, Progress, Relayed};
 use crate::revoke;
+use crate::sys::readiness::watch_stream;
 use crate::sys::tcp;
 use crate::unknown::{self, Decided};
 
-/// A connection of which both legs are up.
-struct Legs {
+/// A connection of which both legs are up: sockets of type `T`.
+struct Legs<T> {
     connection: Registered,
-    client: LegSocket,
-    server: LegSocket,
+    client: T,
+    server: T,
     _reservation: Reservation,
 }
 
@@ -38,21 +40,74 @@ pub(crate) fn carry(
     // On its own piece of memory, which is given back when the legs are up: a connection may then rest for days.
     let opening = Box::pin(open(Arc::clone(&path), connection, syn));
     async move {
-        let Some(Legs { connection, client, server, _reservation }) = opening.await else { return };
-        let live = Arc::clone(connection.live());
-        let cause = path.carrier.relay(&client, &server, &live).await;
-        live.enter(Phase::Closing);
-        if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
-            tcp::reset_on_close(client.get_ref());
-            tcp::reset_on_close(server.get_ref());
+        let Some(legs) = opening.await else { return };
+        let relayed = legs.relay(&path, Progress::begin(), Place::Shared).await;
+        match relayed {
+            Relayed::Ended(cause) => legs.end(cause),
+            Relayed::Stream(progress) => {
+                let streams = Arc::clone(&path);
+                streams.streams.carry(carry_stream(path, legs.unwatched(), progress));
+            }
         }
-        connection.end(cause, None);
-        drop((client, server));
+    }
+}
+
+/// Carries on with a connection that has become a stream, on a thread for streams.
+async fn carry_stream(path: Arc<Datapath>, unwatched: Legs<TcpStream>, progress: Progress) {
+    let Some(legs) = unwatched.watched() else { return };
+    if let Relayed::Ended(cause) = legs.relay(&path, progress, Place::Streams).await {
+        legs.end(cause);
+    }
+}
+
+impl Legs<LegSocket> {
+    async fn relay(&self, path: &Datapath, progress: Progress, place: Place) -> Relayed {
+        let live = self.connection.live();
+        path.carrier.relay((&self.client, &self.server), live, progress, place).await
+    }
+
+    fn end(self, cause: EndCause) {
+        self.connection.live().enter(Phase::Closing);
+        if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
+            tcp::reset_on_close(self.client.get_ref());
+            tcp::reset_on_close(self.server.get_ref());
+        }
+        self.connection.end(cause, None);
+        // In this order: whoever finds the tuple free may use it for sockets of its own.
+        drop((self.client, self.server));
+        drop(self.connection);
+    }
+
+    /// Takes both legs from the runtime that watches them.
+    fn unwatched(self) -> Legs<TcpStream> {
+        let Self { connection, client, server, _reservation } = self;
+        Legs { connection, client: client.into_inner(), server: server.into_inner(), _reservation }
+    }
+}
+
+impl Legs<TcpStream> {
+    /// Gives both legs to the runtime that this runs on. `None` when it takes no more: the connection has ended.
+    fn watched(self) -> Option<Legs<LegSocket>> {
+        let Self { connection, client, server, _reservation } = self;
+        // Closed without a word, a leg would tell its end that everything was said.
+        tcp::reset_on_close(&client);
+        tcp::reset_on_close(&server);
+        match (watch_stream(client), watch_stream(server)) {
+            (Ok(client), Ok(server)) => {
+                tcp::end_on_close(client.get_ref());
+                tcp::end_on_close(server.get_ref());
+                Some(Legs { connection, client, server, _reservation })
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                connection.end(EndCause::InternalError, Some(format!("watch a leg: {error}")));
+                None
+            }
+        }
     }
 }
 
 /// Decides, connects and admits. `None` when the connection ended before both legs were up.
-async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Option<Legs> {
+async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Option<Legs<LegSocket>> {
     let live = Arc::clone(connection.live());
 
     let decided = unknown::decide(&path.policy, &path.waiting, &live, syn.behind()).await;

@@ -24,6 +24,7 @@ use crate::registry::{Phase, Registry, Stop};
 use crate::relay::{Carrier, LegSocket};
 use crate::revoke;
 use crate::strays::{self, Strays};
+use crate::streams::Streams;
 use crate::sys;
 use crate::sys::icmp::IcmpSocket;
 use crate::sys::tracked::{Conntrack, Endings};
@@ -89,6 +90,9 @@ pub enum StartError {
     /// The limit of open files.
     #[error("raise the limit of open files: {0}")]
     Limit(#[source] std::io::Error),
+    /// The threads for streams.
+    #[error("start threads for streams: {0}")]
+    Streams(#[source] std::io::Error),
 }
 
 /// A part of the datapath that has ended though nobody asked it to: nothing can be admitted any more.
@@ -132,6 +136,7 @@ pub(crate) struct Datapath {
     pub(crate) listeners: Listeners,
     pub(crate) connector: Connector,
     pub(crate) carrier: Carrier,
+    pub(crate) streams: Streams,
     pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) metrics: Metrics,
     pub(crate) handshake_limit: Duration,
@@ -214,6 +219,7 @@ impl Running {
                 reads_hellos: config.tls_hellos,
                 legs_after: config.tcp_info_after_ms.map(Duration::from_millis),
             },
+            streams: Streams::start(threads()).map_err(StartError::Streams)?,
             descriptors: Arc::new(Descriptors::new(limit, kept_back)),
             handshake_limit: config.handshake_timeout(),
             deny_action: config.deny_action,
@@ -326,6 +332,11 @@ fn open_gates(
         Ok(Arc::new(Gatekeeper { queue: gate::open(number)?, icmp, pending, marks, metrics }))
     };
     queues.map(open_gate).collect()
+}
+
+/// One for each processor that this process may use.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn open_icmp() -> Option<Arc<IcmpSocket>> {

@@ -30,6 +30,7 @@ mod revoke;
 #[cfg(feature = "stages")]
 pub mod stages;
 mod strays;
+mod streams;
 mod sys;
 mod unknown;
 

@@ -82,13 +82,17 @@ impl Listeners {
     }
 }
 
-/// Accepts what has arrived for one address family, without waiting. A client on this node has finished its
+/// Accepts what has arrived up to the connection of `tuple`, without waiting. A client on this node has finished its
 /// handshake within the verdict that released its SYN: its connection needs nobody else to wake up.
-pub(crate) fn accept_arrived(path: &Datapath, family_of: IpAddr) {
-    let Some(listener) = path.listeners.of(family_of) else { return };
+pub(crate) fn accept_arrived(path: &Datapath, tuple: &Tuple) {
+    let Some(listener) = path.listeners.of(tuple.client.0.ip()) else { return };
     for _ in 0..BURST {
         match tcp::accept(&*listener) {
-            Ok((stream, peer)) => deliver(path, stream, peer),
+            Ok((stream, peer)) => {
+                if deliver(path, stream, peer).as_ref() == Some(tuple) {
+                    return;
+                }
+            }
             // The task of the listener sees whatever it is.
             Err(_) => return,
         }
@@ -108,7 +112,7 @@ pub(crate) async fn accept(path: Arc<Datapath>, listener: Arc<TcpListener>) -> i
         };
         for _ in 0..BURST {
             match tcp::accept(&**listener.get_ref()) {
-                Ok((stream, peer)) => deliver(&path, stream, peer),
+                Ok((stream, peer)) => drop(deliver(&path, stream, peer)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
                     break;
@@ -131,19 +135,24 @@ fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-fn deliver(path: &Datapath, stream: std::net::TcpStream, peer: Option<std::net::SocketAddr>) {
+/// Hands an accepted connection to whoever expects it. Returns whose it was.
+fn deliver(
+    path: &Datapath,
+    stream: std::net::TcpStream,
+    peer: Option<std::net::SocketAddr>,
+) -> Option<Tuple> {
     let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
-    let tuple = match peer.and_then(|peer| Ok(Tuple::tcp(peer, stream.local_addr()?))) {
-        Ok(tuple) => tuple,
-        Err(error) => return tracing::debug!(%error, "an accepted connection broke at once"),
-    };
-    let leg = match watch_stream(stream) {
-        Ok(leg) => leg,
-        Err(error) => return tracing::warn!(%error, "an accepted connection cannot be watched"),
-    };
+    let tuple = peer
+        .and_then(|peer| Ok(Tuple::tcp(peer, stream.local_addr()?)))
+        .inspect_err(|error| tracing::debug!(%error, "an accepted connection broke at once"))
+        .ok()?;
+    let leg = watch_stream(stream)
+        .inspect_err(|error| tracing::warn!(%error, "an accepted connection cannot be watched"))
+        .ok()?;
     if let Err(unexpected) = path.pairing.deliver(&tuple, leg) {
         // Nobody permitted it: its attempt was given up, or its SYN never met the gate.
         tracing::debug!(%tuple, "refusing an accepted connection that nobody expects");
         tcp::reset_on_close(unexpected.get_ref());
     }
+    Some(tuple)
 }

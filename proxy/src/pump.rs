@@ -52,6 +52,7 @@ pub(crate) struct Pump<'a> {
     largest_fill: usize,
     /// Nothing comes after what is held.
     at_end: bool,
+    turns_used_up: u8,
 }
 
 /// Bytes that were taken and not yet delivered.
@@ -96,6 +97,7 @@ impl<'a> Pump<'a> {
             is_stream: false,
             largest_fill: 0,
             at_end: false,
+            turns_used_up: 0,
         }
     }
 
@@ -109,10 +111,14 @@ impl<'a> Pump<'a> {
         self.to
     }
 
-    /// Takes what is there already, without waiting for the runtime to say so. False when nothing was.
-    pub(crate) fn take_first(&mut self) -> Result<bool, Broken> {
-        let copied = self.copy_once(false)?;
-        Ok(matches!(copied, Copied::Bytes(_)))
+    /// Turns that it has used up: so often it moved as much as it may before others run, and there was more.
+    pub(crate) fn turns_used_up(&self) -> u16 {
+        self.turns_used_up.into()
+    }
+
+    /// True unless bytes were taken and are not delivered yet.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        matches!(self.held, Held::Nothing)
     }
 
     /// Moves what can be moved. Ready when the FIN was reached and everything before it is delivered.
@@ -124,7 +130,8 @@ impl<'a> Pump<'a> {
                 return Poll::Ready(Ok(()));
             }
             if since_yield >= YIELD_AFTER {
-                return yield_to_others(cx);
+                self.turns_used_up = self.turns_used_up.saturating_add(1);
+                ready!(yield_to_others(cx));
             }
             since_yield += ready!(self.poll_take(cx))?;
         }
@@ -277,10 +284,9 @@ impl Carrier {
 }
 
 /// Pending until every other task that is ready had its turn, and the runtime has looked at its sockets.
-fn yield_to_others(cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+pub(crate) fn yield_to_others(cx: &mut Context<'_>) -> Poll<()> {
     // Its first poll leaves the waker with the runtime.
-    let _ = pin!(tokio::task::yield_now()).poll(cx);
-    Poll::Pending
+    pin!(tokio::task::yield_now()).poll(cx)
 }
 
 /// Whether urgent data has arrived. A read then stops at its mark, with more behind it (tcp(7)).

@@ -18,9 +18,12 @@ use tokio::time::Instant;
 
 use crate::hello::FirstBytes;
 use crate::pipes::PipePool;
-use crate::pump::{Broken, Pump};
+use crate::pump::{Broken, Pump, yield_to_others};
 use crate::registry::{Live, Stop};
 use crate::sys::{diag, tcp};
+
+/// Turns that a connection has used up when it counts as a stream: some MiB, moved faster than they were drained.
+const TURNS_OF_A_STREAM: u16 = 8;
 
 /// One leg of a carried connection.
 pub(crate) type LegSocket = AsyncFd<TcpStream>;
@@ -41,11 +44,21 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// Carries both directions and says why it ended. The legs are left open: closing them is the last FIN, and
     /// a cause other than `ClientClosed` and `ServerClosed` asks for a reset of both.
-    pub(crate) async fn relay(&self, client: &LegSocket, server: &LegSocket, live: &Live) -> EndCause {
-        let cause = self.carry(client, server, live).await;
-        // What ended otherwise than by FINs was not asked about yet, or one leg was not.
-        self.note_legs(client, server, live);
-        cause
+    ///
+    /// With [`Place::Shared`] it may come back before the end, to be carried on by itself.
+    pub(crate) async fn relay(
+        &self,
+        (client, server): (&LegSocket, &LegSocket),
+        live: &Live,
+        progress: Progress,
+        place: Place,
+    ) -> Relayed {
+        let relayed = self.carry(client, server, live, progress, place).await;
+        if matches!(relayed, Relayed::Ended(_)) {
+            // What ended otherwise than by FINs was not asked about yet, or one leg was not.
+            self.note_legs(client, server, live);
+        }
+        relayed
     }
 
     /// Asks the kernel about both legs while it has them.
@@ -57,29 +70,35 @@ impl Carrier {
         });
     }
 
-    async fn carry(&self, client: &LegSocket, server: &LegSocket, live: &Live) -> EndCause {
-        let mut directions = Directions::new(self, client, server, live);
-        let begun = directions.begin();
-        if let Some(cause) = begun {
-            return cause;
-        }
+    async fn carry(
+        &self,
+        client: &LegSocket,
+        server: &LegSocket,
+        live: &Live,
+        progress: Progress,
+        place: Place,
+    ) -> Relayed {
+        let mut directions = Directions::new(self, client, server, live, progress);
         // What a connection does not use takes no room in it, and what it waits for is a waker, not a future.
         let mut idle = self.idle_limit.map(|limit| Box::pin(until_idle(live, limit)));
         poll_fn(|cx| {
             // The directions come first: they deliver what arrived before a reset, then meet it themselves.
             if let Poll::Ready(cause) = directions.poll(cx) {
-                return Poll::Ready(cause);
+                return Poll::Ready(Relayed::Ended(cause));
             }
             if let Poll::Ready(stop) = live.poll_stopped(cx) {
-                return Poll::Ready(of_stop(stop));
+                return Poll::Ready(Relayed::Ended(of_stop(stop)));
             }
             for (leg, reset) in [(client, EndCause::ClientReset), (server, EndCause::ServerReset)] {
                 if let Poll::Ready(error) = poll_failed(leg, cx) {
-                    return Poll::Ready(leg_cause(&error, reset));
+                    return Poll::Ready(Relayed::Ended(leg_cause(&error, reset)));
                 }
             }
+            if place == Place::Shared && directions.is_stream() {
+                return Poll::Ready(Relayed::Stream(directions.progress));
+            }
             match &mut idle {
-                Some(idle) => idle.as_mut().poll(cx).map(|()| EndCause::IdleTimeout),
+                Some(idle) => idle.as_mut().poll(cx).map(|()| Relayed::Ended(EndCause::IdleTimeout)),
                 None => Poll::Pending,
             }
         })
@@ -95,69 +114,144 @@ fn of_stop(stop: &Stop) -> EndCause {
     }
 }
 
+/// Where a connection is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Among all others.
+    Shared,
+    /// Among streams.
+    Streams,
+}
+
+/// What carrying came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Relayed {
+    /// The connection is over.
+    Ended(EndCause),
+    /// It uses up one turn after the other, and others would wait for it: to be carried on where streams are.
+    /// Nothing that was taken from one leg is left to be delivered to the other.
+    Stream(Progress),
+}
+
+/// How far a connection's directions have come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress {
+    opening: Opening,
+    up_open: bool,
+    down_open: bool,
+    first_to_close: EndCause,
+}
+
+/// How far the end of the server's handshake is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// It waits for what the client sends first.
+    Waiting,
+    /// The runtime was asked to look at the client's leg.
+    Looking,
+    /// It is under way.
+    Done,
+}
+
+impl Progress {
+    /// Both legs are up, and nothing was moved.
+    pub(crate) fn begin() -> Self {
+        Self {
+            opening: Opening::Waiting,
+            up_open: true,
+            down_open: true,
+            first_to_close: EndCause::ClientClosed,
+        }
+    }
+}
+
 /// Both directions of one connection.
 struct Directions<'a> {
     carrier: &'a Carrier,
     live: &'a Live,
     up: Pump<'a>,
     down: Pump<'a>,
-    up_open: bool,
-    down_open: bool,
-    first_to_close: EndCause,
+    progress: Progress,
 }
 
 impl<'a> Directions<'a> {
-    fn new(carrier: &'a Carrier, client: &'a LegSocket, server: &'a LegSocket, live: &'a Live) -> Self {
-        let first = carrier.reads_hellos.then(|| FirstBytes::of(live));
+    fn new(
+        carrier: &'a Carrier,
+        client: &'a LegSocket,
+        server: &'a LegSocket,
+        live: &'a Live,
+        progress: Progress,
+    ) -> Self {
+        let is_new = progress.opening == Opening::Waiting;
+        let first = (carrier.reads_hellos && is_new).then(|| FirstBytes::of(live));
         Self {
             carrier,
             live,
             up: Pump::new(carrier, client, server, &live.client_bytes, first),
             down: Pump::new(carrier, server, client, &live.server_bytes, None),
-            up_open: true,
-            down_open: true,
-            first_to_close: EndCause::ClientClosed,
+            progress,
         }
     }
 
-    /// Takes what the client has sent by now along with the end of the server's handshake. A client that waits
-    /// for the server has sent nothing: the handshake ends without. The cause, when it breaks at once.
-    fn begin(&mut self) -> Option<EndCause> {
-        match self.up.take_first() {
-            Ok(true) => None,
-            Ok(false) => {
-                tcp::acknowledge(self.up.to().get_ref());
-                None
+    /// Lets what the client has sent by now travel along with the end of the server's handshake: its server then
+    /// wakes up once. A client that waits for the server has sent nothing when the runtime has looked at the
+    /// sockets once more: the handshake ends without.
+    fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.progress.opening {
+            Opening::Waiting => {
+                self.progress.opening = Opening::Looking;
+                yield_to_others(cx)
             }
-            Err(broken) => Some(of_up(broken)),
+            Opening::Looking => {
+                self.progress.opening = Opening::Done;
+                if self.up.from().poll_read_ready(cx).is_pending() {
+                    tcp::acknowledge(self.up.to().get_ref());
+                }
+                Poll::Ready(())
+            }
+            Opening::Done => Poll::Ready(()),
         }
+    }
+
+    /// Whether this is a stream that others would wait for, at a moment at which it can be handed on.
+    fn is_stream(&self) -> bool {
+        self.up.turns_used_up() + self.down.turns_used_up() >= TURNS_OF_A_STREAM
+            && self.up.holds_nothing()
+            && self.down.holds_nothing()
     }
 
     /// Moves what can be moved. Ready when both directions have ended, or one has broken.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndCause> {
-        if self.up_open
+        ready!(self.poll_opened(cx));
+        if self.progress.up_open
             && let Poll::Ready(outcome) = self.up.poll(cx)
         {
-            self.up_open = false;
+            self.progress.up_open = false;
             // Of the direction that ends last, the caller passes the FIN on by closing.
-            let passed = outcome.and_then(|()| if self.down_open { self.pass_fin(&self.up) } else { Ok(()) });
+            let passed =
+                outcome.and_then(|()| if self.progress.down_open { self.pass_fin(&self.up) } else { Ok(()) });
             if let Err(broken) = passed {
                 return Poll::Ready(of_up(broken));
             }
         }
-        if self.down_open
+        if self.progress.down_open
             && let Poll::Ready(outcome) = self.down.poll(cx)
         {
-            self.down_open = false;
-            if self.up_open {
-                self.first_to_close = EndCause::ServerClosed;
+            self.progress.down_open = false;
+            if self.progress.up_open {
+                self.progress.first_to_close = EndCause::ServerClosed;
             }
-            let passed = outcome.and_then(|()| if self.up_open { self.pass_fin(&self.down) } else { Ok(()) });
+            let passed =
+                outcome.and_then(|()| if self.progress.up_open { self.pass_fin(&self.down) } else { Ok(()) });
             if let Err(broken) = passed {
                 return Poll::Ready(of_down(broken));
             }
         }
-        if self.up_open || self.down_open { Poll::Pending } else { Poll::Ready(self.first_to_close) }
+        if self.progress.up_open || self.progress.down_open {
+            Poll::Pending
+        } else {
+            Poll::Ready(self.progress.first_to_close)
+        }
     }
 
     /// Passes on the first FIN. The leg it goes to is gone for the kernel's questions when the other FIN comes.

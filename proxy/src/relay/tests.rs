@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant as Clock;
 
@@ -16,12 +17,14 @@ use crate::sys::readiness::watch_stream;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A relay under way, and the two ends that use it.
-struct Relayed {
+struct Carried {
     client: TcpStream,
     server: TcpStream,
     connection: Arc<Registered>,
     metrics: Metrics,
     task: JoinHandle<EndCause>,
+    /// Set when it was handed on as a stream.
+    handed_on: Arc<AtomicBool>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -36,7 +39,7 @@ fn pair() -> (TcpStream, TcpStream) {
     (one, other)
 }
 
-fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>) -> Relayed {
+fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>) -> Carried {
     let metrics = Metrics::default();
     let (recorder, _) =
         Recorder::start(RecorderConfig::default(), Sink::Discard, "node1", metrics.clone()).unwrap();
@@ -53,23 +56,38 @@ fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let live = Arc::clone(connection.live());
+    let handed_on = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&handed_on);
     let task = runtime.spawn(async move {
-        let watch = |leg: TcpStream| {
+        for leg in [&of_client, &of_server] {
             leg.set_nonblocking(true).unwrap();
-            watch_stream(leg).unwrap()
+        }
+        let (mut of_client, mut of_server) =
+            (watch_stream(of_client).unwrap(), watch_stream(of_server).unwrap());
+        let (mut progress, mut place) = (Progress::begin(), Place::Shared);
+        let cause = loop {
+            match carrier.relay((&of_client, &of_server), &live, progress, place).await {
+                Relayed::Ended(cause) => break cause,
+                Relayed::Stream(so_far) => {
+                    assert_eq!(place, Place::Shared, "once");
+                    // Watched anew, as another thread's runtime would.
+                    of_client = watch_stream(of_client.into_inner()).unwrap();
+                    of_server = watch_stream(of_server.into_inner()).unwrap();
+                    (progress, place) = (so_far, Place::Streams);
+                    noted.store(true, Ordering::Relaxed);
+                }
+            }
         };
-        let (of_client, of_server) = (watch(of_client), watch(of_server));
-        let cause = carrier.relay(&of_client, &of_server, &live).await;
         if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
             crate::sys::tcp::reset_on_close(of_client.get_ref());
             crate::sys::tcp::reset_on_close(of_server.get_ref());
         }
         cause
     });
-    Relayed { client, server, connection, metrics, task, runtime }
+    Carried { client, server, connection, metrics, task, handed_on, runtime }
 }
 
-impl Relayed {
+impl Carried {
     /// Why it ended, and the bytes that were counted each way.
     fn end(self) -> (EndCause, u64, u64) {
         let Self { task, runtime, connection, metrics, .. } = self;
@@ -169,6 +187,76 @@ fn a_stream_without_a_pipe_is_copied_and_one_that_rests_holds_none() {
     }
 }
 
+/// Writes a MiB over and over, until the relay was handed on and another two MiB after that, then the FIN. Returns
+/// how many there were.
+fn write_stream(relayed: &Carried, to: &TcpStream, message: &[u8]) -> usize {
+    let (begin, mut written, mut left) = (Clock::now(), 0, 2);
+    while left > 0 && begin.elapsed() < LIMIT {
+        (&*to).write_all(message).unwrap();
+        written += 1;
+        left -= usize::from(relayed.handed_on.load(Ordering::Relaxed));
+    }
+    to.shutdown(Shutdown::Write).unwrap();
+    written
+}
+
+/// Reads to the FIN. Returns how often it was this message.
+fn read_stream(mut from: &TcpStream, message: &[u8]) -> usize {
+    let (mut read, mut count) = (vec![0; message.len()], 0);
+    while from.peek(&mut [0]).unwrap() > 0 {
+        from.read_exact(&mut read).unwrap();
+        assert!(read == message, "number {count}");
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn a_stream_is_handed_on_and_goes_on_unchanged_also_when_one_direction_has_ended() {
+    let (up, down) = (noise(1, 1 << 20), noise(2, 1 << 20));
+    for half_closed in [false, true] {
+        let relayed = relay(16_384, 4, None);
+        if half_closed {
+            relayed.server.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(all(&relayed.client), b"");
+        }
+        let (sent_up, sent_down) = thread::scope(|scope| {
+            let sending = scope.spawn(|| write_stream(&relayed, &relayed.client, &up));
+            let at_server = scope.spawn(|| read_stream(&relayed.server, &up));
+            let answered = (!half_closed).then(|| {
+                let answering = scope.spawn(|| write_stream(&relayed, &relayed.server, &down));
+                (read_stream(&relayed.client, &down), answering.join().unwrap())
+            });
+            let (seen_down, sent_down) = answered.unwrap_or_default();
+            assert_eq!(seen_down, sent_down);
+            let sent_up = sending.join().unwrap();
+            assert_eq!(at_server.join().unwrap(), sent_up);
+            (sent_up, sent_down)
+        });
+        assert!(relayed.handed_on.load(Ordering::Relaxed), "half closed: {half_closed}");
+        let (cause, client_bytes, server_bytes) = relayed.end();
+        assert_eq!((client_bytes, server_bytes), ((sent_up << 20) as u64, (sent_down << 20) as u64));
+        match half_closed {
+            true => assert_eq!(cause, EndCause::ServerClosed, "the first FIN is remembered"),
+            false => assert!(matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed)),
+        }
+    }
+}
+
+#[test]
+fn many_small_messages_are_no_stream() {
+    let relayed = relay(16_384, 4, None);
+    let (message, mut echo) = (noise(1, 8_192), vec![0; 8_192]);
+    for _ in 0..2_000 {
+        (&relayed.client).write_all(&message).unwrap();
+        (&relayed.server).read_exact(&mut echo).unwrap();
+    }
+    assert!(!relayed.handed_on.load(Ordering::Relaxed), "16 MB in small messages");
+    relayed.client.shutdown(Shutdown::Write).unwrap();
+    relayed.server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(relayed.end().0, EndCause::ClientClosed);
+}
+
 #[test]
 fn a_reset_ends_both_legs_also_after_a_fin_and_while_the_other_side_takes_nothing() {
     for by_client in [true, false] {
@@ -192,7 +280,7 @@ fn a_reset_ends_both_legs_also_after_a_fin_and_while_the_other_side_takes_nothin
                 }
                 _ => {}
             }
-            let Relayed { client, server, connection, metrics, task, runtime } = relayed;
+            let Carried { client, server, connection, metrics, task, runtime, .. } = relayed;
             let (first, second) = if by_client { (client, server) } else { (server, client) };
             SockRef::from(&first).set_linger(Some(Duration::ZERO)).unwrap();
             drop(first);

@@ -93,6 +93,11 @@ pub(crate) fn reset_on_close(socket: impl AsFd) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
+/// Makes the coming close(2) send a FIN again, behind what is left to send. Source: socket(7), `SO_LINGER`.
+pub(crate) fn end_on_close(socket: impl AsFd) {
+    let _ = SockRef::from(&socket).set_linger(None);
+}
+
 /// What the client dialled before DNAT, where conntrack knows it. Source: `SO_ORIGINAL_DST`.
 pub(crate) fn dialed(socket: impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
     match local {
