@@ -3,7 +3,7 @@
 //! It consists of parts that it shares with the snapshots before and after it, so it is made and dropped in
 //! microseconds, and two of them are compared by the parts that they do not share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -57,6 +57,8 @@ pub(crate) struct View {
     pub(crate) services: Table<Arc<ServiceEntry>>,
     /// By [`node_port_key`].
     pub(crate) node_ports: Table<Arc<ServiceEntry>>,
+    /// By what clients outside the cluster dial.
+    pub(crate) outside: Arc<HashMap<OutsideKey, Arc<ServiceEntry>>>,
     /// The addresses of pods on the own node.
     pub(crate) local: Arc<BTreeSet<IpAddr>>,
     pub(crate) counts: Arc<Counts>,
@@ -160,9 +162,14 @@ pub(crate) struct ServiceEntry {
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) cluster_ips: Box<[IpAddr]>,
+    /// `externalIPs` and those of load balancers.
+    pub(crate) outside_ips: Box<[IpAddr]>,
     /// Protocol, port, node port.
     pub(crate) ports: Box<[(Protocol, u16, Option<u16>)]>,
 }
+
+/// An address that leads to a Service from outside, which several may share, and a port of theirs.
+pub(crate) type OutsideKey = (IpAddr, u16, Protocol);
 
 /// What a port of every node's addresses is found by.
 pub(crate) fn node_port_key(port: u16, protocol: Protocol) -> u128 {
@@ -354,18 +361,21 @@ impl Snapshot {
         nodes
     }
 
-    /// The Service a client dialled: by ClusterIP and port, or by node port on a node's address.
+    /// The Service a client dialled: by ClusterIP, by one of its `externalIPs` or a load balancer's address, each with
+    /// its port, or by node port on a node's address.
     pub fn service_at(&self, dialed: SocketAddr, protocol: Protocol) -> Option<Service> {
         let ip = flow::canonical_ip(dialed.ip());
         let has = |service: &&Arc<ServiceEntry>| {
             service.ports.iter().any(|(own, port, _)| *own == protocol && *port == dialed.port())
         };
+        let at_node = || {
+            self.view.node_addresses.at(ip)?;
+            self.view.node_ports.get(node_port_key(dialed.port(), protocol))
+        };
         let service = match self.cluster_ip(ip) {
             Some(service) => Some(service).filter(has),
-            None if self.view.node_addresses.at(ip).is_some() => {
-                self.view.node_ports.get(node_port_key(dialed.port(), protocol))
-            }
-            None => None,
+            // An external address may be a node's.
+            None => self.view.outside.get(&(ip, dialed.port(), protocol)).or_else(at_node),
         }?;
         Some(Service {
             namespace: Arc::clone(&service.namespace),

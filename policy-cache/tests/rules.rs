@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flow::{Endpoint, Generation, Protocol, Reason, Tuple, Verdict};
-use policy_cache::{LocalPods, Options, OwnNodeEgress, Prober, Snapshot, compile, parse};
+use policy_cache::{
+    Event, Kind, LocalPods, ObjectKey, Options, OwnNodeEgress, Prober, Snapshot, compile, parse,
+};
 use serde_json::Value;
 
 const CLUSTER: &str = r#"
@@ -569,6 +571,55 @@ fn services_are_found_by_cluster_ip_and_by_node_port() {
         assert_eq!(at(dialed, Protocol::Tcp), None, "{dialed}");
     }
     assert_eq!(at("10.96.0.1:8080", Protocol::Udp), None);
+}
+
+#[test]
+fn services_are_found_by_addresses_outside_the_cluster_which_they_may_share() {
+    let service = |name: &str, port: u16, spec: &str, status: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{ports: [{{port: {port}, nodePort: {}}}], {spec}}}\nstatus: {{loadBalancer: {{{status}}}}}\n---\n",
+            30_000 + port
+        )
+    };
+    let balancer = "ingress: [{ip: 198.51.100.1}, {ip: '2001:db8::1'}, {hostname: a.example}]";
+    // The last one claims a node's address.
+    let services = [
+        service("first", 81, "clusterIP: 10.96.1.1", balancer),
+        service("second", 82, "clusterIP: 10.96.1.2", balancer),
+        service("third", 83, "externalIPs: [192.168.0.2]", ""),
+    ];
+    let texts = services.concat();
+    let objects = parse([(Path::new("c.yaml"), CLUSTER), (Path::new("s.yaml"), texts.as_str())]).unwrap();
+    let mut cluster = policy_cache::Cluster::new(Options::default());
+    let first = ObjectKey { kind: Kind::Service, namespace: "shop".to_owned(), name: "first".to_owned() };
+    for object in objects.objects() {
+        cluster.apply(Event::Put(object));
+    }
+    let at = |snapshot: &Snapshot, dialed: &str| {
+        let service = snapshot.service_at(dialed.parse().unwrap(), Protocol::Tcp)?;
+        assert_eq!(service.address, dialed.parse().unwrap());
+        Some(service.name.to_string())
+    };
+    let table = [
+        ("198.51.100.1:81", Some("first")),
+        ("[2001:db8::1]:81", Some("first")),
+        ("198.51.100.1:82", Some("second")),
+        ("198.51.100.1:83", None),
+        ("198.51.100.2:81", None),
+        ("192.168.0.2:83", Some("third")),
+        ("192.168.0.2:30083", Some("third")),
+        ("192.168.0.2:30080", Some("web")),
+    ];
+    for snapshot in [cluster.snapshot(), compile(&objects, &Options::default(), Generation(7))] {
+        for (dialed, name) in table {
+            assert_eq!(at(&snapshot, dialed).as_deref(), name, "{dialed}");
+        }
+    }
+    cluster.apply(Event::Delete(first));
+    let snapshot = cluster.snapshot();
+    assert_eq!(at(&snapshot, "198.51.100.1:81"), None);
+    assert_eq!(at(&snapshot, "198.51.100.1:82").as_deref(), Some("second"));
 }
 
 #[test]

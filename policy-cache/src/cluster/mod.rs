@@ -83,6 +83,7 @@ impl Cluster {
             domains: Arc::new(Domains::default()),
             services: Table::default(),
             node_ports: Table::default(),
+            outside: Arc::default(),
             local: Arc::new(BTreeSet::new()),
             counts: Arc::new(Counts::default()),
         };

@@ -1,18 +1,20 @@
 //! Services by what clients dial.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Cluster;
 use crate::objects;
 use crate::shared::key_of_ip;
-use crate::snapshot::{ServiceEntry, node_port_key};
+use crate::snapshot::{OutsideKey, ServiceEntry, node_port_key};
 
 #[derive(Debug, Default)]
 pub(super) struct Services {
     by_name: HashMap<(Arc<str>, Arc<str>), Arc<ServiceEntry>>,
     by_cluster_ip: HashMap<u128, Vec<Arc<ServiceEntry>>>,
     by_node_port: HashMap<u128, Vec<Arc<ServiceEntry>>>,
+    by_outside: HashMap<OutsideKey, Vec<Arc<ServiceEntry>>>,
 }
 
 impl Services {
@@ -31,6 +33,11 @@ impl ServiceEntry {
         let ports = self.ports.iter();
         ports.filter_map(|(protocol, _, node_port)| Some(node_port_key((*node_port)?, *protocol)))
     }
+
+    fn outside_keys(&self) -> impl Iterator<Item = OutsideKey> + '_ {
+        let ports = |ip| self.ports.iter().map(move |(protocol, port, _)| (ip, *port, *protocol));
+        self.outside_ips.iter().flat_map(move |ip| ports(*ip))
+    }
 }
 
 impl Cluster {
@@ -41,6 +48,7 @@ impl Cluster {
             namespace,
             name,
             cluster_ips: new.cluster_ips.iter().copied().collect(),
+            outside_ips: new.outside_ips.iter().copied().collect(),
             ports: new.ports.iter().map(|port| (port.protocol, port.port, port.node_port)).collect(),
         });
         match self.services.by_name.get(&key).cloned() {
@@ -79,32 +87,45 @@ impl Cluster {
         for key in entry.node_port_keys() {
             self.services.by_node_port.entry(key).or_default().push(Arc::clone(entry));
         }
+        for key in entry.outside_keys() {
+            self.services.by_outside.entry(key).or_default().push(Arc::clone(entry));
+        }
         self.show_service(entry);
     }
 
     fn detach_service(&mut self, entry: &Arc<ServiceEntry>) {
-        let remove = |all: &mut HashMap<u128, Vec<Arc<ServiceEntry>>>, key| {
-            if let Some(claiming) = all.get_mut(&key) {
-                claiming.retain(|other| !Arc::ptr_eq(other, entry));
-                if claiming.is_empty() {
-                    all.remove(&key);
-                }
-            }
-        };
-        entry.cluster_ip_keys().for_each(|key| remove(&mut self.services.by_cluster_ip, key));
-        entry.node_port_keys().for_each(|key| remove(&mut self.services.by_node_port, key));
+        entry.cluster_ip_keys().for_each(|key| remove(&mut self.services.by_cluster_ip, &key, entry));
+        entry.node_port_keys().for_each(|key| remove(&mut self.services.by_node_port, &key, entry));
+        entry.outside_keys().for_each(|key| remove(&mut self.services.by_outside, &key, entry));
         self.show_service(entry);
     }
 
     /// Of Services that claim the same, the last by namespace and name has it.
     fn show_service(&mut self, entry: &ServiceEntry) {
-        let last = |all: &HashMap<u128, Vec<Arc<ServiceEntry>>>, key: u128| {
-            let claiming = all.get(&key)?.iter();
-            claiming.max_by_key(|entry| (&entry.namespace, &entry.name)).cloned()
-        };
-        let ips = entry.cluster_ip_keys().map(|key| (key, last(&self.services.by_cluster_ip, key)));
+        let ips = entry.cluster_ip_keys().map(|key| (key, last(&self.services.by_cluster_ip, &key)));
         self.view.services.update(ips.collect());
-        let ports = entry.node_port_keys().map(|key| (key, last(&self.services.by_node_port, key)));
+        let ports = entry.node_port_keys().map(|key| (key, last(&self.services.by_node_port, &key)));
         self.view.node_ports.update(ports.collect());
+        for key in entry.outside_keys() {
+            let outside = Arc::make_mut(&mut self.view.outside);
+            match last(&self.services.by_outside, &key) {
+                Some(service) => outside.insert(key, service),
+                None => outside.remove(&key),
+            };
+        }
     }
+}
+
+fn remove<K: Eq + Hash>(all: &mut HashMap<K, Vec<Arc<ServiceEntry>>>, key: &K, entry: &Arc<ServiceEntry>) {
+    if let Some(claiming) = all.get_mut(key) {
+        claiming.retain(|other| !Arc::ptr_eq(other, entry));
+        if claiming.is_empty() {
+            all.remove(key);
+        }
+    }
+}
+
+fn last<K: Eq + Hash>(all: &HashMap<K, Vec<Arc<ServiceEntry>>>, key: &K) -> Option<Arc<ServiceEntry>> {
+    let claiming = all.get(key)?.iter();
+    claiming.max_by_key(|entry| (&entry.namespace, &entry.name)).cloned()
 }

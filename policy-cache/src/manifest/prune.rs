@@ -83,7 +83,15 @@ static NODE: &Want = object! {
     "status": Fields(&[("addresses", All)]),
 };
 static SERVICE: &Want = object! {
-    "spec": Fields(&[("clusterIP", All), ("clusterIPs", All), ("selector", All), PORTS]),
+    "spec": Fields(&[
+        ("clusterIP", All),
+        ("clusterIPs", All),
+        ("externalIPs", All),
+        ("externalTrafficPolicy", All),
+        ("selector", All),
+        PORTS,
+    ]),
+    "status": Fields(&[("loadBalancer", Fields(&[("ingress", IPS)]))]),
 };
 static SLICE: &Want = object! {
     "addressType": All,

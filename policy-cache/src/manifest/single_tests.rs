@@ -293,3 +293,17 @@ fn pruning_leaves_what_manifests_say() {
     assert_eq!(pruned, whole);
     assert!(pruned.object.is_some());
 }
+
+#[test]
+fn pruning_a_service_leaves_every_way_to_it() {
+    let json = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a","namespace":"b"},
+        "spec":{"type":"LoadBalancer","clusterIP":"10.1.0.1","clusterIPs":["10.1.0.1"],"externalIPs":["198.51.100.1"],
+          "externalTrafficPolicy":"Local","internalTrafficPolicy":"Cluster","selector":{"app":"a"},
+          "ports":[{"name":"http","port":80,"targetPort":8080,"nodePort":30080}]},
+        "status":{"loadBalancer":{"ingress":[{"ip":"198.51.100.2","ipMode":"VIP"},{"hostname":"a.example"}]}}}"#;
+    let pruned = read_object(json.as_bytes(), Some(Kind::Service));
+    assert_eq!(pruned, read_object(json.as_bytes(), None));
+    let Some(Object(Entity::Service(service))) = pruned.object else { panic!("{:?}", pruned.problems) };
+    let outside: [std::net::IpAddr; 2] = ["198.51.100.1", "198.51.100.2"].map(|ip| ip.parse().unwrap());
+    assert_eq!(service.outside_ips.into_iter().collect::<Vec<_>>(), outside);
+}

@@ -98,6 +98,17 @@ fn from_outside(topology: Topology, kube_proxy: KubeProxy) {
                 record["sluice"]["ingress"]["policies"],
                 serde_json::json!(["NetworkPolicy/default/near#0"])
             );
+            let name = match port {
+                30080 => Some("cluster"),
+                30081 => Some("local"),
+                // A port of the node that leads to a pod belongs to no Service.
+                _ => None,
+            };
+            assert_eq!(
+                dialed_service(&record),
+                name.map(|name| (name, node1.at_in(family, port))),
+                "{record}"
+            );
         }
         // Through another node it comes from there, and no rule speaks of nodes.
         let socket = external.bound((external.address_in(family), 0)).unwrap();
@@ -117,6 +128,35 @@ fn from_outside(topology: Topology, kube_proxy: KubeProxy) {
         through_services(&cluster, family);
     }
     assert_eq!(counted_marks(node1), 2, "kube-proxy's mark is there beside the proxy's: once in each family");
+    for family in [Family::V4, Family::V6] {
+        node_ports_from_pods(&cluster, family);
+    }
+}
+
+/// The Service that a record names, and where it was dialled.
+fn dialed_service(record: &Value) -> Option<(&str, SocketAddr)> {
+    let service = record["destination"].get("service")?;
+    let ip: IpAddr = service["ip"].as_str().unwrap().parse().unwrap();
+    let port = service["port"].as_u64().unwrap().try_into().unwrap();
+    Some((service["name"].as_str().unwrap(), SocketAddr::new(ip, port)))
+}
+
+/// Pods dial ports of nodes too: their own node translates its own, by whichever of its addresses, and another's
+/// there.
+fn node_ports_from_pods(cluster: &Enforced, family: Family) {
+    let (near, client) = (cluster.pod("near"), cluster.pod("client"));
+    let listener = near.listen_in(family, 8000).unwrap();
+    for node in ["node1", "node2"] {
+        let to = cluster.node(node).unwrap().at_in(family, 30080);
+        let socket = client.bound((client.address_in(family), 0)).unwrap();
+        let local = socket.local_addr().unwrap().as_socket().unwrap();
+        let outcome = socket.connect_timeout(&to.into(), LIMIT);
+        // Through the other node it comes from there, and no rule speaks of nodes.
+        assert_eq!(outcome.is_ok(), node == "node1", "{outcome:?}");
+        drop((socket, accept(&listener, Duration::ZERO)));
+        let record = cluster.last_record("node1", local);
+        assert_eq!(dialed_service(&record), Some(("cluster", to)), "{record}");
+    }
 }
 
 fn through_services(cluster: &Enforced, family: Family) {
