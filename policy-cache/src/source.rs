@@ -17,16 +17,17 @@ use notify::{RecursiveMode, Watcher};
 
 use crate::cluster::Cluster;
 use crate::manifest::{self, Fingerprint, LoadError, Partial, Problem};
-use crate::objects::ObjectKey;
 use crate::options::Options;
 use crate::store::SnapshotStore;
+
+mod unfinished;
+
+use unfinished::{Fewer, WRITER_LIMIT, Writers, Writing};
 
 /// How long a change must have been quiet: an editor writes a file in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// The longest a steady stream of changes may put a reload off.
 const MAX_DEBOUNCE: Duration = Duration::from_millis(500);
-/// How long a file without any text may be one that is being written.
-const EMPTY_LIMIT: Duration = Duration::from_secs(2);
 /// How often the files are looked at without a notification: network file systems send none.
 const POLL: Duration = Duration::from_secs(5);
 /// A look that takes longer counts as one that does not come back.
@@ -87,6 +88,8 @@ impl ManifestSource {
             sender: sender.clone(),
             watcher: None,
             seen: None,
+            writers: Writers::default(),
+            fewer: None,
         };
         let thread =
             std::thread::Builder::new().name("manifests".to_owned()).spawn(move || watch.run(&receiver));
@@ -170,7 +173,10 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// Why the thread wakes.
 #[derive(Debug)]
 enum Wake {
-    Changed,
+    /// Something differs; perhaps it is known what that says of a manifest's writer.
+    Changed(Option<Writing>),
+    /// A manifest's writer has closed it. What it wrote has been told of.
+    Closed(Writing),
     OwnAddresses(Vec<IpAddr>),
     Stop,
 }
@@ -182,6 +188,9 @@ struct Watch {
     watcher: Option<notify::RecommendedWatcher>,
     /// How the files looked when they were last read; `None` when they must be read anyway.
     seen: Option<Fingerprint>,
+    writers: Writers,
+    /// Objects were not read that are known, and it is not believed yet.
+    fewer: Option<Fewer>,
 }
 
 impl Watch {
@@ -192,12 +201,14 @@ impl Watch {
         self.reload();
         loop {
             self.busy(false);
-            let wake = receiver.recv_timeout(POLL);
+            let wake = receiver.recv_timeout(if self.fewer.is_some() { DEBOUNCE } else { POLL });
             self.busy(true);
             match wake {
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Wake::OwnAddresses(addresses)) => self.set_own_addresses(addresses),
-                Ok(Wake::Changed) => {
+                Ok(Wake::Closed(writing)) => self.writers.note(writing, Instant::now()),
+                Ok(Wake::Changed(writing)) => {
+                    self.note(writing);
                     if !self.settle(receiver) {
                         return;
                     }
@@ -214,18 +225,29 @@ impl Watch {
         lock(&self.state).busy_since = busy.then(Instant::now);
     }
 
-    /// Waits until nothing changes any more. False: stop.
+    fn note(&mut self, writing: Option<Writing>) {
+        if let Some(writing) = writing {
+            self.writers.note(writing, Instant::now());
+        }
+    }
+
+    /// Waits until nothing changes any more and nobody writes. False: stop.
     fn settle(&mut self, receiver: &mpsc::Receiver<Wake>) -> bool {
         let started = Instant::now();
-        while started.elapsed() < MAX_DEBOUNCE {
+        loop {
+            let writes = self.writers.are_waited_for(Instant::now());
+            if started.elapsed() >= if writes { WRITER_LIMIT } else { MAX_DEBOUNCE } {
+                return true;
+            }
             match receiver.recv_timeout(DEBOUNCE) {
-                Ok(Wake::Changed) => {}
+                Ok(Wake::Changed(writing)) => self.note(writing),
+                Ok(Wake::Closed(writing)) => self.writers.note(writing, Instant::now()),
                 Ok(Wake::OwnAddresses(addresses)) => self.set_own_addresses(addresses),
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Timeout) if writes => {}
+                Err(RecvTimeoutError::Timeout) => return true,
             }
         }
-        true
     }
 
     fn set_own_addresses(&mut self, addresses: Vec<IpAddr>) {
@@ -241,7 +263,25 @@ impl Watch {
     /// Reads again only what looks different, for parsing a large cluster takes a while.
     fn poll(&mut self) {
         let now = SystemTime::now();
-        if self.seen.as_ref() != Some(&Fingerprint::take(&self.source.paths)) {
+        let mut files = Fingerprint::take(&self.source.paths);
+        if let Some(fewer) = &self.fewer
+            && fewer.is_as_found(&files)
+        {
+            if fewer.is_believed(Instant::now()) {
+                self.reload();
+            }
+            return;
+        }
+        if self.seen.as_ref() != Some(&files) {
+            // No notification told of it, so none will tell when its writer is done.
+            let deadline = Instant::now() + MAX_DEBOUNCE;
+            while !files.is_settled() && Instant::now() < deadline {
+                std::thread::sleep(DEBOUNCE);
+                let before = std::mem::replace(&mut files, Fingerprint::take(&self.source.paths));
+                if before == files {
+                    break;
+                }
+            }
             return self.reload();
         }
         let mut state = lock(&self.state);
@@ -252,27 +292,24 @@ impl Watch {
 
     fn reload(&mut self) {
         let now = SystemTime::now();
-        self.seen = Some(Fingerprint::take(&self.source.paths)).filter(Fingerprint::is_settled);
-        let (read, gone) = self.look();
+        let files = Fingerprint::take(&self.source.paths);
+        let read = manifest::load_what_reads(&self.source.paths);
+        let gone = read.gone(self.source.cluster.vanished(&read.objects));
+        let before = self.fewer.take();
+        if !gone.is_empty() {
+            // Nothing of it is applied meanwhile: what is gone and what is new belong together.
+            let fewer = Fewer::found(before, files.clone(), read.has_empty_file, Instant::now());
+            if !fewer.is_believed(Instant::now()) {
+                self.fewer = Some(fewer);
+                return;
+            }
+        }
+        self.seen = Some(files).filter(Fingerprint::is_settled);
         if self.source.cluster.exchange(&read.objects, &gone) {
             self.source.publish();
         }
         // After the publication: whoever sees the success finds the snapshot.
         if read.problems.is_empty() { self.succeeded(now) } else { self.failed(&read) }
-    }
-
-    /// What the files say, and what they say no longer. Who writes a file empties it first: while an empty file takes
-    /// objects away, it is looked at again for a moment.
-    fn look(&self) -> (Partial, Vec<ObjectKey>) {
-        let started = Instant::now();
-        loop {
-            let read = manifest::load_what_reads(&self.source.paths);
-            let gone = read.gone(self.source.cluster.vanished(&read.objects));
-            if gone.is_empty() || !read.has_empty_file || started.elapsed() >= EMPTY_LIMIT {
-                return (read, gone);
-            }
-            std::thread::sleep(DEBOUNCE);
-        }
     }
 
     fn succeeded(&self, at: SystemTime) {
@@ -303,15 +340,15 @@ impl Watch {
         let places: Vec<Place> = self.source.paths.iter().flat_map(|path| places(path)).collect();
         let interesting = places.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_err() || event.is_ok_and(|event| concerns(&event, &interesting)) {
-                let _ = sender.send(Wake::Changed);
+            if let Some(wake) = event.map_or(Some(Wake::Changed(None)), |event| wake(&event, &interesting)) {
+                let _ = sender.send(wake);
             }
         });
-        self.watcher = watcher
+        let mut watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "manifests are polled: no change notifications"))
             .ok();
-        let Some(watcher) = &mut self.watcher else { return };
         for place in &places {
+            let Some(watcher) = &mut watcher else { break };
             let mode = match place.entry {
                 Some(_) => RecursiveMode::NonRecursive,
                 None => RecursiveMode::Recursive,
@@ -320,6 +357,8 @@ impl Watch {
                 tracing::warn!(%error, path = %place.folder.display(), "polled: no change notifications");
             }
         }
+        // Only now the one before is dropped, so that no writer's end is missed.
+        self.watcher = watcher;
     }
 }
 
@@ -355,9 +394,9 @@ fn places(path: &Path) -> Vec<Place> {
     places
 }
 
-/// Reading is no change. An event without a path says that events were lost.
-fn concerns(event: &notify::Event, places: &[Place]) -> bool {
-    let touches = |path: &PathBuf| {
+/// What an event wakes the thread for. Reading is no change. An event without a path says that events were lost.
+fn wake(event: &notify::Event, places: &[Place]) -> Option<Wake> {
+    let touches = |path: &Path| {
         places.iter().any(|place| match (&place.entry, path.file_name()) {
             (None, _) => path.starts_with(&place.folder),
             // A mounted ConfigMap changes by replacing the link `..data` beside its files.
@@ -365,7 +404,16 @@ fn concerns(event: &notify::Event, places: &[Place]) -> bool {
             (Some(_), None) => true,
         })
     };
-    !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(touches))
+    let is_manifest = |path: &Path| {
+        let is_named = |place: &Place| place.entry.is_some() && path.file_name() == place.entry.as_deref();
+        manifest::is_manifest(path) && touches(path) || places.iter().any(is_named)
+    };
+    let writing = Writing::of(event, is_manifest);
+    if event.kind.is_access() {
+        return writing.map(Wake::Closed);
+    }
+    let touched = event.paths.is_empty() || event.paths.iter().any(|path| touches(path));
+    touched.then_some(Wake::Changed(writing))
 }
 
 #[cfg(test)]
@@ -383,13 +431,25 @@ mod tests {
         let (source, store) = ManifestSource::open(std::slice::from_ref(&file), Options::default()).unwrap();
         let (sender, _receiver) = mpsc::channel();
         let state = Arc::new(Mutex::new(State::good(source.read)));
-        let mut watch = Watch { source, state, sender, watcher: None, seen: None };
+        let mut watch = Watch {
+            source,
+            state,
+            sender,
+            watcher: None,
+            seen: None,
+            writers: Writers::default(),
+            fewer: None,
+        };
         let generation = || store.current().map(|snapshot| snapshot.generation());
         watch.poll();
         assert_eq!(generation(), Some(Generation(1)));
+        // One is gone, which is believed after a while.
         std::fs::write(&file, namespace("two")).unwrap();
-        watch.poll();
-        assert_eq!(generation(), Some(Generation(2)));
+        let deadline = Instant::now() + JOIN_LIMIT;
+        while generation() != Some(Generation(2)) {
+            assert!(Instant::now() < deadline);
+            watch.poll();
+        }
         std::fs::write(&file, "kind: [").unwrap();
         watch.poll();
         watch.poll();

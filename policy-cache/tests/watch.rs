@@ -237,8 +237,12 @@ fn policy(name: &str, spec: &str) -> String {
 
 /// Whether the pod at 10.0.0.1 takes a connection from outside.
 fn is_open(store: &SnapshotStore) -> bool {
+    may_connect(store, "192.0.2.1:40000", "10.0.0.1:80")
+}
+
+fn may_connect(store: &SnapshotStore, from: &str, to: &str) -> bool {
     let snapshot = store.current().unwrap();
-    let tuple = flow::Tuple::tcp("192.0.2.1:40000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+    let tuple = flow::Tuple::tcp(from.parse().unwrap(), to.parse().unwrap());
     snapshot.decide(&snapshot.identify(&tuple)).verdict().is_allow()
 }
 
@@ -321,4 +325,116 @@ fn a_file_that_is_being_written_takes_nothing_away() {
     // A file that stays empty has no objects.
     fs::write(&policies, "").unwrap();
     eventually(SOON, "its policy is gone", || is_open(&store));
+}
+
+/// Asserts all the while that it holds.
+#[track_caller]
+fn holds_for(time: Duration, what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        assert!(condition(), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_between_documents_while_it_is_written_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies.yaml");
+    fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
+    let first = policy("first", "{podSelector: {matchLabels: {app: other}}}");
+    let whole = format!("{first}---\n{}", policy("second", "{podSelector: {}}"));
+    fs::write(&policies, &whole).unwrap();
+    let (_watch, store) = watch(folder.path());
+    assert!(!is_open(&store));
+    // Each part is written by a writer of its own, and in its pauses changes count as over.
+    for _ in 0..3 {
+        fs::write(&policies, &first).unwrap();
+        holds_for(Duration::from_millis(300), "the policy behind the cut is in force", || !is_open(&store));
+        fs::write(&policies, format!("{first}---\n")).unwrap();
+        holds_for(Duration::from_millis(300), "the policy behind the cut is in force", || !is_open(&store));
+    }
+    fs::write(&policies, &whole).unwrap();
+    holds_for(Duration::from_millis(1_000), "the policy that was written again is in force", || {
+        !is_open(&store)
+    });
+    // One that is left out for good is gone, and so is one whose file is removed.
+    fs::write(&policies, &first).unwrap();
+    eventually(SOON, "the policy is gone", || is_open(&store));
+    fs::write(&policies, &whole).unwrap();
+    eventually(SOON, "the policy is back", || !is_open(&store));
+    fs::remove_file(&policies).unwrap();
+    eventually(SOON, "the policy is gone with its file", || is_open(&store));
+}
+
+#[test]
+fn a_file_that_its_writer_has_not_closed_is_not_read() {
+    use std::io::Write;
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies.yaml");
+    fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
+    fs::write(&policies, policy("p", "{podSelector: {}}")).unwrap();
+    let (_watch, store) = watch(folder.path());
+    // Cut here, the rule lets everybody in.
+    let mut file = fs::File::create(&policies).unwrap();
+    file.write_all(policy("p", "\n  podSelector: {}\n  ingress:\n  - from:\n").as_bytes()).unwrap();
+    holds_for(Duration::from_millis(1_500), "half a rule lets nobody in", || !is_open(&store));
+    file.write_all(b"    - ipBlock: {cidr: 192.0.2.7/32}\n").unwrap();
+    drop(file);
+    let told = || may_connect(&store, "192.0.2.7:40000", "10.0.0.1:80");
+    eventually(SOON, "the whole rule is in force", told);
+    assert!(!is_open(&store));
+}
+
+#[test]
+fn files_that_are_never_quiet_keep_nothing_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let [policies, other] = ["policies.yaml", "other.yaml"].map(|name| folder.path().join(name));
+    fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
+    fs::write(&policies, policy("p", "{podSelector: {}}")).unwrap();
+    let (_watch, store) = watch(folder.path());
+    fs::remove_file(&policies).unwrap();
+    let (removed, mut number) = (Instant::now(), 0);
+    while !is_open(&store) {
+        assert!(removed.elapsed() < Duration::from_secs(10), "the policy of the removed file is gone");
+        number += 1;
+        fs::write(&other, format!("# {number}\n")).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_opens_nothing_in_a_running_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies.yaml");
+    fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
+    let good = policy("p", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
+    fs::write(&policies, &good).unwrap();
+    let (watch, store) = watch(folder.path());
+    let speaks = || may_connect(&store, "10.0.0.1:40000", "192.0.2.1:80");
+    assert!(!is_open(&store) && !speaks());
+    let edits = [
+        // Whose it is cannot be told: it stays as it was.
+        (good.replace("{name: p}", "{name: p, namespce: default}"), "metadata.namespce"),
+        (good.replace("spec:", "namespace: shop\nspec:"), "namespace"),
+        (good.replace("{name: p}", "{nmae: p}"), "metadata.nmae"),
+        (good.replace("metadata:", "metdata:"), "metdata"),
+        // It isolates whatever it may have been meant to.
+        (good.replace("spec:", "sepc:"), "sepc"),
+        (good.replace("spec:", "  spec:").replace("{name: p}", "\n  name: p"), "metadata.spec"),
+        (policy("p", "{podSelector: {}}\npolicyTypes: [Ingress, Egress]"), "policyTypes"),
+        (
+            policy("p", "{policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]}\npodSelectr: {}"),
+            "podSelectr",
+        ),
+        // A list of which nothing is read.
+        (format!("apiVersion: v1\nkind: List\nitmes:\n- {{{}}}\n", "apiVersion: v1"), "itmes"),
+    ];
+    for (edit, field) in edits {
+        fs::write(&policies, &edit).unwrap();
+        eventually(SOON, field, || watch.status().problems.iter().any(|problem| problem.field == field));
+        assert!(!is_open(&store) && !speaks(), "{edit}");
+    }
+    fs::write(&policies, policy("p", "{podSelector: {}, ingress: [{}]}")).unwrap();
+    eventually(SOON, "it is mended", || is_open(&store) && speaks() && watch.status().problems.is_empty());
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::fields::{self, Name};
+use super::misspelt;
 use super::policy;
 use super::reader::{Cursor, Findings};
 use super::tree::Value;
@@ -55,15 +56,18 @@ pub(crate) fn pod(object: &Cursor, name: Name, findings: &mut Findings) -> Pod {
 }
 
 fn pod_spec(spec: &Cursor, pod: &mut Pod, findings: &mut Findings) {
+    misspelt::report(spec, &misspelt::POD_SPEC, findings);
     pod.host_network = spec.get("hostNetwork").and_then(|field| field.boolean(findings)).unwrap_or_default();
     pod.node = spec.get_string("nodeName", findings).filter(|node| !node.is_empty()).map(str::to_owned);
     if let Some(list) = spec.get("containers") {
         for container in list.items(findings) {
+            misspelt::report(&container, &misspelt::CONTAINER, findings);
             named_ports(&container, pod, findings);
         }
     }
     if let Some(list) = spec.get("initContainers") {
         for container in list.items(findings) {
+            misspelt::report(&container, &misspelt::CONTAINER, findings);
             // Only a restartable init container (a sidecar, KEP-753) runs beside the containers.
             if container.get_string("restartPolicy", findings) == Some("Always") {
                 named_ports(&container, pod, findings);
@@ -81,6 +85,7 @@ fn named_ports(container: &Cursor, pod: &mut Pod, findings: &mut Findings) {
 }
 
 fn pod_status(status: &Cursor, pod: &mut Pod, findings: &mut Findings) {
+    misspelt::report(status, &misspelt::POD_STATUS, findings);
     pod.phase = match status.get_string("phase", findings) {
         Some("Running") => Phase::Running,
         Some("Succeeded" | "Failed") => Phase::Finished,
@@ -134,6 +139,7 @@ pub(crate) fn node(object: &Cursor, name: Name, findings: &mut Findings) -> Node
         pod_cidrs: BTreeSet::new(),
     };
     if let Some(spec) = object.get_map("spec", findings) {
+        misspelt::report(&spec, &misspelt::NODE_SPEC, findings);
         if let Some(field) = spec.get("podCIDR")
             && !matches!(&field.node().value, Value::String(text) if text.is_empty())
         {
@@ -145,11 +151,12 @@ pub(crate) fn node(object: &Cursor, name: Name, findings: &mut Findings) -> Node
             }
         }
     }
-    if let Some(status) = object.get_map("status", findings)
-        && let Some(list) = status.get("addresses")
-    {
-        for item in list.items(findings) {
-            node.addresses.extend(node_address(&item, findings));
+    if let Some(status) = object.get_map("status", findings) {
+        misspelt::report(&status, &misspelt::NODE_STATUS, findings);
+        if let Some(list) = status.get("addresses") {
+            for item in list.items(findings) {
+                node.addresses.extend(node_address(&item, findings));
+            }
         }
     }
     node
@@ -183,6 +190,7 @@ pub(crate) fn service(object: &Cursor, name: Name, findings: &mut Findings) -> S
         }
     }
     let Some(spec) = object.get_map("spec", findings) else { return service };
+    misspelt::report(&spec, &misspelt::SERVICE_SPEC, findings);
     if let Some(list) = spec.get("externalIPs") {
         for item in list.items(findings) {
             service.outside_ips.extend(fields::address(&item, findings));
@@ -213,6 +221,7 @@ pub(crate) fn service(object: &Cursor, name: Name, findings: &mut Findings) -> S
 }
 
 fn service_port(item: &Cursor, findings: &mut Findings) -> Option<ServicePort> {
+    misspelt::report(item, &misspelt::SERVICE_PORT, findings);
     let name = item.get_string("name", findings).unwrap_or_default().to_owned();
     let protocol = fields::protocol(item, findings);
     let Some(field) = item.get("port") else {
@@ -258,8 +267,12 @@ pub(crate) fn endpoint_slice(object: &Cursor, name: Name, findings: &mut Finding
     if let Some(list) = object.get("endpoints") {
         for endpoint in list.items(findings) {
             // An unknown condition counts as ready (k8s.io/api/discovery/v1).
-            let ready = endpoint
-                .get_map("conditions", findings)
+            misspelt::report(&endpoint, &misspelt::ENDPOINT, findings);
+            let conditions = endpoint.get_map("conditions", findings);
+            if let Some(conditions) = &conditions {
+                misspelt::report(conditions, &misspelt::ENDPOINT_CONDITIONS, findings);
+            }
+            let ready = conditions
                 .and_then(|conditions| conditions.get("ready").map(|field| field.boolean(findings)))
                 .flatten()
                 .unwrap_or(true);
@@ -274,6 +287,7 @@ pub(crate) fn endpoint_slice(object: &Cursor, name: Name, findings: &mut Finding
 }
 
 fn slice_port(item: &Cursor, findings: &mut Findings) -> Option<NamedPort> {
+    misspelt::report(item, &misspelt::SLICE_PORT, findings);
     let name = item.get_string("name", findings).unwrap_or_default().to_owned();
     let protocol = fields::protocol(item, findings);
     let number = fields::port_number(&item.get("port")?, findings)?;

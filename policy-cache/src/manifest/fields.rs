@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use flow::Protocol;
 
+use super::misspelt;
 use super::reader::{Cursor, Findings};
 use super::syntax;
 use crate::objects::{Labels, NamedPort};
@@ -27,8 +28,14 @@ pub(crate) struct Name {
 }
 
 /// Reads `metadata.name` and `metadata.namespace`, and puts `Kind/namespace/name` into the findings first,
-/// so that every later problem carries it.
-pub(crate) fn name(object: &Cursor, kind: &str, scope: Scope, findings: &mut Findings) -> Option<Name> {
+/// so that every later problem carries it. `namespace_in_doubt`: that there is none says nothing.
+pub(crate) fn name(
+    object: &Cursor,
+    kind: &str,
+    scope: Scope,
+    namespace_in_doubt: bool,
+    findings: &mut Findings,
+) -> Option<Name> {
     findings.object = kind.to_owned();
     let Some(metadata) = object.get_map("metadata", findings) else {
         findings.missing(object, "metadata.name");
@@ -36,6 +43,7 @@ pub(crate) fn name(object: &Cursor, kind: &str, scope: Scope, findings: &mut Fin
     };
     let namespace = match scope {
         Scope::Cluster => Some(String::new()),
+        Scope::Namespaced if namespace_in_doubt => None,
         Scope::Namespaced => namespace(&metadata, findings),
     };
     let prefix = match namespace.as_deref() {
@@ -170,6 +178,7 @@ pub(crate) fn port_name(field: &Cursor, findings: &mut Findings) -> Option<Strin
 pub(crate) fn container_ports(list: &Cursor, findings: &mut Findings) -> Vec<NamedPort> {
     let mut ports = Vec::new();
     for item in list.items(findings) {
+        misspelt::report(&item, &misspelt::CONTAINER_PORT, findings);
         let protocol = protocol(&item, findings);
         let Some(number) = item.get("containerPort") else {
             findings.missing(&item, "containerPort");

@@ -220,7 +220,8 @@ impl Search<'_> {
     }
 }
 
-fn is_manifest(path: &Path) -> bool {
+/// True when a file that is found in a folder is read. Hidden ones are left out before.
+pub(crate) fn is_manifest(path: &Path) -> bool {
     path.extension()
         .and_then(|extension| extension.to_str())
         .is_some_and(|extension| EXTENSIONS.contains(&extension))

@@ -4,9 +4,11 @@
 //! passed over. Nothing is half accepted: with one problem anywhere there are no objects.
 
 mod cluster;
+mod envelope;
 mod fields;
 pub(crate) mod files;
 pub(crate) mod kinds;
+mod misspelt;
 mod near;
 mod partial;
 mod policy;
@@ -23,12 +25,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use files::Fingerprint;
+pub(crate) use files::{Fingerprint, is_manifest};
 pub(crate) use partial::{Partial, load_what_reads};
 pub use problem::{LoadError, Problem};
 pub use single::{Reading, read_object};
 
 use crate::objects::{Counts, Entity, Object, Objects};
+use envelope::Doubt;
 use fields::Scope;
 use reader::{Cursor, Findings};
 use tree::{Node, SyntaxError};
@@ -144,6 +147,7 @@ impl Loader {
             document: number,
             lines_before,
             object: String::new(),
+            strict: true,
         };
         let mut first = findings();
         let mut found = read_document(root, &mut first);
@@ -279,7 +283,7 @@ fn read_item(
     }
     let Some(meta) = type_meta(object, implied, findings) else { return };
     if let Some(item_kind) = meta.kind.strip_suffix("List")
-        && object.get("items").is_some()
+        && (object.get("items").is_some() || item_kind.is_empty() || is_read(item_kind))
     {
         read_list(object, &meta, item_kind, depth, findings, found);
         return;
@@ -309,6 +313,9 @@ fn read_list(
         findings.report(list, "lists nest too deeply");
         return;
     }
+    if findings.strict && (item_kind.is_empty() || is_read(item_kind)) {
+        envelope::report_list(list, findings);
+    }
     let implied = (!item_kind.is_empty())
         .then(|| TypeMeta { api_version: meta.api_version.clone(), kind: item_kind.to_owned() });
     if let Some(items) = list.get("items") {
@@ -316,6 +323,12 @@ fn read_list(
             read_item(&item, implied.as_ref(), depth - 1, findings, found);
         }
     }
+}
+
+/// True for kinds that decide something, in some group and version.
+fn is_read(kind: &str) -> bool {
+    matches!(kind, "Namespace" | "Node" | "Pod" | "Service" | "NetworkPolicy" | "EndpointSlice")
+        || tiers::version(kind).is_some()
 }
 
 fn type_meta(
@@ -359,7 +372,11 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         }
     };
     // Without a usable name the rest is read all the same, for the problems in it.
-    let name = fields::name(object, kind, scope, findings);
+    let doubt = if findings.strict { envelope::doubt(object, kind, scope) } else { Doubt::default() };
+    let name = fields::name(object, kind, scope, doubt.namespace, findings);
+    if findings.strict {
+        envelope::report(object, kind, findings);
+    }
     let named = name.is_some();
     let name = name.unwrap_or_default();
     let entity = match kind {
@@ -367,11 +384,15 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
         "Node" => Entity::Node(cluster::node(object, name, findings)),
         "Pod" => Entity::Pod(Box::new(cluster::pod(object, name, findings))),
         "Service" => Entity::Service(cluster::service(object, name, findings)),
-        "NetworkPolicy" => Entity::NetworkPolicy(policy::network_policy(object, name, findings)),
-        "ClusterNetworkPolicy" => Entity::TierPolicy(tiers::cluster_network_policy(object, name, findings)),
-        "AdminNetworkPolicy" => Entity::TierPolicy(tiers::admin_network_policy(object, name, findings)),
+        "NetworkPolicy" => Entity::NetworkPolicy(policy::network_policy(object, name, doubt, findings)),
+        "ClusterNetworkPolicy" => {
+            Entity::TierPolicy(tiers::cluster_network_policy(object, name, doubt, findings))
+        }
+        "AdminNetworkPolicy" => {
+            Entity::TierPolicy(tiers::admin_network_policy(object, name, doubt, findings))
+        }
         "BaselineAdminNetworkPolicy" => {
-            Entity::TierPolicy(tiers::baseline_admin_network_policy(object, name, findings))
+            Entity::TierPolicy(tiers::baseline_admin_network_policy(object, name, doubt, findings))
         }
         _ => Entity::EndpointSlice(cluster::endpoint_slice(object, name, findings)),
     };

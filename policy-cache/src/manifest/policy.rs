@@ -4,6 +4,7 @@
 use ipnet::{IpNet, Ipv4Net};
 use std::net::IpAddr;
 
+use super::envelope::Doubt;
 use super::fields::{self, Name};
 use super::reader::{Cursor, Findings};
 use super::tree::Value;
@@ -12,13 +13,18 @@ use crate::objects::{NetworkPolicy, Numbers, Operator, Peer, Port, Requirement, 
 /// Reads the policy. With a problem in the findings what it returns never allows more than what was meant:
 /// an unreadable selector selects every pod of the namespace and then no rule allows anything, unreadable
 /// `policyTypes` isolate in both directions, and a rule with a problem anywhere in it allows nothing.
-pub(crate) fn network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> NetworkPolicy {
+pub(crate) fn network_policy(
+    object: &Cursor,
+    name: Name,
+    doubt: Doubt,
+    findings: &mut Findings,
+) -> NetworkPolicy {
     let mut policy = NetworkPolicy {
         namespace: name.namespace,
         name: name.name,
         pod_selector: Selector::default(),
         ingress: Some(Vec::new()),
-        egress: None,
+        egress: doubt.spec.then(Vec::new),
     };
     let Some(spec) = object.get("spec") else { return policy };
     let before = findings.count();
@@ -27,7 +33,7 @@ pub(crate) fn network_policy(object: &Cursor, name: Name, findings: &mut Finding
         return policy;
     }
     // It may be the misspelt name of any of the known ones.
-    let unknown_field = findings.count() > before;
+    let unknown_field = doubt.spec || findings.count() > before;
     let mut selected = !unknown_field;
     if let Some(field) = spec.get("podSelector") {
         let before = findings.count();

@@ -11,6 +11,8 @@ use super::tree::{Node, Value};
 
 /// How much of an offending value is quoted.
 const MAX_QUOTED: usize = 80;
+/// For how many unknown fields of a mapping it is asked what they were meant as.
+pub(crate) const MAX_MEANT: usize = 100;
 
 /// Where the problems of one object go.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Findings {
     pub(crate) lines_before: usize,
     /// `Kind/namespace/name` of the object being read.
     pub(crate) object: String,
+    /// Objects are held to strict field validation: they do not come from an API server, which has seen to that.
+    pub(crate) strict: bool,
 }
 
 impl Findings {
@@ -40,6 +44,15 @@ impl Findings {
         let path = at.path();
         let field = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         self.push(at, field, String::new(), "required".to_owned());
+    }
+
+    /// Notes that there is no such field. Its value is as it may be; the name is what is wrong.
+    pub(crate) fn unknown(&mut self, at: &Cursor<'_, '_>, meant: Option<&str>) {
+        let message = match meant {
+            Some(meant) => format!("unknown field, did you mean {meant}?"),
+            None => "unknown field".to_owned(),
+        };
+        self.push(at, at.path(), String::new(), message);
     }
 
     fn push(&mut self, at: &Cursor<'_, '_>, field: String, value: String, message: String) {
@@ -104,24 +117,33 @@ impl<'n, 'p> Cursor<'n, 'p> {
     /// Reports a value that is no mapping, and every field of it that is not in `known`: in a policy, a
     /// misspelt field read as an absent one would match everything.
     pub(crate) fn only(&self, known: &[&str], findings: &mut Findings) -> bool {
-        let Value::Map(entries) = &self.node.value else {
+        if !self.is_map() {
             findings.report(self, "must be a mapping");
             return false;
-        };
-        for (key, node) in entries {
-            if !known.contains(&key.as_str()) {
-                let child = Cursor { node, parent: Some(self), step: Step::Key(key) };
-                let missing =
-                    known.iter().copied().filter(|name| !entries.iter().any(|(own, _)| own == name));
-                let message = match near::meant(key, missing) {
-                    Some(meant) => format!("unknown field, did you mean {meant}?"),
-                    None => "unknown field".to_owned(),
-                };
-                // Its value is as it may be; the name is what is wrong.
-                findings.push(&child, child.path(), String::new(), message);
-            }
         }
+        self.report_unknown(known, &[], findings);
         true
+    }
+
+    /// Reports every field of a mapping that is not in `known`, with the known one that was likely meant. `elsewhere`:
+    /// fields that belong at another place, with what stands before them there.
+    pub(crate) fn report_unknown(
+        &self,
+        known: &[&str],
+        elsewhere: &[(&str, &[&str])],
+        findings: &mut Findings,
+    ) {
+        let mut unknown = self.entries().filter(|(key, _)| !known.contains(key)).peekable();
+        if unknown.peek().is_none() {
+            return;
+        }
+        // Asked once: a hostile mapping has a million fields.
+        let is_missing = |name: &&str| !self.entries().any(|(own, _)| own == *name);
+        let missing: Vec<&str> = known.iter().copied().filter(is_missing).collect();
+        for (index, (key, child)) in unknown.enumerate() {
+            let meant = (index < MAX_MEANT).then(|| meant(key, &missing, elsewhere)).flatten();
+            findings.unknown(&child, meant.as_deref());
+        }
     }
 
     /// The entries of a mapping.
@@ -220,6 +242,18 @@ impl<'n, 'p> Cursor<'n, 'p> {
         }
         path
     }
+}
+
+/// The field that a key which is not known was likely meant as: one that is missing beside it, else one of elsewhere.
+fn meant(key: &str, missing: &[&str], elsewhere: &[(&str, &[&str])]) -> Option<String> {
+    if let Some(meant) = near::meant(key, missing.iter().copied()) {
+        return Some(meant.to_owned());
+    }
+    elsewhere.iter().find_map(|(before, names)| {
+        let same = names.iter().copied().find(|name| *name == key);
+        let meant = same.or_else(|| near::meant(key, names.iter().copied()))?;
+        Some(format!("{before}{meant}"))
+    })
 }
 
 /// A value as JSON would write it, shortened.

@@ -49,6 +49,7 @@ pub(crate) fn read_node(node: &Node, kind: Option<Kind>) -> Reading {
         document: 0,
         lines_before: 0,
         object: String::new(),
+        strict: false,
     };
     let found = match kind {
         None => read_single(&object, &mut findings),

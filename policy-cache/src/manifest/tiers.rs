@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use flow::{PolicyKind, Protocol, Tier};
 use ipnet::IpNet;
 
+use super::envelope::Doubt;
 use super::fields::{self, Name};
 use super::policy;
 use super::reader::{Cursor, Findings};
@@ -37,7 +38,12 @@ pub(crate) fn version(kind: &str) -> Option<&'static str> {
 }
 
 /// Reads the policy; with problems in the findings it never allows more than what was meant.
-pub(crate) fn cluster_network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> TierPolicy {
+pub(crate) fn cluster_network_policy(
+    object: &Cursor,
+    name: Name,
+    doubt: Doubt,
+    findings: &mut Findings,
+) -> TierPolicy {
     let dialect = Dialect {
         kind: PolicyKind::ClusterNetworkPolicy,
         actions: &[("Accept", Action::Accept), ("Deny", Action::Deny), ("Pass", Action::Pass)],
@@ -47,11 +53,16 @@ pub(crate) fn cluster_network_policy(object: &Cursor, name: Name, findings: &mut
         egress_peers: &["namespaces", "pods", "nodes", "networks", "domainNames"],
         pods_required: &["podSelector"],
     };
-    dialect.read(object, name, Tier::Admin, &["tier", "priority"], findings)
+    dialect.read(object, name, Tier::Admin, &["tier", "priority"], doubt, findings)
 }
 
 /// Reads the policy; with problems in the findings it never allows more than what was meant.
-pub(crate) fn admin_network_policy(object: &Cursor, name: Name, findings: &mut Findings) -> TierPolicy {
+pub(crate) fn admin_network_policy(
+    object: &Cursor,
+    name: Name,
+    doubt: Doubt,
+    findings: &mut Findings,
+) -> TierPolicy {
     let dialect = Dialect {
         kind: PolicyKind::AdminNetworkPolicy,
         actions: &[("Allow", Action::Accept), ("Deny", Action::Deny), ("Pass", Action::Pass)],
@@ -61,13 +72,14 @@ pub(crate) fn admin_network_policy(object: &Cursor, name: Name, findings: &mut F
         egress_peers: &["namespaces", "pods", "nodes", "networks", "domainNames"],
         pods_required: &["namespaceSelector", "podSelector"],
     };
-    dialect.read(object, name, Tier::Admin, &["priority"], findings)
+    dialect.read(object, name, Tier::Admin, &["priority"], doubt, findings)
 }
 
 /// Reads the policy; with problems in the findings it never allows more than what was meant.
 pub(crate) fn baseline_admin_network_policy(
     object: &Cursor,
     name: Name,
+    doubt: Doubt,
     findings: &mut Findings,
 ) -> TierPolicy {
     let misnamed = !name.name.is_empty() && name.name != SINGLETON;
@@ -86,7 +98,7 @@ pub(crate) fn baseline_admin_network_policy(
         egress_peers: &["namespaces", "pods", "nodes", "networks"],
         pods_required: &["namespaceSelector", "podSelector"],
     };
-    let mut policy = dialect.read(object, name, Tier::Baseline, &[], findings);
+    let mut policy = dialect.read(object, name, Tier::Baseline, &[], doubt, findings);
     if misnamed {
         distrust(&mut policy);
     }
@@ -117,6 +129,7 @@ impl Dialect {
         name: Name,
         tier: Tier,
         own: &[&str],
+        doubt: Doubt,
         findings: &mut Findings,
     ) -> TierPolicy {
         let mut policy = TierPolicy {
@@ -137,7 +150,7 @@ impl Dialect {
         if !spec.only(&known, findings) {
             return policy;
         }
-        let unknown_field = findings.count() > before;
+        let unknown_field = doubt.spec || findings.count() > before;
         let before = findings.count();
         if own.contains(&"tier") {
             policy.tier = self::tier(&spec, findings).unwrap_or(tier);
