@@ -48,14 +48,15 @@ FUZZ_FLAGS := --sanitizer none --dev --features targets --target-dir $(TARGET)/f
 FUZZ_FOUND := $(TARGET)/fuzz/found
 FUZZ_LIMITS := -max_total_time=$(FUZZ_SECONDS) -timeout=30 -rss_limit_mb=2048 -print_final_stats=1
 
-fuzz: setup-fuzz ## Hostile manifests, probes, TLS hellos, API objects and configuration, FUZZ_SECONDS (20) of each
-	mkdir -p $(FUZZ_FOUND)/manifests $(FUZZ_FOUND)/probes $(FUZZ_FOUND)/hello $(FUZZ_FOUND)/object $(FUZZ_FOUND)/config
+fuzz: setup-fuzz ## Hostile packets, manifests, probes, TLS hellos, API objects and configuration, FUZZ_SECONDS (20) of each
+	mkdir -p $(addprefix $(FUZZ_FOUND)/,packet manifests probes hello object config)
 	cp deploy/config.example.yaml $(FUZZ_FOUND)/config/
 	$(CARGO) fuzz build $(FUZZ_FLAGS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) manifests $(FUZZ_FOUND)/manifests fuzz/corpus/manifests deploy/examples -- \
 		-max_len=16384 -dict=fuzz/manifests.dict $(FUZZ_LIMITS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) probes $(FUZZ_FOUND)/probes fuzz/corpus/probes -- -max_len=4096 $(FUZZ_LIMITS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) hello $(FUZZ_FOUND)/hello fuzz/corpus/hello -- -max_len=4096 $(FUZZ_LIMITS)
+	$(CARGO) fuzz run $(FUZZ_FLAGS) packet $(FUZZ_FOUND)/packet fuzz/corpus/packet -- -max_len=512 $(FUZZ_LIMITS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) object $(FUZZ_FOUND)/object fuzz/corpus/object -- \
 		-max_len=8192 -dict=fuzz/manifests.dict $(FUZZ_LIMITS)
 	$(CARGO) fuzz run $(FUZZ_FLAGS) config $(FUZZ_FOUND)/config -- -max_len=8192 $(FUZZ_LIMITS)

@@ -33,6 +33,9 @@ pub(crate) enum PacketError {
     Fragment,
     #[error("flags {0:#04x} are no SYN")]
     NotSyn(u8),
+    /// No host sends it (RFC 4291, section 2.5.5.2): whoever does would pass for the IPv4 address written in it.
+    #[error("an IPv4 address written as an IPv6 one, on the wire")]
+    Mapped,
 }
 
 /// Reads the SYN of a packet that starts at its IP header.
@@ -101,6 +104,9 @@ fn parse_v4(packet: &[u8]) -> Result<Located<'_>, PacketError> {
 fn parse_v6(packet: &[u8]) -> Result<Located<'_>, PacketError> {
     let source = Ipv6Addr::from(take::<16>(packet, 8)?);
     let destination = Ipv6Addr::from(take::<16>(packet, 24)?);
+    if source.to_ipv4_mapped().is_some() || destination.to_ipv4_mapped().is_some() {
+        return Err(PacketError::Mapped);
+    }
     let [mut next] = take(packet, 6)?;
     let mut at = 40;
     loop {
@@ -216,6 +222,21 @@ mod tests {
         assert_eq!(parse_syn(&v4(0, 0, TCP, &tcp(0x12))), Err(PacketError::NotSyn(0x12)));
         assert_eq!(parse_syn(&v4(0, 0, TCP, &tcp(FLAG_SYN)[..13])), Err(PacketError::Truncated));
         assert_eq!(parse_syn(&v6(&[(59, 8)], &tcp(FLAG_SYN))), Err(PacketError::Protocol(59)));
+    }
+
+    #[test]
+    fn a_packet_of_ipv6_never_passes_for_one_of_ipv4() {
+        let mapped = |end: usize| {
+            let mut packet = v6(&[], &tcp(FLAG_SYN));
+            packet[end..end + 16].copy_from_slice(&Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets());
+            packet
+        };
+        for end in [8, 24] {
+            let mut packet = mapped(end);
+            assert_eq!(parse_syn(&packet), Err(PacketError::Mapped));
+            packet[6] = UDP;
+            assert_eq!(parse_datagram(&packet), Err(PacketError::Mapped));
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Single stages of a connection's way, for the micro benches. Not built without the feature `stages`.
+//! Single stages of a connection's way, for the micro benches and for fuzzing. Not built without the feature `stages`.
 
 use flow::Tuple;
 use futures_util::FutureExt;
 
 use crate::hello;
-use crate::packet::parse_syn;
+use crate::packet::{parse_datagram, parse_syn};
 use crate::pairing::Pairing;
 use crate::sys::nfqueue;
 
@@ -13,6 +13,11 @@ use crate::sys::nfqueue;
 pub fn read_held(message: &[u8]) -> Option<Tuple> {
     let packet = nfqueue::parse(message)?;
     parse_syn(packet.payload).ok().map(|syn| syn.tuple)
+}
+
+/// Reads a packet from its IP header on, as the gate does: the connection attempt, and the flow, that it begins.
+pub fn read_packet(packet: &[u8]) -> (Option<Tuple>, Option<Tuple>) {
+    (parse_syn(packet).ok().map(|syn| syn.tuple), parse_datagram(packet).ok())
 }
 
 /// A message as the kernel's queue sends it, with this packet.
