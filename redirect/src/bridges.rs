@@ -18,6 +18,8 @@ pub(crate) const QUIETED: &str = "quieted/";
 /// RFC 4861, the messages between neighbours.
 const DISCOVERY: &str =
     "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }";
+/// IEEE 802.1Q and 802.1ad, by their numbers: nft 0.9 has no name for the second.
+const TAGS: &str = "0x8100, 0x88a8";
 /// RFC 2710 and RFC 3810: who listens to which group.
 const LISTENERS: &str =
     "{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }";
@@ -92,7 +94,7 @@ fn between_ports(script: &mut Script) {
     // A tag of VLAN 0 is no tag to the receiver (net/core/dev.c, __netif_receive_skb_core).
     for end in ["iifname", "oifname"] {
         script.rule(
-            &format!("{end} @ports meta protocol {{ ip, ip6, 8021q, 8021ad }} counter drop"),
+            &format!("{end} @ports meta protocol {{ ip, ip6, {TAGS} }} counter drop"),
             "no packet passes the node unseen",
         );
     }

@@ -103,7 +103,7 @@ pub(crate) fn to_observed_chain(spec: &RedirectSpec) -> &'static str {
 /// Asks, in the chain of an observed pod, whether the other end or the port is passed by.
 pub(crate) fn write_jump(script: &mut Script, spec: &RedirectSpec) {
     if !spec.bypass.is_empty() {
-        script.rule("jump bypass", "ports and ranges that are not intercepted");
+        script.rule("jump bypassed", "ports and ranges that are not intercepted");
     }
 }
 
@@ -138,7 +138,7 @@ fn from_passed(script: &mut Script, spec: &RedirectSpec) {
 }
 
 fn from_observed(script: &mut Script, spec: &RedirectSpec) {
-    script.chain("bypass", None);
+    script.chain("bypassed", None);
     for (protocol, version) in families(spec) {
         script.rule(&format!("{protocol} daddr @isolated{version} return"), "to isolated pods: never");
     }
@@ -164,12 +164,12 @@ fn to_unknown(script: &mut Script, spec: &RedirectSpec, then: &str) {
             &format!("{protocol} daddr @pod_ranges{version} {open} fib daddr type != local {then}"),
             "to unknown pods",
         );
-        if let Some(interfaces) = interfaces(spec) {
+        for interface in interfaces(spec) {
             let mark = match then {
                 "return" => String::new(),
                 _ => format!("meta mark set meta mark or {:#x} ", spec.marks.tracked),
             };
-            script.rule(&format!("{open} fib daddr oifname {interfaces} {mark}{then}"), "to unknown pods");
+            script.rule(&format!("{open} fib daddr oifname {interface} {mark}{then}"), "to unknown pods");
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn write_interception(script: &mut Script, spec: &RedirectSpec) {
     script.rule("goto first_packet", "a flow that nobody has judged");
     script.end();
     if spec.icmp == Icmp::Isolate {
-        script.chain("echo", None);
+        script.chain("echoes", None);
         for (protocol, version) in families(spec) {
             script
                 .rule(&format!("{protocol} daddr @isolated{version} counter drop"), "echo to isolated pods");
@@ -43,7 +43,7 @@ pub(crate) fn write_dispatch(script: &mut Script, spec: &RedirectSpec) {
     if spec.icmp == Icmp::Isolate {
         for (protocol, _) in families(spec) {
             let echo = if protocol == "ip" { "icmp" } else { "icmpv6" };
-            script.rule(&format!("{echo} type echo-request ct state new jump echo"), "new echo requests");
+            script.rule(&format!("{echo} type echo-request ct state new jump echoes"), "new echo requests");
         }
     }
 }

@@ -80,10 +80,10 @@ fn datagram_open(script: &mut Script, spec: &RedirectSpec) {
                 ),
                 "for the gate, to an unknown pod",
             );
-            if let Some(interfaces) = interfaces(spec) {
+            for interface in interfaces(spec) {
                 script.rule(
                     &format!(
-                        "{DATAGRAM} {} fib daddr oifname {interfaces} \
+                        "{DATAGRAM} {} fib daddr oifname {interface} \
                          meta mark set meta mark or {hold:#x} accept",
                         bypass::not_open(spec, protocol, version)
                     ),
@@ -109,10 +109,10 @@ fn nobody_listens(script: &mut Script, spec: &RedirectSpec) {
                 ),
                 "nobody listens: an unknown pod is closed",
             );
-            if let Some(interfaces) = interfaces(spec) {
+            for interface in interfaces(spec) {
                 script.rule(
                     &format!(
-                        "{} fib daddr oifname {interfaces} counter drop",
+                        "{} fib daddr oifname {interface} counter drop",
                         bypass::not_open(spec, protocol, version)
                     ),
                     "nobody listens: an unknown pod is closed",
@@ -120,13 +120,12 @@ fn nobody_listens(script: &mut Script, spec: &RedirectSpec) {
             }
         }
     }
-    match interfaces(spec) {
-        Some(_) => {
-            let forget = !(spec.marks.cluster | spec.marks.tracked);
-            let rule = format!("counter meta mark set meta mark and {forget:#x} accept");
-            script.rule(&rule, "nobody listens: open");
-        }
-        None => script.rule("counter accept", "nobody listens: open"),
+    if spec.pod_interfaces.is_empty() {
+        script.rule("counter accept", "nobody listens: open");
+    } else {
+        let forget = !(spec.marks.cluster | spec.marks.tracked);
+        let rule = format!("counter meta mark set meta mark and {forget:#x} accept");
+        script.rule(&rule, "nobody listens: open");
     }
 }
 
@@ -173,10 +172,10 @@ fn from_known(script: &mut Script, spec: &RedirectSpec) {
 fn from_unknown(script: &mut Script, spec: &RedirectSpec) {
     script.chain("from_unknown", None);
     not_borrowed(script);
-    if let Some(interfaces) = interfaces(spec) {
+    for interface in interfaces(spec) {
         let from_pod = spec.marks.cluster;
         script.rule(
-            &format!("iifname {interfaces} meta mark set meta mark or {from_pod:#x}"),
+            &format!("iifname {interface} meta mark set meta mark or {from_pod:#x}"),
             "from a pod's interface",
         );
     }
@@ -213,8 +212,8 @@ fn first_packet(script: &mut Script, spec: &RedirectSpec) {
         "iifname @pod_links fib saddr . iif oif missing counter drop",
         "a pod with an address that is not routed to it",
     );
-    if let Some(interfaces) = interfaces(spec) {
-        script.rule(&format!("iifname {interfaces} goto from_unknown"), "from unknown pods");
+    for interface in interfaces(spec) {
+        script.rule(&format!("iifname {interface} goto from_unknown"), "from unknown pods");
     }
     let chains = [("isolated", target(isolated)), ("observed", bypass::to_observed_chain(spec))];
     for (set, chain) in chains {
@@ -237,19 +236,18 @@ fn first_packet(script: &mut Script, spec: &RedirectSpec) {
 /// Tells the gate that the destination lies behind an interface of pods. The route of a local address leads
 /// to no interface.
 fn towards_interface(script: &mut Script, spec: &RedirectSpec, then: &str) {
-    if let Some(interfaces) = interfaces(spec) {
+    for interface in interfaces(spec) {
         let to_pod = spec.marks.tracked;
         script.rule(
-            &format!("fib daddr oifname {interfaces} meta mark set meta mark or {to_pod:#x}{then}"),
+            &format!("fib daddr oifname {interface} meta mark set meta mark or {to_pod:#x}{then}"),
             "to a pod's interface",
         );
     }
 }
 
-/// The interfaces of pods as an anonymous set; `None` without any.
-pub(crate) fn interfaces(spec: &RedirectSpec) -> Option<String> {
-    let names: Vec<String> = spec.pod_interfaces.iter().map(|name| format!("\"{name}\"")).collect();
-    (!names.is_empty()).then(|| format!("{{ {} }}", names.join(", ")))
+/// The interfaces of pods, each for a rule of its own: nft 0.9 knows no wildcards in sets.
+pub(crate) fn interfaces(spec: &RedirectSpec) -> impl Iterator<Item = String> {
+    spec.pod_interfaces.iter().map(|name| format!("\"{name}\""))
 }
 
 /// The chain for pods that are closed, or open, while nobody listens.

@@ -26,6 +26,8 @@ pub struct Capabilities {
     pub nft_version: Option<String>,
     /// Whether this process may change the ruleset.
     pub permitted: bool,
+    /// What nft said instead of building the plainest rule; `None` when it did, or is not installed.
+    pub refusal: Option<String>,
     /// nft `tproxy`, in the families the node has.
     pub nft_tproxy: bool,
     /// nft `socket`.
@@ -182,9 +184,13 @@ pub async fn probe() -> Capabilities {
         }
         Err(_) => return found,
     }
-    found.permitted = builds("accept").await;
-    if !found.permitted {
-        return found;
+    match checked("add rule inet NAME probe accept", "").await {
+        Ok(()) => found.permitted = true,
+        Err(error) => {
+            tracing::warn!(%error, "nft does not build the plainest rule");
+            found.refusal = error.to_string().lines().next().map(str::to_owned);
+            return found;
+        }
     }
     found.nft_tproxy = builds("meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:1 accept").await
         && (!found.ipv6 || builds("meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:1 accept").await);
@@ -237,9 +243,13 @@ pub(crate) async fn builds_bridge_rules() -> bool {
 }
 
 async fn check(rule: &str, base: &str) -> bool {
+    checked(rule, base).await.is_ok()
+}
+
+async fn checked(rule: &str, base: &str) -> Result<(), ToolError> {
     let script = format!("add table inet NAME\nadd chain inet NAME probe{base}\n{rule}\n");
     let script = script.replace("NAME", &format!("sluice_probe_{}", unique().replace('-', "_")));
-    nft(&["--check", "-f", "-"], &script).await.is_ok()
+    nft(&["--check", "-f", "-"], &script).await.map(drop)
 }
 
 async fn has_nfqueue(family: Family) -> bool {

@@ -86,9 +86,12 @@ fn parts(facts: &Facts) -> Vec<Finding> {
         // A kernel without nf_tables refuses everything as if it were not allowed.
         Err(_) if !found.permitted && found.nft_version.is_some() && facts.may(NET_ADMIN) => vec![fail(
             "kernel.parts",
-            "the kernel refuses every nft rule (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
+            match &found.refusal {
+                Some(said) => format!("not even the plainest rule can be built: {said}"),
+                None => "not even the plainest rule can be built".to_owned(),
+            },
             "sluice run does not start, so nothing is enforced",
-            "modprobe nf_tables",
+            "modprobe nf_tables, for a kernel that lacks it (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
         )],
         Err(missing) => missing
             .0

@@ -100,6 +100,11 @@ fn rights_tools_and_parts_of_the_kernel_that_are_missing_are_failures() {
     });
     check(&[("kernel.parts", State::Fail)], |facts| facts.survey.capabilities.nft_tproxy = false);
     check(&[("kernel.parts", State::Fail)], |facts| facts.survey.capabilities.permitted = false);
+    let mut refused = sound();
+    refused.survey.capabilities.permitted = false;
+    refused.survey.capabilities.refusal = Some("nft failed (exit status: 1): no /dev/stdin".to_owned());
+    let told = judge(&refused).into_iter().find(|finding| finding.state == State::Fail).unwrap();
+    assert!(told.found.ends_with("no /dev/stdin"), "what nft said: {told:?}");
     check(
         &[("tools.iptables", State::Fail), ("kernel.parts", State::Fail), ("kernel.parts", State::Fail)],
         |facts| facts.survey.capabilities.nft_queue = false,
