@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 use crate::server::GREETING;
+use crate::wait::patiently;
 
 /// How often a server looks whether it is to end.
 const STEP: Duration = Duration::from_millis(50);
@@ -78,7 +79,7 @@ impl Drop for UdpServer {
 /// Sends `request` from a connected socket and returns who the server took it for. Errors: what the socket
 /// gave, ECONNREFUSED for an ICMP error, `WouldBlock` for silence.
 pub fn ask(socket: &UdpSocket, request: &[u8], limit: Duration) -> io::Result<SocketAddr> {
-    socket.set_read_timeout(Some(limit))?;
+    socket.set_read_timeout(Some(patiently(limit)))?;
     socket.send(request)?;
     let mut buffer = [0; 128];
     let length = socket.recv(&mut buffer)?;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::netns::Netns;
+use crate::wait::patiently;
 
 /// Sends `GET path` from inside `netns`. Returns the status code and the body. `limit` bounds the connection
 /// attempt and every read.
@@ -15,8 +16,8 @@ pub(crate) fn get(
     limit: Duration,
 ) -> io::Result<(u16, String)> {
     let mut stream: TcpStream = netns.connect(address, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(patiently(limit)))?;
+    stream.set_write_timeout(Some(patiently(limit)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

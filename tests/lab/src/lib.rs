@@ -35,4 +35,4 @@ pub use server::{GREETING, Server, greeting_peer};
 pub use services::KubeProxy;
 pub use shape::{Families, Family, Topology, UnknownShape};
 pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort, Transport};
-pub use wait::{wait_for, wait_until};
+pub use wait::{patiently, wait_for, wait_until};

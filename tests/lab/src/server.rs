@@ -13,6 +13,7 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use crate::netns::Netns;
+use crate::wait::patiently;
 
 /// What the greeting line begins with; the client's address and port follow.
 pub const GREETING: &str = "you are ";
@@ -78,7 +79,7 @@ impl Netns {
 
 /// Asks a [`Server`] on the other end which address it sees. The connection is used up.
 pub fn greeting_peer(stream: &mut TcpStream, limit: Duration) -> io::Result<SocketAddr> {
-    stream.set_read_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(patiently(limit)))?;
     stream.write_all(b"HELLO\n")?;
     let mut line = String::new();
     stream.take(128).read_to_string(&mut line)?;

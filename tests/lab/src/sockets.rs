@@ -9,13 +9,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
 use crate::shape::Family;
+use crate::wait::patiently;
 
 impl Netns {
     /// Connects from inside. The error is what connect(2) gave: `ConnectionRefused`, `HostUnreachable`,
     /// `TimedOut` when nothing answered within `limit`.
     pub fn connect(&self, to: impl Into<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
         let to = to.into();
-        self.run(|| TcpStream::connect_timeout(&to, limit))
+        self.run(|| TcpStream::connect_timeout(&to, patiently(limit)))
     }
 
     /// Connects from inside, from `local`; port 0 lets the kernel choose.
@@ -26,7 +27,7 @@ impl Netns {
         limit: Duration,
     ) -> io::Result<TcpStream> {
         let socket = self.bound(local)?;
-        socket.connect_timeout(&to.into().into(), limit)?;
+        socket.connect_timeout(&to.into().into(), patiently(limit))?;
         Ok(socket.into())
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use lab::{Netns, wait_for};
+use lab::{Netns, patiently, wait_for};
 use socket2::SockRef;
 
 use crate::enforced::LIMIT;
@@ -33,7 +33,7 @@ impl Carried {
     pub fn accept(client: TcpStream, listener: &TcpListener) -> Self {
         let (server, peer) = accept(listener, LIMIT).expect("the server accepts");
         for stream in [&client, &server] {
-            stream.set_read_timeout(Some(LIMIT)).expect("a read limit");
+            stream.set_read_timeout(Some(patiently(LIMIT))).expect("a read limit");
             stream.set_nodelay(true).expect("no delay");
         }
         let local = client.local_addr().expect("the client's address");

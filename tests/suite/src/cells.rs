@@ -112,24 +112,30 @@ pub fn table<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     table
 }
 
-/// Holds the table in `tests/README.md`, between its two markers, to `table`, or writes it there.
+/// Holds the matrix in `tests/README.md` to `table`, or writes it there.
+///
+/// # Panics
+/// When it differs, or its markers are missing.
+pub fn hold_readme(table: &str) {
+    hold_between("matrix", "make matrix", table);
+}
+
+/// Holds what stands in `tests/README.md` between the markers of this name to `table`, or writes it there. `command` is
+/// what writes it.
 ///
 /// # Panics
 /// When it differs, or the markers are missing.
-pub fn hold_readme(table: &str) {
-    const MARKERS: [&str; 2] = ["<!-- matrix: written by make matrix -->\n", "<!-- end of matrix -->"];
+pub fn hold_between(name: &str, command: &str, table: &str) {
+    let begin = format!("<!-- {name}: written by {command} -->\n");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
     let text = fs::read_to_string(&path).expect("tests/README.md");
-    let (before, rest) = text.split_once(MARKERS[0]).expect("the matrix' first marker");
-    let (kept, after) = rest.split_once(MARKERS[1]).expect("the matrix' last marker");
+    let (before, rest) = text.split_once(&begin).expect("the first marker");
+    let (kept, after) = rest.split_once(&format!("<!-- end of {name} -->")).expect("the last marker");
     if std::env::var_os("UPDATE_MATRIX").is_some() && kept != table {
-        fs::write(&path, format!("{before}{}{table}{}{after}", MARKERS[0], MARKERS[1])).expect("write it");
+        fs::write(&path, format!("{before}{begin}{table}<!-- end of {name} -->{after}")).expect("write it");
         return;
     }
-    assert_eq!(
-        kept, table,
-        "the table in tests/README.md is not what the cells gave; `make matrix` writes it"
-    );
+    assert_eq!(kept, table, "the table in tests/README.md is not what was seen; `{command}` writes it");
 }
 
 fn folder() -> PathBuf {

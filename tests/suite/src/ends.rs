@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use lab::{Netns, wait_for, wait_until};
+use lab::{Netns, patiently, wait_for, wait_until};
 use nix::libc;
 use socket2::SockRef;
 
@@ -21,7 +21,7 @@ pub struct Dialer<'a> {
 impl<'a> Dialer<'a> {
     /// Listens in `server`; the port is that of `to`.
     pub fn new(client: &'a Netns, server: &Netns, to: SocketAddr, limit: Duration) -> io::Result<Self> {
-        let listener = server.listen(to.port())?;
+        let (listener, limit) = (server.listen(to.port())?, patiently(limit));
         // Linux takes it for accept(2), too: socket(7).
         SockRef::from(&listener).set_read_timeout(Some(limit))?;
         Ok(Self { client, listener, to, limit })

@@ -12,5 +12,6 @@ pub mod procfs;
 pub mod prometheus;
 pub mod schema;
 pub mod scraped;
+pub mod sctp;
 pub mod stage;
 pub mod syn;

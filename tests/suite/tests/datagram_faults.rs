@@ -7,11 +7,13 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use lab::{Netns, SluiceOptions, ask, wait_for, wait_until};
+use lab::{Family, Netns, SluiceOptions, ask, wait_for, wait_until};
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use suite::enforced::{Enforced, LIMIT, is_from, told};
 use suite::flows::{ANSWER, END, POLICY, builder, counted, ended, enforced, refused, socket};
+use suite::packets::echo;
+use suite::sctp::{Beginner, Ear};
 
 const QUEUE_FULL: &str = "sluice_gate_dropped_total{reason=\"queue-full\"}";
 const MALFORMED: &str = "sluice_gate_dropped_total{reason=\"malformed\"}";
@@ -217,64 +219,28 @@ fn packets_of_an_accepted_flow_never_come_to_the_process() {
 
 #[test]
 fn sctp_is_judged_by_its_ports_and_refused_as_an_unreachable_protocol() {
-    // No SCTP sockets on this kernel: the packets of an association's begin are made by hand.
     let policy = POLICY.replace("protocol: UDP, port: 53", "protocol: SCTP, port: 7000");
     let cluster = builder().build().unwrap();
     cluster.write_policy("policy.yaml", &policy).unwrap();
     let cluster = Enforced::on(cluster, &["node1"], "");
     let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
-    let (from, to) = (client.address(), server.address());
-    let arrives = server.socket(Domain::IPV4, Type::RAW, Some(Protocol::from(132))).unwrap();
-    let errors = client.socket(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
-    for socket in [&arrives, &errors] {
-        socket.set_read_timeout(Some(ANSWER)).unwrap();
-    }
-    let raw = Raw::open(client);
-    raw.send(&packet(132, from, to, 0, &sctp_init(40_000, 7_000)), to);
+    let arrives = Ear::open(server, Family::V4).unwrap();
+    let allowed = Beginner::open(client, client.at(40_000)).unwrap();
+    allowed.begin(server.at(7_000)).unwrap();
     let record = cluster
         .sluice("node1")
         .wait_record(|record| record["network"]["transport"] == "sctp", LIMIT)
         .unwrap();
     assert_eq!(told(&record), "connection-started -");
     assert_eq!((&record["source"]["port"], &record["destination"]["port"]), (&40_000.into(), &7_000.into()));
-    assert_eq!(received(&arrives)[20..24], [0x9c, 0x40, 0x1b, 0x58], "the INIT arrives");
+    assert!(arrives.hears(client.at(40_000), 7_000, ANSWER), "the INIT arrives");
 
-    raw.send(&packet(132, from, to, 0, &sctp_init(40_001, 7_001)), to);
+    let refused = Beginner::open(client, client.at(40_001)).unwrap();
+    refused.begin(server.at(7_001)).unwrap();
     let denied = |record: &serde_json::Value| record["destination"]["port"] == 7_001;
     let record = cluster.sluice("node1").wait_record(denied, LIMIT).unwrap();
     assert_eq!(told(&record), "connection-denied policy-denied");
-    assert_eq!(received(&errors)[20..22], [3, 2], "protocol unreachable");
-}
-
-fn received(socket: &Socket) -> Vec<u8> {
-    let mut buffer = vec![0; 2048];
-    let length = std::io::Read::read(&mut &*socket, &mut buffer).expect("a packet");
-    buffer.truncate(length);
-    buffer
-}
-
-/// A packet with an INIT chunk: RFC 9260, sections 3.1 and 3.3.2, with its CRC32c.
-fn sctp_init(from: u16, to: u16) -> Vec<u8> {
-    let mut packet = Vec::new();
-    packet.extend_from_slice(&from.to_be_bytes());
-    packet.extend_from_slice(&to.to_be_bytes());
-    packet.extend_from_slice(&[0; 8]);
-    packet.extend_from_slice(&[1, 0, 0, 20]);
-    packet.extend_from_slice(&[0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
-    let checksum = crc32c(&packet);
-    packet[8..12].copy_from_slice(&checksum.to_le_bytes());
-    packet
-}
-
-/// RFC 9260, appendix A.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let of_byte = |crc: u32, byte: &u8| {
-        (0..8).fold(
-            crc ^ u32::from(*byte),
-            |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 },
-        )
-    };
-    !bytes.iter().fold(u32::MAX, of_byte)
+    assert_eq!(refused.error(ANSWER), Some((3, 2)), "protocol unreachable");
 }
 
 #[test]
@@ -283,34 +249,12 @@ fn echo_requests_pass_unless_the_switch_isolates_them() {
         let cluster = enforced(config);
         let (client, server) = (cluster.pod("shop/client"), cluster.pod("shop/server"));
         let node = cluster.node("node1").unwrap();
-        assert!(echo(client, cluster.pod("shop/plain").address()), "{config}: nobody is isolated");
-        assert_eq!(echo(client, server.address()), to_isolated, "{config}");
-        assert_eq!(echo(server, client.address()), to_isolated, "{config}");
-        assert!(echo(node, server.address()), "{config}: a probe of the own node");
-        assert!(echo(server, node.address()), "{config}: the own node");
+        assert!(echo(client, cluster.pod("shop/plain").address().into()), "{config}: nobody is isolated");
+        assert_eq!(echo(client, server.address().into()), to_isolated, "{config}");
+        assert_eq!(echo(server, client.address().into()), to_isolated, "{config}");
+        assert!(echo(node, server.address().into()), "{config}: a probe of the own node");
+        assert!(echo(server, node.address().into()), "{config}: the own node");
     }
-}
-
-/// Whether an echo request is answered. Source: icmp(7), RFC 792.
-fn echo(from: &Netns, to: Ipv4Addr) -> bool {
-    const REQUEST: [u8; 8] = [8, 0, 0, 0, 0xe5, 0xca, 0, 1];
-    let socket = from.socket(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut request = REQUEST;
-    let sum = [0x0800_u32, 0xe5ca, 0x0001].iter().sum::<u32>();
-    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    request[2..4].copy_from_slice(&checksum.to_be_bytes());
-    socket.send_to(&request, &SocketAddrV4::new(to, 0).into()).unwrap();
-    let end = Instant::now() + Duration::from_secs(1);
-    while Instant::now() < end {
-        let mut buffer = [0; 256];
-        let read = std::io::Read::read(&mut &socket, &mut buffer);
-        // A raw socket gets copies of everything; an answer is type 0 with our number.
-        if read.is_ok_and(|length| length >= 28) && buffer[20] == 0 && buffer[24..28] == REQUEST[4..] {
-            return true;
-        }
-    }
-    false
 }
 
 #[test]

@@ -41,7 +41,7 @@ struct Loss<'a>(&'a Netns);
 impl<'a> Loss<'a> {
     fn start(netns: &'a Netns, port: u16) -> Self {
         let table = format!(
-            "table inet loss {{\n counter lost {{ }}\n chain in {{\n type filter hook prerouting priority -350\n \
+            "table inet loss {{\n counter lost {{ }}\n chain arriving {{\n type filter hook prerouting priority -350\n \
              tcp dport {port} tcp flags & psh == psh counter name lost drop\n }}\n}}\n"
         );
         netns.nft(&table).unwrap();

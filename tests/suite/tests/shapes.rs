@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 
 use lab::{
     Cluster, ClusterBuilder, Families, Family, Netns, Pod, PodSpec, ServiceSpec, Topology, Transport,
-    UdpServer, ask,
+    UdpServer, ask, patiently,
 };
 use serde_json::Value;
 use suite::carried::{Carried, accept};
 use suite::cells::{self, Row, Shape};
 use suite::enforced::{Enforced, LIMIT, is_from, told};
 use suite::flows::ANSWER;
-use suite::packets::SynCount;
+use suite::packets::{SynCount, echo};
+use suite::sctp::{self, Beginner, Ear};
 
 /// What takes longer was sent twice: the first retransmission of a SYN comes after a second.
 const ONE_STALL: Duration = Duration::from_millis(900);
 
-/// `near` and `far` are isolated: pods with `role: client` reach them by TCP and UDP on ports 8000 to 8999.
+/// `near` and `far` are isolated: pods with `role: client` reach them by TCP, UDP and SCTP on ports 8000 to 8999.
 const POLICY: &str = "\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -30,11 +31,22 @@ spec:
   policyTypes: [Ingress]
   ingress:
   - from: [{podSelector: {matchLabels: {role: client}}}]
-    ports: [{protocol: TCP, port: 8000, endPort: 8999}, {protocol: UDP, port: 8000, endPort: 8999}]
+    ports: [{protocol: TCP, port: 8000, endPort: 8999}, {protocol: UDP, port: 8000, endPort: 8999}, {protocol: SCTP, port: 8000, endPort: 8999}]
 ";
+
+/// The one switch of the datapath that is off by default and adds rules of its own.
+const CONFIG: &str = "redirect: { icmp: isolate }\n";
 
 fn builder(shape: Shape) -> ClusterBuilder {
     let service = |name: &str| ServiceSpec::new(&format!("shop/{name}")).selector("name", name);
+    let served = |name: &str| {
+        service(name).port("http", 80, 8000).port_of(Transport::Udp, "udp", 53, 8000).port_of(
+            Transport::Sctp,
+            "sctp",
+            38412,
+            8000,
+        )
+    };
     let pod = |name: &str, node: &str| PodSpec::new(&format!("shop/{name}")).on(node).label("name", name);
     Cluster::builder()
         .nodes(2)
@@ -45,14 +57,8 @@ fn builder(shape: Shape) -> ClusterBuilder {
         .pod(pod("near", "node1").label("app", "server"))
         .pod(pod("far", "node2").label("app", "server"))
         .pod(pod("plain", "node1"))
-        .service(service("near").port("http", 80, 8000).port_of(Transport::Udp, "udp", 53, 8000))
-        .service(
-            service("far")
-                .port("http", 80, 8000)
-                .port_of(Transport::Udp, "udp", 53, 8000)
-                .port("denied", 82, 8000)
-                .node_port(30082),
-        )
+        .service(served("near"))
+        .service(served("far").port("denied", 82, 8000).node_port(30082))
         .service(service("plain").port("http", 80, 8000).node_port(30080))
 }
 
@@ -64,7 +70,7 @@ struct Scene {
 
 impl Scene {
     fn new(shape: Shape) -> Self {
-        Self { cluster: Enforced::start(builder(shape), &[("policy.yaml", POLICY)], ""), shape }
+        Self { cluster: Enforced::start(builder(shape), &[("policy.yaml", POLICY)], CONFIG), shape }
     }
 
     /// Does the same in every family of the cluster.
@@ -73,7 +79,7 @@ impl Scene {
     }
 }
 
-const ROWS: [Row<Scene>; 17] = [
+const ROWS: [Row<Scene>; 19] = [
     everywhere("allowed, on one node", |scene| scene.in_each(|c, f| allowed(c, f, "shop/near"))),
     everywhere("allowed, across nodes", |scene| scene.in_each(|c, f| allowed(c, f, "shop/far"))),
     everywhere("denied in connect(), on one node", |scene| scene.in_each(|c, f| denied(c, f, "shop/near"))),
@@ -87,6 +93,8 @@ const ROWS: [Row<Scene>; 17] = [
     everywhere("out of the cluster", |scene| scene.in_each(outwards)),
     everywhere("NodePorts from outside", |scene| scene.in_each(node_ports)),
     everywhere("UDP: allowed, denied, Services", |scene| scene.in_each(datagrams)),
+    everywhere("SCTP: allowed, denied, Services", |scene| scene.in_each(associations)),
+    everywhere("ICMP: isolated pods hear no echo requests", |scene| scene.in_each(echoes)),
     everywhere("bulk, on one node and across", |scene| scene.in_each(bulk)),
     everywhere("neighbour discovery and ARP", |scene| scene.in_each(neighbours)),
     Row {
@@ -106,8 +114,12 @@ fn dial(pod: &Netns, from: IpAddr, to: SocketAddr) -> (SocketAddr, Result<std::n
     let socket = pod.bound((from, 0)).unwrap();
     let local = socket.local_addr().unwrap().as_socket().unwrap();
     let begin = Instant::now();
-    let outcome = socket.connect_timeout(&to.into(), LIMIT);
-    assert!(begin.elapsed() < ONE_STALL, "{local} to {to}: {outcome:?} after {:?}", begin.elapsed());
+    let outcome = socket.connect_timeout(&to.into(), patiently(LIMIT));
+    assert!(
+        begin.elapsed() < patiently(ONE_STALL),
+        "{local} to {to}: {outcome:?} after {:?}",
+        begin.elapsed()
+    );
     (local, outcome.map(|()| socket.into()).map_err(|error| error.kind()))
 }
 
@@ -227,7 +239,7 @@ fn probes(cluster: &Enforced, family: Family) {
     assert_eq!(cluster.records_of("node1", local).len(), 0, "not intercepted");
     // From the overlay's address, where there is one.
     let socket = cluster.node("node2").unwrap().bound((family.unspecified(), 0)).unwrap();
-    let error = socket.connect_timeout(&to.into(), LIMIT).unwrap_err();
+    let error = socket.connect_timeout(&to.into(), patiently(LIMIT)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     let port = socket.local_addr().unwrap().as_socket().unwrap().port();
     let denial = |record: &Value| {
@@ -295,6 +307,70 @@ fn datagrams(cluster: &Enforced, family: Family) {
         cluster.sluice(server.node()).wait_record(denied, LIMIT).unwrap();
         assert_eq!(answering.received(), received);
     }
+}
+
+/// Their first packets on every kernel; whole associations where it has SCTP sockets.
+fn associations(cluster: &Enforced, family: Family) {
+    let (client, stranger) = (cluster.pod("shop/client"), cluster.pod("shop/stranger"));
+    // Below the ports that the kernel gives to other sockets.
+    let mut port = 21_000;
+    for name in ["shop/near", "shop/far"] {
+        let server = cluster.pod(name);
+        let ear = Ear::open(server, family).unwrap();
+        for to in [server.at_in(family, 8000), cluster.cluster_ip_in(family, name, 38412).unwrap()] {
+            port += 1;
+            let local = client.at_in(family, port);
+            Beginner::open(client, local).unwrap().begin(to).unwrap();
+            let started = |record: &Value| is_from(record, local);
+            let record = cluster.sluice("node1").wait_record(started, LIMIT).unwrap();
+            assert_eq!(told(&record), "connection-started -");
+            assert_eq!(record["network"]["transport"], "sctp");
+            assert_pods(&record, family, client, server);
+            assert!(ear.hears(local, 8000, ANSWER), "{name} {to}");
+        }
+        port += 1;
+        let local = stranger.at_in(family, port);
+        let refused = Beginner::open(stranger, local).unwrap();
+        refused.begin(server.at_in(family, 8000)).unwrap();
+        let denied = |record: &Value| is_from(record, local) && told(record).starts_with("connection-denied");
+        cluster.sluice(server.node()).wait_record(denied, LIMIT).unwrap();
+        // Protocol unreachable, which ends an association; ICMPv6 has no such message.
+        let expected = if family == Family::V4 { (3, 2) } else { (1, 4) };
+        assert_eq!(refused.error(ANSWER), Some(expected), "{name}");
+        assert!(!ear.hears(local, 8000, Duration::from_millis(1)), "{name}");
+        if sctp::has_sockets(client) {
+            whole_associations(cluster, family, name);
+        }
+    }
+}
+
+fn whole_associations(cluster: &Enforced, family: Family, name: &str) {
+    let (client, stranger) = (cluster.pod("shop/client"), cluster.pod("shop/stranger"));
+    let server = cluster.pod(name);
+    let listener = sctp::listen(server, family, 8000).unwrap();
+    for to in [server.at_in(family, 8000), cluster.cluster_ip_in(family, name, 38412).unwrap()] {
+        let (local, made) = sctp::connect(client, client.at_in(family, 0), to, LIMIT);
+        let near = made.unwrap_or_else(|error| panic!("{name} {to}: {error}"));
+        let (far, peer) = listener.accept().unwrap();
+        assert_eq!(peer.as_socket(), local);
+        assert!(sctp::carries(&near, &far, LIMIT).unwrap() && sctp::carries(&far, &near, LIMIT).unwrap());
+    }
+    // ICMPv6 has no error that ends an association: its client goes on trying.
+    let to = server.at_in(family, 8000);
+    let (_, refused) = sctp::connect(stranger, stranger.at_in(family, 0), to, Duration::from_millis(500));
+    assert!(refused.is_err(), "{name}");
+}
+
+/// `near` and `far` are isolated, `plain` is not.
+fn echoes(cluster: &Enforced, family: Family) {
+    let client = cluster.pod("shop/client");
+    let node = cluster.node("node1").unwrap();
+    let [near, far, plain] =
+        ["shop/near", "shop/far", "shop/plain"].map(|name| cluster.pod(name).address_in(family));
+    assert!(echo(client, plain), "nobody is isolated");
+    assert!(echo(client, cluster.external().address_in(family)), "nor is anybody outside");
+    assert!(!echo(client, near) && !echo(client, far), "isolated");
+    assert!(echo(node, near), "a probe of the own node");
 }
 
 fn bulk(cluster: &Enforced, family: Family) {

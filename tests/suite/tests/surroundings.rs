@@ -56,7 +56,7 @@ fn enforced(topology: Topology, kube_proxy: KubeProxy) -> Enforced {
 /// Counts first packets on their way to the gate that carry kube-proxy's mark beside the proxy's.
 fn count_marks(node: &Netns) {
     node.nft(
-        "table inet marks {\n counter both { }\n chain in {\n type filter hook input priority -151\n \
+        "table inet marks {\n counter both { }\n chain arriving {\n type filter hook input priority -151\n \
          meta mark and 0x4002 == 0x4002 tcp flags & (syn | ack) == syn counter name both\n }\n}\n",
     )
     .unwrap();
@@ -203,7 +203,7 @@ fn ports_of_nodes_and_services_lead_to_pods_across_an_overlay_by_kube_proxys_ipt
 /// A host's firewall whose INPUT drops what is not established, with an exception that tells of the proxy's mark.
 fn firewall(exception: &str) -> String {
     format!(
-        "table inet hostfw {{\n chain in {{\n type filter hook input priority filter; policy drop\n \
+        "table inet hostfw {{\n chain arriving {{\n type filter hook input priority filter; policy drop\n \
          iifname lo accept\n {exception}\n ct state established,related accept\n \
          meta l4proto {{ icmp, icmpv6 }} accept\n udp dport 8472 accept\n }}\n}}\n"
     )
