@@ -708,6 +708,40 @@ fn an_unknown_field_is_told_with_the_one_that_was_likely_meant() {
 }
 
 #[test]
+fn problems_are_listed_up_to_a_thousand_and_counted_beyond() {
+    let rules = "{ports: [{port: 80.0}]}, ".repeat(1_500);
+    let found = problems(&policy(&format!("{{ingress: [{rules}]}}")));
+    assert_eq!(found.len(), 1_001);
+    assert!(
+        found[999].to_string().ends_with("must be a port number or a port name (got 80.0)"),
+        "{}",
+        found[999]
+    );
+    assert_eq!(found[1_000].to_string(), "and 500 more problems");
+}
+
+#[test]
+fn a_kind_that_no_api_server_has_is_refused_when_a_known_one_was_meant() {
+    let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: p}\n---\n\
+                apiVersion: v1\nkind: NetworkPolicy\nmetadata: {name: p}\n---\n\
+                apiVersion: v1\nkind: PodList\nitems: [{kind: pod, metadata: {name: p}}]\n";
+    let told: Vec<String> = problems(text).iter().map(ToString::to_string).collect();
+    let meant = "kind: no such kind, did you mean";
+    assert_eq!(
+        told,
+        [
+            format!(
+                "m.yaml:2: document 1: {meant} NetworkPolicy of networking.k8s.io/v1? (got \"NetworkPolcy\")"
+            ),
+            format!(
+                "m.yaml:6: document 2: {meant} NetworkPolicy of networking.k8s.io/v1? (got \"NetworkPolicy\")"
+            ),
+            format!("m.yaml:11: document 3: items[0].{meant} Pod of v1? (got \"pod\")"),
+        ]
+    );
+}
+
+#[test]
 fn a_folder_without_manifests_is_told_and_so_is_what_was_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().display();

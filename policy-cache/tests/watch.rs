@@ -419,6 +419,8 @@ fn a_field_that_is_not_known_opens_nothing_in_a_running_agent() {
         (good.replace("spec:", "namespace: shop\nspec:"), "namespace"),
         (good.replace("{name: p}", "{nmae: p}"), "metadata.nmae"),
         (good.replace("metadata:", "metdata:"), "metdata"),
+        (good.replace("NetworkPolicy", "NetworkPolcy"), "kind"),
+        (good.replace("networking.k8s.io/v1", "v1"), "kind"),
         // It isolates whatever it may have been meant to.
         (good.replace("spec:", "sepc:"), "sepc"),
         (good.replace("spec:", "  spec:").replace("{name: p}", "\n  name: p"), "metadata.spec"),
@@ -437,4 +439,35 @@ fn a_field_that_is_not_known_opens_nothing_in_a_running_agent() {
     }
     fs::write(&policies, policy("p", "{podSelector: {}, ingress: [{}]}")).unwrap();
     eventually(SOON, "it is mended", || is_open(&store) && speaks() && watch.status().problems.is_empty());
+}
+
+#[test]
+fn more_broken_objects_than_problems_are_listed_all_stay_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pods.yaml");
+    let pods = |address: &dyn Fn(usize) -> String| {
+        let pod = |number: usize| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{number}}}\nstatus: {{phase: Running, podIP: {}}}\n",
+                address(number)
+            )
+        };
+        (0..1_200).map(pod).collect::<Vec<_>>().join("---\n")
+    };
+    let good = |number: usize| format!("10.1.{}.{}", number / 200, number % 200);
+    fs::write(&file, pods(&good)).unwrap();
+    let (watch, store) = watch(folder.path());
+    fs::write(&file, pods(&|number| format!("{}.1", good(number)))).unwrap();
+    eventually(SOON, "they are told", || !watch.status().problems.is_empty());
+    let problems = watch.status().problems;
+    assert_eq!((problems.len(), problems[1_000].message.as_str()), (1_001, "and 200 more problems"));
+    assert_eq!(store.current().unwrap().generation(), Generation(1));
+    let mended = |number: usize| if number == 1_199 { "10.2.0.1".to_owned() } else { good(number) };
+    fs::write(&file, pods(&mended)).unwrap();
+    let followed = || {
+        let endpoint = store.current().unwrap().endpoint("10.2.0.1".parse().unwrap());
+        endpoint.pod().is_some_and(|pod| &*pod.name == "pod-1199")
+    };
+    eventually(SOON, "they are mended", followed);
+    assert!(watch.status().problems.is_empty());
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 pub(crate) use files::{Fingerprint, is_manifest};
 pub(crate) use partial::{Partial, load_what_reads};
+use problem::Problems;
 pub use problem::{LoadError, Problem};
 pub use single::{Reading, read_object};
 
@@ -59,7 +60,9 @@ pub(crate) fn load_any(paths: &[PathBuf]) -> Result<Objects, LoadError> {
 
 fn read_all(paths: &[PathBuf]) -> Result<(Objects, files::Found), LoadError> {
     let mut loader = Loader::default();
-    let found = files::find(paths, &mut loader.problems);
+    let mut unreadable = Vec::new();
+    let found = files::find(paths, &mut unreadable);
+    loader.problems.extend(unreadable);
     for file in &found.files {
         match files::read(file) {
             Ok(text) => loader.text(file, &text),
@@ -85,7 +88,7 @@ pub fn parse<'t>(texts: impl IntoIterator<Item = (&'t Path, &'t str)>) -> Result
 #[derive(Default)]
 struct Loader {
     objects: Objects,
-    problems: Vec<Problem>,
+    problems: Problems,
     /// `Kind/namespace/name` → where it was first seen.
     seen: HashMap<String, String>,
     /// Those that were seen again.
@@ -97,10 +100,10 @@ impl Loader {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
             match tree::parse_json(text) {
                 Ok(roots) => {
-                    for (index, root) in roots.iter().enumerate() {
+                    let is_one = roots.len() == 1;
+                    for (index, root) in roots.into_iter().enumerate() {
                         // JSON is YAML, so the lines of a file with problems can be read that way.
-                        let located =
-                            || (roots.len() == 1).then(|| tree::parse_yaml_with_lines(text).ok())?;
+                        let located = || is_one.then(|| tree::parse_yaml_with_lines(text).ok())?;
                         self.document(path, index + 1, 0, root, located);
                     }
                 }
@@ -112,7 +115,7 @@ impl Loader {
             match tree::parse_yaml(document.text) {
                 Ok(root) => {
                     let located = || tree::parse_yaml_with_lines(document.text).ok();
-                    self.document(path, document.number, document.lines_before, &root, located);
+                    self.document(path, document.number, document.lines_before, root, located);
                 }
                 Err(error) => self.syntax_error(path, document.number, document.lines_before, error),
             }
@@ -138,11 +141,11 @@ impl Loader {
         path: &Path,
         number: usize,
         lines_before: usize,
-        root: &Node,
+        root: Node,
         located: impl Fn() -> Option<Node>,
     ) {
         let findings = || Findings {
-            problems: Vec::new(),
+            problems: Problems::default(),
             file: path.to_owned(),
             document: number,
             lines_before,
@@ -150,19 +153,21 @@ impl Loader {
             strict: true,
         };
         let mut first = findings();
-        let mut found = read_document(root, &mut first);
+        let mut found = read_document(&root, &mut first);
+        // Never two trees of a large document at once.
+        drop(root);
         let again = |(_, id, _): &Found| !id.is_empty() && self.seen.contains_key(id);
         let mut ids = HashSet::new();
         let twice = found.iter().any(|one| again(one) || !(one.1.is_empty() || ids.insert(&one.1)));
-        if (twice || !first.problems.is_empty())
+        if (twice || first.problems.count() > 0)
             && let Some(root) = located()
         {
             first = findings();
             found = read_document(&root, &mut first);
         }
         // Fields are read in an order of their own.
-        first.problems.sort_by_key(|problem| problem.line);
-        self.problems.append(&mut first.problems);
+        first.problems.sort();
+        self.problems.append(first.problems);
         for (object, id, line) in found {
             self.add(object, &id, path, number, line.map(|line| line + lines_before));
         }
@@ -209,8 +214,8 @@ impl Loader {
     }
 
     fn finish(self) -> Result<Objects, LoadError> {
-        if !self.problems.is_empty() {
-            return Err(LoadError { problems: self.problems });
+        if self.problems.count() > 0 {
+            return Err(LoadError { problems: self.problems.into_list() });
         }
         Ok(self.sorted())
     }
@@ -367,6 +372,13 @@ fn read_known(object: &Cursor<'_, '_>, meta: &TypeMeta, findings: &mut Findings)
             return wrong_version(object, kind, tiers::version(kind).unwrap_or_default(), findings);
         }
         _ => {
+            if findings.strict
+                && let Some(message) = kinds::refused(&meta.api_version, kind)
+            {
+                let field = object.get("kind").or_else(|| object.get("apiVersion"));
+                findings.report(field.as_ref().unwrap_or(object), message);
+                return None;
+            }
             let kind = format!("{}/{}", meta.api_version, kind);
             return Some((Read::Skipped(kind), String::new(), None));
         }

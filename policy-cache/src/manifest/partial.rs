@@ -44,7 +44,9 @@ impl Partial {
 /// Reads what can be read under `paths`, as [`super::load`] does.
 pub(crate) fn load_what_reads(paths: &[PathBuf]) -> Partial {
     let mut loader = Loader::default();
-    let files = files::find(paths, &mut loader.problems).files;
+    let mut unreadable = Vec::new();
+    let files = files::find(paths, &mut unreadable).files;
+    loader.problems.extend(unreadable);
     let mut has_empty_file = false;
     for file in files {
         match files::read(&file) {
@@ -59,12 +61,12 @@ pub(crate) fn load_what_reads(paths: &[PathBuf]) -> Partial {
 }
 
 fn sort(mut loader: Loader) -> Partial {
-    let any = loader.problems.iter().any(|problem| !loader.seen.contains_key(&problem.object));
-    let broken: HashSet<&str> = loader.problems.iter().map(|problem| problem.object.as_str()).collect();
+    let broken = loader.problems.objects();
+    let any = broken.iter().any(|object| !loader.seen.contains_key(object));
     let mut kept = HashSet::new();
     let mut keep = |kind: Kind, namespace: &str, name: &str| {
         let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-        let good = broken.is_empty() || !broken.contains(key.to_string().as_str());
+        let good = broken.is_empty() || !broken.contains(&key.to_string());
         if !good {
             kept.insert(key);
         }
@@ -95,6 +97,6 @@ fn sort(mut loader: Loader) -> Partial {
             *policy = Arc::new(closed);
         }
     }
-    let problems = std::mem::take(&mut loader.problems);
+    let problems = std::mem::take(&mut loader.problems).into_list();
     Partial { objects: loader.sorted(), kept, any, has_empty_file: false, problems }
 }

@@ -1,7 +1,11 @@
 //! What is wrong with a manifest, said so that its author can find and mend it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
+
+/// How many problems are listed; nobody reads more, and a hostile file has millions.
+const MAX_LISTED: usize = 1_000;
 
 /// One thing wrong with one field of one object, or with a whole file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,67 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Manifests that cannot be used. Every problem found is listed, not only the first.
+/// Problems as they are found. So many are kept in full; of all it is kept whose they are.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    listed: Vec<Problem>,
+    unlisted: usize,
+    objects: HashSet<String>,
+}
+
+impl Problems {
+    pub(crate) fn push(&mut self, problem: Problem) {
+        if !self.objects.contains(&problem.object) {
+            self.objects.insert(problem.object.clone());
+        }
+        if self.listed.len() < MAX_LISTED { self.listed.push(problem) } else { self.unlisted += 1 }
+    }
+
+    pub(crate) fn append(&mut self, other: Self) {
+        self.objects.extend(other.objects);
+        self.listed.extend(other.listed);
+        self.unlisted += other.unlisted + self.listed.len().saturating_sub(MAX_LISTED);
+        self.listed.truncate(MAX_LISTED);
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.listed.len() + self.unlisted
+    }
+
+    /// The objects that have one; "" where it cannot be told whose it is.
+    pub(crate) fn objects(&self) -> &HashSet<String> {
+        &self.objects
+    }
+
+    /// In the order of their lines.
+    pub(crate) fn sort(&mut self) {
+        self.listed.sort_by_key(|problem| problem.line);
+    }
+
+    /// The list, and at its end how many are not in it.
+    pub(crate) fn into_list(mut self) -> Vec<Problem> {
+        if self.unlisted > 0 {
+            self.listed.push(Problem {
+                file: PathBuf::new(),
+                document: 0,
+                line: None,
+                object: String::new(),
+                field: String::new(),
+                value: String::new(),
+                message: format!("and {} more problems", self.unlisted),
+            });
+        }
+        self.listed
+    }
+}
+
+impl Extend<Problem> for Problems {
+    fn extend<I: IntoIterator<Item = Problem>>(&mut self, problems: I) {
+        problems.into_iter().for_each(|problem| self.push(problem));
+    }
+}
+
+/// Manifests that cannot be used. Every problem found is listed, not only the first, up to a thousand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadError {
     /// All of them, in the order of the files.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use super::near;
-use super::problem::Problem;
+use super::problem::{Problem, Problems};
 use super::tree::{Node, Value};
 
 /// How much of an offending value is quoted.
@@ -17,7 +17,7 @@ pub(crate) const MAX_MEANT: usize = 100;
 /// Where the problems of one object go.
 #[derive(Debug)]
 pub(crate) struct Findings {
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Problems,
     pub(crate) file: PathBuf,
     pub(crate) document: usize,
     pub(crate) lines_before: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Findings {
 impl Findings {
     /// How many problems there are so far: more after a part was read than before means that it has some.
     pub(crate) fn count(&self) -> usize {
-        self.problems.len()
+        self.problems.count()
     }
 
     /// Notes that the value at `at` is wrong.
@@ -274,7 +274,8 @@ fn write_value(value: &Value, out: &mut String) {
         Value::Null => out.push_str("null"),
         Value::Bool(value) => out.push_str(&value.to_string()),
         Value::Integer(value) => out.push_str(&value.to_string()),
-        Value::Float(value) => out.push_str(&value.to_string()),
+        // 80.0 is no 80.
+        Value::Float(value) => out.push_str(&format!("{value:?}")),
         Value::String(value) => out.push_str(&format!("{value:?}")),
         Value::List(items) => {
             out.push('[');

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use flow::{PolicyKind, Tier};
 
 use super::fields::Name;
-use super::problem::Problem;
+use super::problem::{Problem, Problems};
 use super::prune;
 use super::reader::{Cursor, Findings};
 use super::tree::{Node, Value};
@@ -44,7 +44,7 @@ pub fn read_object(json: &[u8], kind: Option<Kind>) -> Reading {
 pub(crate) fn read_node(node: &Node, kind: Option<Kind>) -> Reading {
     let object = Cursor::root(node);
     let mut findings = Findings {
-        problems: Vec::new(),
+        problems: Problems::default(),
         file: PathBuf::new(),
         document: 0,
         lines_before: 0,
@@ -58,7 +58,7 @@ pub(crate) fn read_node(node: &Node, kind: Option<Kind>) -> Reading {
             read_known(&object, &meta, &mut findings)
         }
     };
-    let problems = findings.problems;
+    let problems = findings.problems.into_list();
     match found {
         Some((Read::Object(object), ..)) => {
             let key = Some(object.key());

@@ -441,7 +441,7 @@ items:
 
 #[test]
 fn what_looks_like_a_policy_and_is_none_is_found_where_it_stands() {
-    let text = "# one\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: p, namespace: shop}\n---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: q}\n---\napiVersion: network.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: r, namespace: shop}\n";
+    let text = "# one\n---\napiVersion: example.com/v1\nkind: NetworkPolcy\nmetadata: {name: p, namespace: shop}\n---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: q}\n---\napiVersion: network.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: r, namespace: shop}\n";
     let report = check(&[("c.yaml", CLUSTER), ("p.yaml", text)]);
     assert_eq!(
         report.to_string(),
