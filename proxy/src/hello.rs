@@ -20,9 +20,8 @@ const HANDSHAKE: [u8; 2] = [22, 3];
 const MOST_PROTOCOLS: usize = 16;
 
 /// Waits for the hello of one connection.
-#[derive(Debug)]
-pub(crate) struct FirstBytes<'a> {
-    live: &'a Live,
+#[derive(Debug, Default)]
+pub(crate) struct FirstBytes {
     // Boxed, because most of the time there is none: an idle connection has not spoken, or has said its hello.
     reading: Option<Box<Reading>>,
 }
@@ -49,19 +48,14 @@ enum Look {
     NoHello,
 }
 
-impl<'a> FirstBytes<'a> {
-    /// Waits for those of `live`.
-    pub(crate) fn of(live: &'a Live) -> Self {
-        Self { live, reading: None }
-    }
-
-    /// Looks at the next bytes. True while more are wanted.
-    pub(crate) fn look(&mut self, bytes: &[u8]) -> bool {
+impl FirstBytes {
+    /// Looks at the next bytes of `live`. True while more are wanted.
+    pub(crate) fn look(&mut self, live: &Live, bytes: &[u8]) -> bool {
         match next(&mut self.reading, bytes) {
             Look::More => true,
             Look::NoHello => false,
             Look::Hello(tls) => {
-                self.live.note_tls(tls);
+                live.note_tls(tls);
                 false
             }
         }

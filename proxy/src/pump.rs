@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFdReadyGuard;
 
 use crate::hello::FirstBytes;
 use crate::pipes::BorrowedPipe;
+use crate::registry::Live;
 use crate::relay::{Carrier, LegSocket, was_reset};
 use crate::sys::tcp;
 
@@ -37,19 +38,28 @@ pub(crate) enum Broken {
     To(io::Error),
 }
 
-/// One direction.
+/// From where to where a direction goes, and what it uses on its way. Both directions of a connection are made of the
+/// same few references, so they are put together when they are needed and take no room in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) carrier: &'a Carrier,
+    pub(crate) from: &'a LegSocket,
+    pub(crate) to: &'a LegSocket,
+    /// The count of delivered bytes.
+    pub(crate) moved: &'a AtomicU64,
+    /// Whose first bytes are looked at.
+    pub(crate) live: &'a Live,
+}
+
+/// How far one direction is.
 #[derive(Debug)]
 pub(crate) struct Pump<'a> {
-    carrier: &'a Carrier,
-    from: &'a LegSocket,
-    to: &'a LegSocket,
-    moved: &'a AtomicU64,
-    /// Looks at what comes first, while that is wanted.
-    first: Option<FirstBytes<'a>>,
     held: Held<'a>,
-    is_stream: bool,
+    /// Looks at what comes first, while that is wanted.
+    first: Option<FirstBytes>,
     /// The most that one fill of a pipe took since the source was last drained.
-    largest_fill: usize,
+    largest_fill: u32,
+    is_stream: bool,
     /// Nothing comes after what is held.
     at_end: bool,
     turns_used_up: u8,
@@ -80,35 +90,16 @@ enum Copied {
 }
 
 impl<'a> Pump<'a> {
-    pub(crate) fn new(
-        carrier: &'a Carrier,
-        from: &'a LegSocket,
-        to: &'a LegSocket,
-        moved: &'a AtomicU64,
-        first: Option<FirstBytes<'a>>,
-    ) -> Self {
+    /// At its beginning. `first` looks at what comes first.
+    pub(crate) fn new(first: Option<FirstBytes>) -> Self {
         Self {
-            carrier,
-            from,
-            to,
-            moved,
-            first,
             held: Held::Nothing,
-            is_stream: false,
+            first,
             largest_fill: 0,
+            is_stream: false,
             at_end: false,
             turns_used_up: 0,
         }
-    }
-
-    /// The leg that bytes come from.
-    pub(crate) fn from(&self) -> &'a LegSocket {
-        self.from
-    }
-
-    /// The leg that bytes go to.
-    pub(crate) fn to(&self) -> &'a LegSocket {
-        self.to
     }
 
     /// Turns that it has used up: so often it moved as much as it may before others run, and there was more.
@@ -122,10 +113,10 @@ impl<'a> Pump<'a> {
     }
 
     /// Moves what can be moved. Ready when the FIN was reached and everything before it is delivered.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    pub(crate) fn poll(&mut self, way: Way<'a>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let mut since_yield = 0;
         loop {
-            ready!(self.poll_deliver(cx))?;
+            ready!(self.poll_deliver(way, cx))?;
             if self.at_end {
                 return Poll::Ready(Ok(()));
             }
@@ -133,35 +124,35 @@ impl<'a> Pump<'a> {
                 self.turns_used_up = self.turns_used_up.saturating_add(1);
                 ready!(yield_to_others(cx));
             }
-            since_yield += ready!(self.poll_take(cx))?;
+            since_yield += ready!(self.poll_take(way, cx))?;
         }
     }
 
     /// Waits for bytes and takes them; how many.
-    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+    fn poll_take(&mut self, way: Way<'a>, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
         if self.is_stream
-            && let Some(pipe) = self.carrier.pipes.borrow()
+            && let Some(pipe) = way.carrier.pipes.borrow()
         {
-            self.poll_fill(cx, pipe)
+            self.poll_fill(way, cx, pipe)
         } else {
-            self.poll_copy(cx)
+            self.poll_copy(way, cx)
         }
     }
 
-    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+    fn poll_copy(&mut self, way: Way<'a>, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
         loop {
-            let mut ready = ready!(self.from.poll_read_ready(cx)).map_err(Broken::From)?;
-            let fin_arrived = ready.ready().is_read_closed() && !was_reset(self.from);
-            let wanted = self.carrier.copy_size();
-            match self.copy_once(fin_arrived)? {
+            let mut ready = ready!(way.from.poll_read_ready(cx)).map_err(Broken::From)?;
+            let fin_arrived = ready.ready().is_read_closed() && !was_reset(way.from);
+            let wanted = way.carrier.copy_size();
+            match self.copy_once(way, fin_arrived)? {
                 Copied::Nothing => ready.clear_ready(),
                 Copied::Fin => {
                     self.at_end = true;
                     return Poll::Ready(Ok(0));
                 }
                 Copied::Bytes(read) => {
-                    self.is_stream = read >= self.carrier.splice_threshold;
-                    if read < wanted && !has_urgent_data(self.from) {
+                    self.is_stream = read >= way.carrier.splice_threshold;
+                    if read < wanted && !has_urgent_data(way.from) {
                         // A short read has drained the socket. What arrives later raises readiness anew, and a
                         // FIN that has arrived already is kept: the runtime never clears the closed state.
                         ready.clear_ready();
@@ -174,8 +165,8 @@ impl<'a> Pump<'a> {
 
     /// Reads once and writes what was read. After the FIN has arrived a short read is the last one, and the FIN
     /// that is passed on next shares its segment.
-    fn copy_once(&mut self, fin_arrived: bool) -> Result<Copied, Broken> {
-        let (from, to, wanted) = (self.from, self.to, self.carrier.copy_size());
+    fn copy_once(&mut self, way: Way<'_>, fin_arrived: bool) -> Result<Copied, Broken> {
+        let (from, to, wanted) = (way.from, way.to, way.carrier.copy_size());
         COPY_BUFFER.with_borrow_mut(|buffer| {
             let buffer = &mut buffer[..wanted];
             let read = match again(|| from.get_ref().read(buffer)) {
@@ -190,14 +181,14 @@ impl<'a> Pump<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 other => other.map_err(Broken::To)?,
             };
-            self.moved.fetch_add(written as u64, Ordering::Relaxed);
+            way.moved.fetch_add(written as u64, Ordering::Relaxed);
             if written < read {
                 self.held = Held::Rest(Box::new(Rest { bytes: buffer[written..read].into(), delivered: 0 }));
             }
             self.at_end = last;
             // They are on their way: nothing waits for this look.
             if let Some(first) = &mut self.first
-                && !first.look(&buffer[..read])
+                && !first.look(way.live, &buffer[..read])
             {
                 self.first = None;
             }
@@ -205,26 +196,31 @@ impl<'a> Pump<'a> {
         })
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>, mut pipe: BorrowedPipe<'a>) -> Poll<Result<usize, Broken>> {
+    fn poll_fill(
+        &mut self,
+        way: Way<'a>,
+        cx: &mut Context<'_>,
+        mut pipe: BorrowedPipe<'a>,
+    ) -> Poll<Result<usize, Broken>> {
         // No hello is that long.
         self.first = None;
-        match self.from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
+        match way.from.try_io(Interest::READABLE, |socket| pipe.fill(socket)) {
             // The FIN, or the mark of urgent data: a read tells them apart.
             Ok(0) => {
                 self.is_stream = false;
                 Poll::Ready(Ok(0))
             }
             Ok(filled) => {
-                self.largest_fill = self.largest_fill.max(filled);
+                self.largest_fill = self.largest_fill.max(u32::try_from(filled).unwrap_or(u32::MAX));
                 self.held = Held::Piped(pipe);
                 Poll::Ready(Ok(filled))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Waits without a pipe. A stream turned into small messages is copied from then on.
                 drop(pipe);
-                let largest = std::mem::take(&mut self.largest_fill);
-                self.is_stream = largest == 0 || largest >= self.carrier.splice_threshold;
-                drop(ready!(self.from.poll_read_ready(cx)).map_err(Broken::From)?);
+                let largest = usize::try_from(std::mem::take(&mut self.largest_fill)).unwrap_or(usize::MAX);
+                self.is_stream = largest == 0 || largest >= way.carrier.splice_threshold;
+                drop(ready!(way.from.poll_read_ready(cx)).map_err(Broken::From)?);
                 Poll::Ready(Ok(0))
             }
             Err(error) => Poll::Ready(Err(Broken::From(error))),
@@ -233,8 +229,8 @@ impl<'a> Pump<'a> {
 
     /// Delivers what is held. Writes first and asks for room when there was none: the runtime's idea of room is
     /// not kept between writes.
-    fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        let to = self.to;
+    fn poll_deliver(&mut self, way: Way<'a>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let to = way.to;
         let mut room = None;
         loop {
             let delivered = match &mut self.held {
@@ -244,7 +240,7 @@ impl<'a> Pump<'a> {
             };
             match delivered {
                 Ok(bytes) => {
-                    self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+                    way.moved.fetch_add(bytes as u64, Ordering::Relaxed);
                     self.held.delivered(bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

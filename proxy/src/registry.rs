@@ -73,7 +73,6 @@ pub(crate) struct Live {
     updates: AtomicU32,
     stop: OnceLock<Stop>,
     stopped: AtomicWaker,
-    removed: Notify,
 }
 
 impl Live {
@@ -92,7 +91,6 @@ impl Live {
             updates: AtomicU32::new(0),
             stop: OnceLock::new(),
             stopped: AtomicWaker::new(),
-            removed: Notify::new(),
         }
     }
 
@@ -227,7 +225,8 @@ impl Live {
 pub(crate) struct Registry {
     by_tuple: DashMap<ByTuple, ()>,
     by_address: DashMap<IpAddr, HashSet<ByPlace>>,
-    empty: Notify,
+    /// A connection was removed. One for all: hardly ever does anybody wait for one of them, and each would keep it.
+    removed: Notify,
     recorder: Recorder,
     metrics: Metrics,
 }
@@ -277,7 +276,13 @@ impl Eq for ByPlace {}
 
 impl Registry {
     pub(crate) fn new(recorder: Recorder, metrics: Metrics) -> Self {
-        Self { by_tuple: DashMap::new(), by_address: DashMap::new(), empty: Notify::new(), recorder, metrics }
+        Self {
+            by_tuple: DashMap::new(),
+            by_address: DashMap::new(),
+            removed: Notify::new(),
+            recorder,
+            metrics,
+        }
     }
 
     /// Registers a connection. The one that has the tuple already is given back instead when there is one.
@@ -357,21 +362,23 @@ impl Registry {
 
     /// Waits until no connection is registered.
     pub(crate) async fn emptied(&self) {
-        loop {
-            let notified = self.empty.notified();
-            if self.by_tuple.is_empty() {
-                return;
-            }
-            notified.await;
-        }
+        self.removed_until(|| self.by_tuple.is_empty()).await;
     }
 
     /// Waits until this connection has left the registry.
     pub(crate) async fn left(&self, live: &Arc<Live>) {
-        let mut removed = pin!(live.removed.notified());
-        // Registered as a waiter before the look, so that a removal in between is not missed.
-        removed.as_mut().enable();
-        if self.get(&live.tuple).is_some_and(|now| Arc::ptr_eq(&now, live)) {
+        self.removed_until(|| self.get(&live.tuple).is_none_or(|now| !Arc::ptr_eq(&now, live))).await;
+    }
+
+    /// Waits until removals have made something true.
+    async fn removed_until(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let mut removed = pin!(self.removed.notified());
+            // Registered as a waiter before the look, so that a removal in between is not missed.
+            removed.as_mut().enable();
+            if is_so() {
+                return;
+            }
             removed.await;
         }
     }
@@ -386,12 +393,8 @@ impl Registry {
                 }
             }
         }
-        if self.by_tuple.remove(tuple).is_some() {
-            live.removed.notify_waiters();
-        }
-        if self.by_tuple.is_empty() {
-            self.empty.notify_waiters();
-        }
+        self.by_tuple.remove(tuple);
+        self.removed.notify_waiters();
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::hello::FirstBytes;
 use crate::pipes::PipePool;
-use crate::pump::{Broken, Pump, yield_to_others};
+use crate::pump::{Broken, Pump, Way, yield_to_others};
 use crate::registry::{Live, Stop};
 use crate::sys::{diag, tcp};
 
@@ -27,6 +27,15 @@ const TURNS_OF_A_STREAM: u16 = 8;
 
 /// One leg of a carried connection.
 pub(crate) type LegSocket = AsyncFd<TcpStream>;
+
+/// Both legs of a carried connection.
+#[derive(Debug)]
+pub(crate) struct Legs<T> {
+    /// To the client.
+    pub(crate) client: T,
+    /// To the server.
+    pub(crate) server: T,
+}
 
 /// How bytes are moved.
 #[derive(Debug)]
@@ -46,63 +55,44 @@ impl Carrier {
     /// a cause other than `ClientClosed` and `ServerClosed` asks for a reset of both.
     ///
     /// With [`Place::Shared`] it may come back before the end, to be carried on by itself.
-    pub(crate) async fn relay(
-        &self,
-        (client, server): (&LegSocket, &LegSocket),
-        live: &Live,
+    pub(crate) fn relay<'a>(
+        &'a self,
+        legs: &'a Legs<LegSocket>,
+        live: &'a Live,
         progress: Progress,
         place: Place,
-    ) -> Relayed {
-        let relayed = self.carry(client, server, live, progress, place).await;
-        if matches!(relayed, Relayed::Ended(_)) {
+    ) -> impl Future<Output = Relayed> + use<'a> {
+        // Not an async fn: it would keep what it is given twice, in every connection's memory. What a connection does
+        // not use takes no room in it, and what it waits for is a waker, not a future.
+        let mut directions = Directions::new(self, legs, live, progress);
+        let mut idle = self.idle_limit.map(|limit| Box::pin(until_idle(live, limit)));
+        poll_fn(move |cx| {
+            let cause = match directions.poll_end(cx) {
+                Poll::Ready(cause) => cause,
+                Poll::Pending if place == Place::Shared && directions.is_stream() => {
+                    return Poll::Ready(Relayed::Stream(directions.progress));
+                }
+                Poll::Pending => match &mut idle {
+                    Some(idle) => {
+                        ready!(idle.as_mut().poll(cx));
+                        EndCause::IdleTimeout
+                    }
+                    None => return Poll::Pending,
+                },
+            };
             // What ended otherwise than by FINs was not asked about yet, or one leg was not.
-            self.note_legs(client, server, live);
-        }
-        relayed
+            directions.note_legs();
+            Poll::Ready(Relayed::Ended(cause))
+        })
     }
 
     /// Asks the kernel about both legs while it has them.
-    fn note_legs(&self, client: &LegSocket, server: &LegSocket, live: &Live) {
+    fn note_legs(&self, legs: &Legs<LegSocket>, live: &Live) {
         let Some(after) = self.legs_after else { return };
-        live.note_legs(after, |legs| {
-            legs.client = legs.client.or_else(|| diag::leg_info(client.get_ref()));
-            legs.server = legs.server.or_else(|| diag::leg_info(server.get_ref()));
+        live.note_legs(after, |known| {
+            known.client = known.client.or_else(|| diag::leg_info(legs.client.get_ref()));
+            known.server = known.server.or_else(|| diag::leg_info(legs.server.get_ref()));
         });
-    }
-
-    async fn carry(
-        &self,
-        client: &LegSocket,
-        server: &LegSocket,
-        live: &Live,
-        progress: Progress,
-        place: Place,
-    ) -> Relayed {
-        let mut directions = Directions::new(self, client, server, live, progress);
-        // What a connection does not use takes no room in it, and what it waits for is a waker, not a future.
-        let mut idle = self.idle_limit.map(|limit| Box::pin(until_idle(live, limit)));
-        poll_fn(|cx| {
-            // The directions come first: they deliver what arrived before a reset, then meet it themselves.
-            if let Poll::Ready(cause) = directions.poll(cx) {
-                return Poll::Ready(Relayed::Ended(cause));
-            }
-            if let Poll::Ready(stop) = live.poll_stopped(cx) {
-                return Poll::Ready(Relayed::Ended(of_stop(stop)));
-            }
-            for (leg, reset) in [(client, EndCause::ClientReset), (server, EndCause::ServerReset)] {
-                if let Poll::Ready(error) = poll_failed(leg, cx) {
-                    return Poll::Ready(Relayed::Ended(leg_cause(&error, reset)));
-                }
-            }
-            if place == Place::Shared && directions.is_stream() {
-                return Poll::Ready(Relayed::Stream(directions.progress));
-            }
-            match &mut idle {
-                Some(idle) => idle.as_mut().poll(cx).map(|()| Relayed::Ended(EndCause::IdleTimeout)),
-                None => Poll::Pending,
-            }
-        })
-        .await
     }
 }
 
@@ -168,6 +158,7 @@ impl Progress {
 /// Both directions of one connection.
 struct Directions<'a> {
     carrier: &'a Carrier,
+    legs: &'a Legs<LegSocket>,
     live: &'a Live,
     up: Pump<'a>,
     down: Pump<'a>,
@@ -175,22 +166,22 @@ struct Directions<'a> {
 }
 
 impl<'a> Directions<'a> {
-    fn new(
-        carrier: &'a Carrier,
-        client: &'a LegSocket,
-        server: &'a LegSocket,
-        live: &'a Live,
-        progress: Progress,
-    ) -> Self {
+    fn new(carrier: &'a Carrier, legs: &'a Legs<LegSocket>, live: &'a Live, progress: Progress) -> Self {
         let is_new = progress.opening == Opening::Waiting;
-        let first = (carrier.reads_hellos && is_new).then(|| FirstBytes::of(live));
-        Self {
-            carrier,
-            live,
-            up: Pump::new(carrier, client, server, &live.client_bytes, first),
-            down: Pump::new(carrier, server, client, &live.server_bytes, None),
-            progress,
-        }
+        let first = (carrier.reads_hellos && is_new).then(FirstBytes::default);
+        Self { carrier, legs, live, up: Pump::new(first), down: Pump::new(None), progress }
+    }
+
+    /// From the client to the server.
+    fn upwards(&self) -> Way<'a> {
+        let Self { carrier, legs: Legs { client, server }, live, .. } = *self;
+        Way { carrier, from: client, to: server, moved: &live.client_bytes, live }
+    }
+
+    /// From the server to the client.
+    fn downwards(&self) -> Way<'a> {
+        let Self { carrier, legs: Legs { client, server }, live, .. } = *self;
+        Way { carrier, from: server, to: client, moved: &live.server_bytes, live }
     }
 
     /// Lets what the client has sent by now travel along with the end of the server's handshake: its server then
@@ -204,13 +195,32 @@ impl<'a> Directions<'a> {
             }
             Opening::Looking => {
                 self.progress.opening = Opening::Done;
-                if self.up.from().poll_read_ready(cx).is_pending() {
-                    tcp::acknowledge(self.up.to().get_ref());
+                if self.legs.client.poll_read_ready(cx).is_pending() {
+                    tcp::acknowledge(self.legs.server.get_ref());
                 }
                 Poll::Ready(())
             }
             Opening::Done => Poll::Ready(()),
         }
+    }
+
+    /// Ready when both directions have ended, one has broken, or the connection was ordered to end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<EndCause> {
+        // The directions come first: they deliver what arrived before a reset, then meet it themselves.
+        if let Poll::Ready(cause) = self.poll(cx) {
+            return Poll::Ready(cause);
+        }
+        if let Poll::Ready(stop) = self.live.poll_stopped(cx) {
+            return Poll::Ready(of_stop(stop));
+        }
+        for (leg, reset) in
+            [(&self.legs.client, EndCause::ClientReset), (&self.legs.server, EndCause::ServerReset)]
+        {
+            if let Poll::Ready(error) = poll_failed(leg, cx) {
+                return Poll::Ready(leg_cause(&error, reset));
+            }
+        }
+        Poll::Pending
     }
 
     /// Whether this is a stream that others would wait for, at a moment at which it can be handed on.
@@ -224,25 +234,26 @@ impl<'a> Directions<'a> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndCause> {
         ready!(self.poll_opened(cx));
         if self.progress.up_open
-            && let Poll::Ready(outcome) = self.up.poll(cx)
+            && let Poll::Ready(outcome) = self.up.poll(self.upwards(), cx)
         {
             self.progress.up_open = false;
             // Of the direction that ends last, the caller passes the FIN on by closing.
-            let passed =
-                outcome.and_then(|()| if self.progress.down_open { self.pass_fin(&self.up) } else { Ok(()) });
+            let passed = outcome.and_then(|()| {
+                if self.progress.down_open { self.pass_fin(&self.legs.server) } else { Ok(()) }
+            });
             if let Err(broken) = passed {
                 return Poll::Ready(of_up(broken));
             }
         }
         if self.progress.down_open
-            && let Poll::Ready(outcome) = self.down.poll(cx)
+            && let Poll::Ready(outcome) = self.down.poll(self.downwards(), cx)
         {
             self.progress.down_open = false;
             if self.progress.up_open {
                 self.progress.first_to_close = EndCause::ServerClosed;
             }
-            let passed =
-                outcome.and_then(|()| if self.progress.up_open { self.pass_fin(&self.down) } else { Ok(()) });
+            let passed = outcome
+                .and_then(|()| if self.progress.up_open { self.pass_fin(&self.legs.client) } else { Ok(()) });
             if let Err(broken) = passed {
                 return Poll::Ready(of_down(broken));
             }
@@ -255,9 +266,13 @@ impl<'a> Directions<'a> {
     }
 
     /// Passes on the first FIN. The leg it goes to is gone for the kernel's questions when the other FIN comes.
-    fn pass_fin(&self, pump: &Pump<'_>) -> Result<(), Broken> {
-        self.carrier.note_legs(self.up.from(), self.down.from(), self.live);
-        pass_fin(pump.to())
+    fn pass_fin(&self, to: &LegSocket) -> Result<(), Broken> {
+        self.note_legs();
+        pass_fin(to)
+    }
+
+    fn note_legs(&self) {
+        self.carrier.note_legs(self.legs, self.live);
     }
 }
 

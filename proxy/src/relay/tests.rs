@@ -62,25 +62,27 @@ fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>
         for leg in [&of_client, &of_server] {
             leg.set_nonblocking(true).unwrap();
         }
-        let (mut of_client, mut of_server) =
-            (watch_stream(of_client).unwrap(), watch_stream(of_server).unwrap());
+        let watch = |client, server| Legs {
+            client: watch_stream(client).unwrap(),
+            server: watch_stream(server).unwrap(),
+        };
+        let mut legs = watch(of_client, of_server);
         let (mut progress, mut place) = (Progress::begin(), Place::Shared);
         let cause = loop {
-            match carrier.relay((&of_client, &of_server), &live, progress, place).await {
+            match carrier.relay(&legs, &live, progress, place).await {
                 Relayed::Ended(cause) => break cause,
                 Relayed::Stream(so_far) => {
                     assert_eq!(place, Place::Shared, "once");
                     // Watched anew, as another thread's runtime would.
-                    of_client = watch_stream(of_client.into_inner()).unwrap();
-                    of_server = watch_stream(of_server.into_inner()).unwrap();
+                    legs = watch(legs.client.into_inner(), legs.server.into_inner());
                     (progress, place) = (so_far, Place::Streams);
                     noted.store(true, Ordering::Relaxed);
                 }
             }
         };
         if !matches!(cause, EndCause::ClientClosed | EndCause::ServerClosed) {
-            crate::sys::tcp::reset_on_close(of_client.get_ref());
-            crate::sys::tcp::reset_on_close(of_server.get_ref());
+            crate::sys::tcp::reset_on_close(legs.client.get_ref());
+            crate::sys::tcp::reset_on_close(legs.server.get_ref());
         }
         cause
     });

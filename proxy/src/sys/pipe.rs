@@ -12,8 +12,9 @@ use nix::unistd::pipe2;
 pub(crate) struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
-    capacity: usize,
-    len: usize,
+    // Four bytes each: a pipe is a part of every connection's memory, also while there is none.
+    capacity: u32,
+    len: u32,
 }
 
 impl Pipe {
@@ -21,12 +22,12 @@ impl Pipe {
     /// (`fs.pipe-user-pages-soft`, pipe(7)): half is asked for then, down to what it was born with.
     pub(crate) fn open(wanted: usize) -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        let mut capacity = usize::try_from(fcntl(&write, FcntlArg::F_GETPIPE_SZ)?).unwrap_or(4_096);
-        let mut size = wanted;
+        let mut capacity = u32::try_from(fcntl(&write, FcntlArg::F_GETPIPE_SZ)?).unwrap_or(4_096);
+        let mut size = u32::try_from(wanted).unwrap_or(u32::MAX);
         while size > capacity {
             match fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(size).unwrap_or(i32::MAX))) {
                 Ok(granted) => {
-                    capacity = usize::try_from(granted).unwrap_or(capacity);
+                    capacity = u32::try_from(granted).unwrap_or(capacity);
                     break;
                 }
                 Err(_) => size /= 2,
@@ -37,7 +38,7 @@ impl Pipe {
 
     /// Bytes waiting in the pipe.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Moves what `socket` holds, at most a pipe full, into the empty pipe.
@@ -47,8 +48,9 @@ impl Pipe {
     pub(crate) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         assert_eq!(self.len, 0, "splice fills only an empty pipe");
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-        let moved = retry(|| splice(socket.as_fd(), None, self.write.as_fd(), None, self.capacity, flags))?;
-        self.len = moved;
+        let room = self.capacity as usize;
+        let moved = retry(|| splice(socket.as_fd(), None, self.write.as_fd(), None, room, flags))?;
+        self.len = u32::try_from(moved).unwrap_or(self.capacity);
         Ok(moved)
     }
 
@@ -56,8 +58,9 @@ impl Pipe {
     /// `WouldBlock` means the socket's buffer is full. Source: splice(2).
     pub(crate) fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-        let moved = retry(|| splice(self.read.as_fd(), None, socket.as_fd(), None, self.len, flags))?;
-        self.len -= moved;
+        let held = self.len();
+        let moved = retry(|| splice(self.read.as_fd(), None, socket.as_fd(), None, held, flags))?;
+        self.len -= u32::try_from(moved).unwrap_or(self.len);
         Ok(moved)
     }
 }
