@@ -195,17 +195,27 @@ impl Flows {
         table.insert(tuple, flow);
     }
 
-    /// Records a flow that this process never accepted, and that is taken away now.
-    pub(crate) fn revoke_stranger(&self, entry: &Entry, judged: Judged, service: Option<Service>) {
+    /// Writes the only record of a flow that this process never accepted, and that is taken away now. With
+    /// `is_counted`, what conntrack has counted so far stands in the records of a former process.
+    pub(crate) fn end_stranger(
+        &self,
+        entry: &Entry,
+        judged: Judged,
+        service: Option<Service>,
+        is_counted: bool,
+    ) {
         let mut flow = Flow::new(judged, Instant::now());
         flow.service = service;
-        flow.revoked = Some(flow.judged.decision.clone());
         flow.counted = entry.counted;
-        flow.detail = Some("began without this process, which does not allow it");
+        flow.detail = Some(if is_counted {
+            flow.before = entry.counted.unwrap_or_default();
+            "older than this process, which does not allow it; when it began is not known"
+        } else {
+            "came about without this process, which does not allow it; when it began is not known"
+        });
         self.metrics.policy_revocations.inc();
-        self.count_opened(&flow.judged);
-        self.recorder.submit(flow.record(&entry.tuple(), Action::Started, None));
-        self.end(&entry.tuple(), flow, EndCause::FlowTimeout);
+        let record = flow.record(&entry.tuple(), Action::Ended, Some(EndCause::PolicyRevoked));
+        self.submit_final(record);
     }
 
     /// Compares the flows with what conntrack had when it was asked at `begun`. Returns the entries that no
@@ -320,8 +330,11 @@ impl Flows {
 
     fn end(&self, tuple: &Tuple, flow: Flow, cause: EndCause) {
         let cause = if flow.revoked.is_some() { EndCause::PolicyRevoked } else { cause };
-        let record = flow.record(tuple, Action::Ended, Some(cause));
         self.metrics.connections_live.dec();
+        self.submit_final(flow.record(tuple, Action::Ended, Some(cause)));
+    }
+
+    fn submit_final(&self, record: Record) {
         self.metrics.count_final(&record);
         let ends = (&record.source, &record.destination);
         self.metrics.count_bytes(ends, record.traffic.client_bytes, record.traffic.server_bytes);
@@ -475,7 +488,7 @@ impl Flow {
             timing: Timing { decide: self.decide, connect: None },
             legs: Legs::default(),
             tls: None,
-            detail: self.detail.filter(|_| cause.is_some()).map(str::to_owned),
+            detail: self.detail.filter(|_| action != Action::Updated).map(str::to_owned),
         }
     }
 

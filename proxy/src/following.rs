@@ -134,7 +134,7 @@ fn take_up(path: &Datapath, entry: &Entry, is_older: bool) {
     } else {
         path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
         delete(&path.conntrack(), entry);
-        path.flows.revoke_stranger(entry, judged, service);
+        path.flows.end_stranger(entry, judged, service, is_older);
     }
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn judge_unmarked(path: &Datapath) -> io::Result<()> {
         }
         path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
         if delete(&conntrack, entry) {
-            path.flows.revoke_stranger(entry, judged, service_of(&snapshot, entry));
+            path.flows.end_stranger(entry, judged, service_of(&snapshot, entry), false);
         }
     }
     Ok(())

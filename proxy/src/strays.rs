@@ -149,13 +149,13 @@ fn is_own_node(endpoint: &Endpoint) -> bool {
     matches!(endpoint, Endpoint::Node { own: true, .. })
 }
 
-/// Its only record: ended with the kernel's counts, where it counts; else denied, which claims no bytes.
+/// Its only record, with the kernel's counts where it counts.
 fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, judged: Judged) {
     let now = SystemTime::now();
     let service = (entry.dialed != entry.destination)
         .then(|| snapshot.service_at(entry.dialed, tuple.protocol))
         .flatten();
-    let (action, traffic, counted) = match entry.counted {
+    let (traffic, counted) = match entry.counted {
         Some([from, to]) => {
             let traffic = Traffic {
                 client_bytes: from.bytes,
@@ -164,9 +164,9 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
                 server_packets: Some(to.packets),
                 uncounted: false,
             };
-            (Action::Ended, traffic, "bytes are the kernel's count, headers included")
+            (traffic, "bytes are the kernel's count, headers included")
         }
-        None => (Action::Denied, Traffic::default(), "its bytes were not counted"),
+        None => (Traffic { uncounted: true, ..Traffic::default() }, "its bytes were not counted"),
     };
     let begin = if entry.since.is_some() { "" } else { ", and when it began is not known" };
     let start = entry.since.unwrap_or(now);
@@ -174,7 +174,7 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
     path.metrics.policy_revocations.inc();
     tracing::info!(%tuple, "ending a connection that came about without this process and is not allowed");
     let record = Record {
-        action,
+        action: Action::Ended,
         id: ConnectionId::next(),
         tuple,
         source: judged.source,
@@ -192,7 +192,7 @@ fn record(path: &Datapath, snapshot: &Snapshot, entry: &Entry, tuple: Tuple, jud
         timing: Timing::default(),
         legs: Legs::default(),
         tls: None,
-        detail: Some(format!("came about without this process: {counted}{begin}")),
+        detail: Some(format!("came about without this process, which does not allow it: {counted}{begin}")),
     };
     path.metrics.count_final(&record);
     let ends = (&record.source, &record.destination);

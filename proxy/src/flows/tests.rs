@@ -176,6 +176,23 @@ fn what_a_former_process_counted_is_not_counted_again() {
     assert_eq!(sent, [true, true], "{text}");
 }
 
+#[test]
+fn a_flow_of_others_that_is_not_allowed_has_one_record_and_was_never_live() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    let (flows, writer, metrics) = recorded(Sink::File(path.clone()), 10);
+    flows.end_stranger(&entry(1, 5), judged(1), None, true);
+    flows.end_stranger(&entry(2, 5), judged(1), None, false);
+    assert_eq!((flows.len(), metrics.connections_live.get(), metrics.policy_revocations.get()), (0, 0, 2));
+    writer.close(LIMIT);
+    let text = std::fs::read_to_string(path).unwrap();
+    let told: Vec<(bool, bool)> = text
+        .lines()
+        .map(|line| (line.contains("\"end_cause\":\"policy-revoked\""), line.contains("\"packets\":5")))
+        .collect();
+    assert_eq!(told, [(true, false), (true, true)], "{text}");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Accept(u16),

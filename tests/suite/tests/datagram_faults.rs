@@ -137,6 +137,50 @@ fn after_a_kill_flows_go_on_are_taken_over_and_still_counted() {
 }
 
 #[test]
+fn a_flow_that_a_start_does_not_allow_has_one_record_that_says_so() {
+    let mut cluster = enforced("");
+    let (to_server, to_plain) = (cluster.pod("shop/server").at(8000), cluster.pod("shop/plain").at(8002));
+    for node in cluster.nodes() {
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "60").unwrap();
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "60").unwrap();
+    }
+    let _servers = [
+        cluster.pod("shop/server").serve_udp(8000).unwrap(),
+        cluster.pod("shop/plain").serve_udp(8002).unwrap(),
+    ];
+    let (kept, kept_local) = socket(cluster.pod("shop/plain"), to_server);
+    let (cut, cut_local) = socket(cluster.pod("shop/client"), to_server);
+    for (socket, local) in [(&kept, kept_local), (&cut, cut_local)] {
+        assert_eq!(ask(socket, b"HELLO\n", ANSWER).unwrap(), local);
+    }
+    cluster.kill("node1");
+    let (never, never_local) = socket(cluster.pod("shop/client"), to_plain);
+    assert_eq!(ask(&never, b"HELLO\n", ANSWER).unwrap(), never_local, "a pod that nobody isolates is open");
+    let policy = POLICY.replace("{podSelector: {}}", "{podSelector: {matchLabels: {app: plain}}}");
+    cluster.write_policy("policy.yaml", &policy).unwrap();
+    let nobody = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: plain, namespace: shop}, \
+                  spec: {podSelector: {matchLabels: {app: plain}}, policyTypes: [Ingress]}}";
+    cluster.write_policy("plain.yaml", nobody).unwrap();
+    cluster.start_again("node1", &SluiceOptions::default());
+
+    for (local, packets, reason) in
+        [(cut_local, 0, "older than this process"), (never_local, 1, "came about without this process")]
+    {
+        let record = ended(&cluster, "node1", local);
+        assert_eq!(cluster.records_of("node1", local).len(), 1, "it was never started here");
+        assert_eq!(told(&record), "connection-ended policy-revoked");
+        assert_eq!(counted(&record)[0], Some(packets), "{record:#}");
+        assert!(record["event"]["reason"].as_str().unwrap().contains(reason), "{record:#}");
+        assert_eq!(record["sluice"]["ingress"]["verdict"], "deny");
+    }
+    assert_eq!(refused(&cut), ErrorKind::ConnectionRefused);
+    let [started] = &cluster.records_of("node1", kept_local)[..] else { panic!("it goes on") };
+    assert_eq!(started["event"]["action"], "connection-started");
+    assert!(started["event"]["reason"].as_str().unwrap().contains("older than this process"), "{started:#}");
+    assert_eq!(ask(&kept, b"HELLO\n", ANSWER).unwrap(), kept_local);
+}
+
+#[test]
 fn one_pod_cannot_take_the_flows_of_others() {
     let cluster = enforced("proxy: { max_flows: 100, max_flows_per_client: 20 }\n");
     let server = cluster.pod("shop/server");

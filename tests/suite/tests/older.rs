@@ -117,7 +117,6 @@ fn end_of(stream: &mut TcpStream) -> Option<ErrorKind> {
 }
 
 const ENDED_RECORD: &str = "connection-ended policy-revoked";
-const DENIED_RECORD: &str = "connection-denied policy-revoked";
 
 #[test]
 fn what_is_older_than_the_first_start_is_ended_when_denied_and_goes_on_when_not() {
@@ -128,10 +127,10 @@ fn what_is_older_than_the_first_start_is_ended_when_denied_and_goes_on_when_not(
     let dialed = scene.open("server", DENIED, service);
     scene.start();
     scene.wait(ENDED, 2.0);
-    let record = scene.assert_ended(direct, DENIED_RECORD);
+    let record = scene.assert_ended(direct, ENDED_RECORD);
     assert!(record["source"]["bytes"].is_null(), "nobody counted them: {record:#}");
     assert!(record["event"]["reason"].as_str().unwrap().contains("without this process"));
-    let record = scene.assert_ended(dialed, DENIED_RECORD);
+    let record = scene.assert_ended(dialed, ENDED_RECORD);
     assert_eq!(record["destination"]["service"]["name"], "denied");
     assert!(alive.iter_mut().all(Carried::is_alive));
     let judged = scene.sluice().metric(JUDGED).unwrap();
@@ -143,7 +142,7 @@ fn what_is_older_than_the_first_start_is_ended_when_denied_and_goes_on_when_not(
     scene.cluster.write_policy("policy.yaml", &policy(7)).unwrap();
     scene.wait(ENDED, 3.0);
     assert!(of_plain.is_alive());
-    scene.assert_ended(of_server, DENIED_RECORD);
+    scene.assert_ended(of_server, ENDED_RECORD);
 }
 
 #[test]
