@@ -13,7 +13,7 @@ mod settings;
 use std::path::PathBuf;
 
 pub use links::{Link, LinkKind, MarkRule};
-pub use settings::setting;
+pub use settings::{bound_queues, setting};
 
 use crate::probe::{Capabilities, builds_bridge_rules, probe};
 use crate::tool::{ToolError, find};

@@ -26,8 +26,10 @@ fn read(path: &str, limit: u64) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The queues that a program reads: the first column of what nfnetlink_queue tells.
-pub(super) fn bound_queues() -> Vec<u16> {
+/// The numbers of the netfilter queues that a program reads, in the network namespace of the calling thread; none
+/// where the kernel does not tell, as it does to root only. Source: the first column of
+/// /proc/net/netfilter/nfnetlink_queue (`seq_show` in nfnetlink_queue.c).
+pub fn bound_queues() -> Vec<u16> {
     queues(&table("netfilter/nfnetlink_queue"))
 }
 

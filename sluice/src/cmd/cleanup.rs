@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use redirect::{CleanupError, CleanupErrors, CleanupReport};
+use redirect::{CleanupError, CleanupErrors, CleanupReport, RedirectConfig};
 
 use crate::config::Config;
 
@@ -17,11 +17,21 @@ pub(crate) struct Args {
     /// Configuration file (YAML) of the installation
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Also while a process reads the agent's queue. A live agent puts its rules back at once, and until then
+    /// nothing is enforced
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the command.
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
+    if let Some(queue) = read_queue(&config).filter(|_| !args.force) {
+        anyhow::bail!(
+            "`sluice run` works on this node (queue {queue} is read) and would put back what is removed; stop it \
+             first. If another program reads that queue: --force"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let removed = runtime.block_on(async {
         let report = redirect::cleanup(&config).await?;
@@ -50,6 +60,13 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first of the configured queues that a process reads: as a rule, the agent.
+fn read_queue(config: &RedirectConfig) -> Option<u16> {
+    let bound = redirect::survey::bound_queues();
+    (config.queue..=config.queue.saturating_add(config.queues.saturating_sub(1)))
+        .find(|queue| bound.contains(queue))
 }
 
 fn print(report: &CleanupReport) {

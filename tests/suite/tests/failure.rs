@@ -463,6 +463,24 @@ fn cleanup_after_a_kill_leaves_the_node_as_it_was_before_the_start() {
 }
 
 #[test]
+fn cleanup_beside_a_live_agent_is_refused_and_removes_nothing() {
+    let stage = Stage::new("").unwrap();
+    let node = stage.cluster.node("node1").unwrap();
+    let before = traces(node);
+    let output = run_sluice(node, &["cleanup"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("stop it first"), "{}", said(&output));
+    assert!(output.stdout.is_empty(), "{}", said(&output));
+    assert_eq!(traces(node), before);
+    assert_eq!(stage.sluice().metric("sluice_ruleset_repairs_total").unwrap(), 0.0);
+    // Told to, it does; and says that it was in vain.
+    let output = run_sluice(node, &["cleanup", "--force"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    let said = said(&output);
+    assert!(said.contains("removed nft table inet sluice") && said.contains("came back"), "{said}");
+}
+
+#[test]
 fn what_keeps_it_from_starting_is_said_with_its_remedy_and_nothing_is_left_behind() {
     let stage = Stage::without_sluice("").unwrap();
     let node = stage.cluster.node("node1").unwrap();
