@@ -42,7 +42,9 @@ pub use record::{Action, ConnectionId, LegInfo, Legs, Record, Timing, Tls, Traff
 pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};
 pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
-pub use store::{ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store, store_size};
+pub use store::{
+    MOST_NAMED, PodNamed, ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store, store_size,
+};
 pub use syslog::SyslogSink;
 pub use tap::Listener;
 pub use writer::{CloseReport, Writer};

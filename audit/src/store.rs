@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use flow::Endpoint;
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, Statement, params};
+use rusqlite::{Connection, Statement, params};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Entry, Told};
@@ -18,6 +18,12 @@ use crate::lane::{Deliver, Undelivered};
 use crate::line::{self, LOST_ACTION};
 use crate::output::SinkError;
 use crate::record::Record;
+
+mod reading;
+
+pub use reading::{
+    MOST_NAMED, PodNamed, ReadStoreError, StoreQuery, read_namespaces, read_store, store_size,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// A file that holds this part of all that may be kept is followed by another, so that there is something to drop.
@@ -44,6 +50,7 @@ CREATE INDEX records_time ON records (time);
 CREATE INDEX records_action ON records (action, time);
 CREATE INDEX records_source ON records (source_namespace, source_pod, time);
 CREATE INDEX records_destination ON records (destination_namespace, destination_pod, time);
+CREATE INDEX records_cause ON records (end_cause, time) WHERE end_cause IS NOT NULL;
 ";
 
 const INSERT: &str =
@@ -299,181 +306,6 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// What of a store to read. Times are nanoseconds since 1970, both included.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreQuery {
-    /// Not before.
-    pub since: i64,
-    /// Not after.
-    pub until: i64,
-    /// Only records of a pod of one of these namespaces, at either end; empty is all.
-    pub namespaces: Vec<String>,
-    /// Only these actions, as `connection-denied`; empty is all.
-    pub actions: Vec<String>,
-    /// From the newest record to the oldest.
-    pub newest_first: bool,
-}
-
-impl Default for StoreQuery {
-    fn default() -> Self {
-        Self {
-            since: i64::MIN,
-            until: i64::MAX,
-            namespaces: Vec::new(),
-            actions: Vec::new(),
-            newest_first: false,
-        }
-    }
-}
-
-/// A store cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadStoreError {
-    /// Its folder.
-    #[error("store {}: {cause}", folder.display())]
-    Folder {
-        /// The folder.
-        folder: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// There is no file of a store in the folder.
-    #[error("store {}: there are no {PREFIX}*{SUFFIX} files", folder.display())]
-    Empty {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// One of its files.
-    #[error("store file {}: {cause}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: rusqlite::Error,
-    },
-}
-
-/// Reads a store that another process may be writing, from the oldest record to the newest of each file, or the other
-/// way round. `each` gets every line that the query wants and says whether to go on.
-pub fn read_store(
-    folder: &Path,
-    query: &StoreQuery,
-    mut each: impl FnMut(&str) -> bool,
-) -> Result<(), ReadStoreError> {
-    let mut files = files_to_read(folder)?;
-    if query.newest_first {
-        files.reverse();
-    }
-    for path in files {
-        match read_file(&path, query, &mut each) {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            // Dropped by its writer a moment ago.
-            Err(_) if !path.exists() => {}
-            Err(cause) => return Err(ReadStoreError::File { path, cause }),
-        }
-    }
-    Ok(())
-}
-
-/// How many records a store has, but for those that may have been dropped from the middle of a file.
-pub fn store_size(folder: &Path) -> Result<u64, ReadStoreError> {
-    let mut records = 0;
-    for path in files_to_read(folder)? {
-        let counted = open_to_read(&path).and_then(|connection| {
-            connection
-                .query_row("SELECT coalesce(max(rowid), 0) FROM records", [], |row| row.get::<_, i64>(0))
-        });
-        match counted {
-            Ok(count) => records += u64::try_from(count).unwrap_or(0),
-            // Dropped by its writer a moment ago.
-            Err(_) if !path.exists() => {}
-            Err(cause) => return Err(ReadStoreError::File { path, cause }),
-        }
-    }
-    Ok(records)
-}
-
-/// The namespaces of pods at either end of records since then (nanoseconds since 1970), in the order of their names.
-pub fn read_namespaces(folder: &Path, since: i64) -> Result<Vec<String>, ReadStoreError> {
-    const SELECT: &str = "SELECT DISTINCT source_namespace FROM records WHERE time >= ?1 \
-        UNION SELECT DISTINCT destination_namespace FROM records WHERE time >= ?1";
-
-    let mut found = std::collections::BTreeSet::new();
-    for path in files_to_read(folder)? {
-        let read = open_to_read(&path).and_then(|connection| {
-            let mut statement = connection.prepare(SELECT)?;
-            let names = statement.query_map([since], |row| row.get::<_, Option<String>>(0))?;
-            names.collect::<Result<Vec<_>, _>>()
-        });
-        match read {
-            Ok(names) => found.extend(names.into_iter().flatten()),
-            // Dropped by its writer a moment ago.
-            Err(_) if !path.exists() => {}
-            Err(cause) => return Err(ReadStoreError::File { path, cause }),
-        }
-    }
-    Ok(found.into_iter().collect())
-}
-
-fn files_to_read(folder: &Path) -> Result<Vec<PathBuf>, ReadStoreError> {
-    let files = files(folder).map_err(|cause| ReadStoreError::Folder { folder: folder.to_owned(), cause })?;
-    if files.is_empty() { Err(ReadStoreError::Empty { folder: folder.to_owned() }) } else { Ok(files) }
-}
-
-fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
-    // Reading a file that is being written needs its shared memory, and so the right to write.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)
-        .or_else(|_| Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY))?;
-    connection.busy_timeout(Duration::from_secs(5))?;
-    Ok(connection)
-}
-
-/// False when `each` has had enough.
-fn read_file(path: &Path, query: &StoreQuery, each: &mut impl FnMut(&str) -> bool) -> rusqlite::Result<bool> {
-    let connection = open_to_read(path)?;
-    let (sql, words) = select(query);
-    let mut statement = connection.prepare(&sql)?;
-    let times: [&dyn rusqlite::ToSql; 2] = [&query.since, &query.until];
-    let words = words.iter().map(|word| word as &dyn rusqlite::ToSql);
-    let parameters: Vec<&dyn rusqlite::ToSql> = times.into_iter().chain(words).collect();
-    let mut rows = statement.query(&*parameters)?;
-    while let Some(row) = rows.next()? {
-        if !each(row.get_ref(0)?.as_str()?) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn select(query: &StoreQuery) -> (String, Vec<&String>) {
-    let mut sql = "SELECT line FROM records WHERE time BETWEEN ?1 AND ?2".to_owned();
-    let mut words: Vec<&String> = Vec::new();
-    let one_of = |values: &[String], from: usize| -> String {
-        let places: Vec<String> = (0..values.len()).map(|index| format!("?{}", from + index)).collect();
-        places.join(", ")
-    };
-    if !query.actions.is_empty() {
-        let list = one_of(&query.actions, 3);
-        sql.push_str(&format!(" AND action IN ({list})"));
-        words.extend(&query.actions);
-    }
-    if !query.namespaces.is_empty() {
-        let list = one_of(&query.namespaces, 3 + words.len());
-        sql.push_str(&format!(" AND (source_namespace IN ({list}) OR destination_namespace IN ({list}))"));
-        words.extend(&query.namespaces);
-    }
-    sql.push_str(if query.newest_first {
-        " ORDER BY time DESC, sequence DESC"
-    } else {
-        " ORDER BY time, sequence"
-    });
-    (sql, words)
 }
 
 #[cfg(test)]

@@ -197,3 +197,125 @@ fn a_store_is_read_backwards_across_its_files_and_says_its_size_and_its_namespac
     let since = nanos(at(7_000));
     assert_eq!(read_namespaces(folder.path(), since).unwrap(), ["shop"]);
 }
+
+/// Whether a line is wanted, by its own words.
+fn is_wanted(line: &serde_json::Value, query: &StoreQuery) -> bool {
+    let action = line["event"]["action"].as_str().unwrap();
+    let cause = line["sluice"]["end_cause"].as_str();
+    let ends = [&line["source"]["k8s"], &line["destination"]["k8s"]];
+    let is_named = |pod: &PodNamed, end: &serde_json::Value| {
+        end["pod"].as_str().is_some_and(|name| name.starts_with(&pod.prefix))
+            && pod.namespace.as_deref().is_none_or(|namespace| end["namespace"] == namespace)
+    };
+    let one_of = |list: &[String], word: Option<&str>| {
+        list.is_empty() || word.is_some_and(|word| list.iter().any(|one| one == word))
+    };
+    query.losses && action == LOST_ACTION
+        || one_of(&query.actions, Some(action))
+            && one_of(&query.causes, cause)
+            && (!query.denied || action == "connection-denied" || cause == Some("policy-revoked"))
+            && (query.namespaces.is_empty()
+                || ends.iter().any(|end| one_of(&query.namespaces, end["namespace"].as_str())))
+            && (query.pods.is_empty()
+                || query.pods.iter().any(|pod| ends.iter().any(|end| is_named(pod, end))))
+}
+
+#[test]
+fn whatever_is_named_is_found_by_an_index_as_it_is_by_reading_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path(), &StoreConfig { max_age_h: 87_600, ..StoreConfig::default() });
+    let named = |namespace: &str, name: &str| {
+        let pod = crate::line::tests::pod(namespace, "a", true);
+        Endpoint::Pod(std::sync::Arc::new(flow::Pod { name: name.into(), ..pod }))
+    };
+    let ends = [named("shop", "web-1"), named("shop", "w"), named("bank", "web-1"), Endpoint::External];
+    let causes = [EndCause::ClientClosed, EndCause::PolicyRevoked, EndCause::Refused];
+    let mut number = 0;
+    for hour in 0..2 {
+        let mut all = Batch::default();
+        for source in &ends {
+            for destination in &ends {
+                for action in [Action::Started, Action::Ended, Action::Denied] {
+                    number += 1;
+                    let mut record = record(action, "", at(hour * 3_600 + number * 7 % 50));
+                    record.cause = record.cause.map(|_| causes[usize::try_from(number % 3).unwrap()]);
+                    (record.source, record.destination) = (source.clone(), destination.clone());
+                    assert!(all.add_record(number, "node-a", record));
+                }
+            }
+        }
+        all.add_lost(
+            "node-a",
+            crate::batch::Lost {
+                count: 1,
+                first: number + 1,
+                last: number + 1,
+                cause: crate::batch::LossCause::QueueFull,
+            },
+        );
+        number += 1;
+        store.keep(&all, at(hour * 3_600)).unwrap();
+    }
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+    let pod = |namespace: Option<&str>, prefix: &str| PodNamed {
+        namespace: namespace.map(str::to_owned),
+        prefix: prefix.to_owned(),
+    };
+    let pods = [
+        vec![],
+        vec![pod(Some("shop"), "web")],
+        vec![pod(None, "w")],
+        vec![pod(Some("x"), ""), pod(Some("bank"), "")],
+    ];
+    let mut found = 0;
+    for pods in &pods {
+        for (namespaces, actions) in
+            [("", ""), ("shop", ""), ("bank x", "connection-denied"), ("", "connection-ended records-lost")]
+        {
+            for (causes, flags) in [("", 0), ("refused", 1), ("refused client-closed", 2), ("", 3), ("", 7)] {
+                let query = StoreQuery {
+                    namespaces: words(namespaces),
+                    pods: pods.clone(),
+                    actions: words(actions),
+                    causes: words(causes),
+                    denied: flags & 1 != 0,
+                    losses: flags & 2 != 0,
+                    newest_first: flags & 4 != 0,
+                    ..StoreQuery::default()
+                };
+                let lines = |query: &StoreQuery| {
+                    let mut lines: Vec<serde_json::Value> = Vec::new();
+                    read_store(folder.path(), query, |line| {
+                        lines.push(serde_json::from_str(line).unwrap());
+                        true
+                    })
+                    .unwrap();
+                    lines
+                };
+                let read = lines(&query);
+                let mut all =
+                    lines(&StoreQuery { newest_first: query.newest_first, ..StoreQuery::default() });
+                all.retain(|line| is_wanted(line, &query));
+                // Those of one time stand as they were written, in both.
+                assert_eq!(read, all, "{query:?}");
+                found += read.len();
+            }
+        }
+    }
+    assert!(found > 500, "{found}");
+}
+
+#[test]
+fn the_last_few_of_what_is_named_are_read_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path(), &StoreConfig::default());
+    store.deliver(&batch((0..200).map(|second| record(Action::Denied, "shop", at(second))))).unwrap();
+    let query = StoreQuery { denied: true, newest_first: true, ..StoreQuery::default() };
+    let mut read = 0;
+    read_store(folder.path(), &query, |_| {
+        read += 1;
+        read < 3
+    })
+    .unwrap();
+    assert_eq!(read, 3);
+}

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use audit::{MOST_NAMED, PodNamed, StoreQuery};
 use ipnet::IpNet;
 
 use crate::proto::flow::layer4::Protocol;
@@ -37,6 +38,25 @@ impl Wanted {
         }
         let filters = |list: &[FlowFilter]| list.iter().map(Filter::new).collect::<Result<_, _>>();
         Ok(Self { white: filters(&request.whitelist)?, black: filters(&request.blacklist)? })
+    }
+
+    /// What the store can look up of it: never less than what is wanted.
+    pub(crate) fn narrow(&self, query: &mut StoreQuery) {
+        let pods = |filter: &Filter| {
+            let ends = [&filter.source.pod, &filter.destination.pod];
+            ends.into_iter()
+                .find(|named| !named.is_empty())
+                .map(|named| named.iter().map(Named::as_pod).collect())
+        };
+        let each: Option<Vec<Vec<PodNamed>>> = self.white.iter().map(pods).collect();
+        let mut all = each.unwrap_or_default().concat();
+        all.dedup();
+        if all.len() <= MOST_NAMED {
+            query.pods = all;
+        }
+        let is_dropped = |filter: &Filter| filter.verdict == [i32::from(Verdict::Dropped)];
+        query.denied = !self.white.is_empty() && self.white.iter().all(is_dropped);
+        query.losses = true;
     }
 
     pub(crate) fn wants(&self, flow: &Flow) -> bool {
@@ -300,6 +320,11 @@ impl Named {
             return Err("a name to filter by is empty".to_owned());
         }
         Ok(Self { namespace: namespace.to_owned(), prefix: prefix.to_owned() })
+    }
+
+    fn as_pod(&self) -> PodNamed {
+        let namespace = Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty());
+        PodNamed { namespace, prefix: self.prefix.clone() }
     }
 
     fn matches(&self, (namespace, name): (&str, &str)) -> bool {

@@ -48,7 +48,8 @@ impl History {
             }
         }
         let mut left = if part.number == 0 { u64::MAX } else { part.number };
-        self.lines(from.map_or(part.since, |(time, _)| time), part.until, false, |line| {
+        let since = from.map_or(part.since, |(time, _)| time);
+        self.lines(since, part.until, false, wanted, |line| {
             if from.is_some_and(|from| flow::place(line).is_some_and(|place| place < from)) {
                 return true;
             }
@@ -66,7 +67,7 @@ impl History {
     /// The place of the first of the last so many flows; `None` when there are none.
     fn begin(&self, part: Part, wanted: &Wanted) -> Result<Option<(i64, u64)>, ReadStoreError> {
         let (mut found, mut begin) = (0, None);
-        self.lines(part.since, part.until, true, |line| {
+        self.lines(part.since, part.until, true, wanted, |line| {
             let told = flow::told(line, self.hub.cluster());
             if told.is_some_and(|told| is_flow(&told) && is_wanted(&told, wanted)) {
                 begin = flow::place(line);
@@ -77,16 +78,18 @@ impl History {
         Ok(begin)
     }
 
-    /// Lines of a time, in their order or against it.
+    /// Lines of a time, in their order or against it; of a store, those at least that are wanted.
     fn lines(
         &self,
         since: i64,
         until: i64,
         newest_first: bool,
+        wanted: &Wanted,
         mut each: impl FnMut(&str) -> bool,
     ) -> Result<(), ReadStoreError> {
         if let Some(folder) = &self.store {
-            let query = StoreQuery { since, until, newest_first, ..StoreQuery::default() };
+            let mut query = StoreQuery { since, until, newest_first, ..StoreQuery::default() };
+            wanted.narrow(&mut query);
             return match audit::read_store(folder, &query, each) {
                 // Nothing was kept yet.
                 Err(ReadStoreError::Empty { .. }) => Ok(()),
@@ -126,7 +129,7 @@ impl History {
             };
         }
         let mut found = std::collections::BTreeSet::new();
-        self.lines(since, i64::MAX, false, |line| {
+        self.lines(since, i64::MAX, false, &Wanted::default(), |line| {
             if let Some(ResponseTypes::Flow(flow)) =
                 flow::told(line, self.hub.cluster()).and_then(|told| told.response_types)
             {

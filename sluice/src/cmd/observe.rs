@@ -1,6 +1,6 @@
 //! `sluice observe`: records, from wherever they are, filtered and printed.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
@@ -26,7 +26,8 @@ const LAST: usize = 20;
 pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
-    /// Only the last N of the records that match. Default 20; all of a file, or with --since or --until
+    /// Only the last N of the records that match, before those that --follow adds. Default 20; all of a file, or with
+    /// --since or --until
     #[arg(long, value_name = "N")]
     last: Option<usize>,
     /// Go on with new records as they come
@@ -60,15 +61,26 @@ impl Selection {
     pub(crate) fn read(
         &self,
         follow: bool,
-        mut each: impl FnMut(&Value, &str) -> io::Result<bool>,
+        each: impl FnMut(&Value, &str) -> io::Result<bool>,
     ) -> anyhow::Result<()> {
-        self.filters.check()?;
+        self.check(follow)?;
         // What is followed begins now, unless it is said when.
         let since = self.since.or_else(|| follow.then(time::now));
-        let span = Span { since: since.unwrap_or(i64::MIN), until: self.until.unwrap_or(i64::MAX) };
+        self.read_from(since.unwrap_or(i64::MIN), follow, false, each)
+    }
+
+    fn read_from(
+        &self,
+        since: i64,
+        follow: bool,
+        newest_first: bool,
+        mut each: impl FnMut(&Value, &str) -> io::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let span = Span { since, until: self.until.unwrap_or(i64::MAX) };
         let mut outcome = Ok(());
         let mut unreadable = 0_u64;
-        self.from.read(&Wanted { span, follow, filters: &self.filters }, &mut |line: &str| {
+        let wanted = Wanted { span, follow, newest_first, filters: &self.filters };
+        self.from.read(&wanted, &mut |line: &str| {
             let Ok(record) = serde_json::from_str::<Value>(line) else {
                 unreadable += 1;
                 return true;
@@ -95,6 +107,60 @@ impl Selection {
         }
     }
 
+    /// The last `number` records that match, the oldest first.
+    fn last(&self, number: usize) -> anyhow::Result<Vec<(Value, String)>> {
+        let mut kept: VecDeque<(Value, String)> = VecDeque::new();
+        let since = self.since.unwrap_or(i64::MIN);
+        let is_backwards = !self.from.is_file();
+        self.read_from(since, false, is_backwards, |record, line| {
+            if is_backwards {
+                kept.push_front((record.clone(), line.to_owned()));
+                return Ok(kept.len() < number);
+            }
+            if kept.len() == number {
+                kept.pop_front();
+            }
+            kept.push_back((record.clone(), line.to_owned()));
+            Ok(true)
+        })?;
+        Ok(kept.into())
+    }
+
+    /// Every record that comes after `last`, the last `number` so far. What is kept late may be older than the
+    /// newest of them, but not than all.
+    fn follow_on(
+        &self,
+        last: &[(Value, String)],
+        number: usize,
+        mut each: impl FnMut(&Value, &str) -> io::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let times = || last.iter().filter_map(|(record, _)| time::of_record(record));
+        let newest = times().max().unwrap_or_else(time::now);
+        let oldest = times().min().filter(|_| last.len() == number).unwrap_or(i64::MIN);
+        let told: HashSet<&str> = last.iter().map(|(_, line)| line.as_str()).collect();
+        let since = newest.saturating_sub(source::LATENESS).max(self.since.unwrap_or(i64::MIN));
+        self.read_from(since, true, false, |record, line| {
+            let is_before = time::of_record(record).is_some_and(|time| time < oldest);
+            if is_before || told.contains(line) { Ok(true) } else { each(record, line) }
+        })
+    }
+
+    /// Fails for what cannot match anything.
+    fn check(&self, follow: bool) -> anyhow::Result<()> {
+        self.filters.check()?;
+        let now = time::now();
+        if self.since.is_some_and(|since| since > now) {
+            bail!("--since: lies in the future; must be a time ago such as 10m, or a time that has been");
+        }
+        if self.since.zip(self.until).is_some_and(|(since, until)| since > until) {
+            bail!("--since: must be before --until, which is earlier");
+        }
+        if follow && self.until.is_some_and(|until| until < now) {
+            bail!("--until: lies in the past, and --follow waits for what comes");
+        }
+        Ok(())
+    }
+
     /// True when no time and no file says how much there is.
     fn is_open(&self) -> bool {
         self.since.is_none() && self.until.is_none() && !self.from.is_file()
@@ -112,38 +178,36 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     if args.last == Some(0) {
         bail!("--last: must be above 0");
     }
+    args.selection.check(args.follow)?;
+    if args.last.is_some() && args.follow && args.selection.from.is_stdin() {
+        bail!("--last with --follow: standard input comes once; leave one of them out");
+    }
     if args.output == Format::Table {
         writeln!(output, "{}", print::HEAD)?;
         output.flush()?;
     }
-    let show = |output: &mut BufWriter<_>, record: &Value, line: &str| {
-        writeln!(output, "{}", print::line(args.output, record, line))
-    };
-    if args.follow {
-        args.selection.read(true, |record, line| {
-            show(&mut output, record, line)?;
-            output.flush()?;
-            Ok(true)
-        })?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let last = args.last.or_else(|| args.selection.is_open().then_some(LAST));
-    let Some(last) = last else {
-        args.selection.read(false, |record, line| show(&mut output, record, line).map(|()| true))?;
-        let _ = output.flush();
-        return Ok(ExitCode::SUCCESS);
-    };
-    let mut kept: VecDeque<(Value, String)> = VecDeque::new();
-    args.selection.read(false, |record, line| {
-        if kept.len() == last {
-            kept.pop_front();
+    let mut show = |record: &Value, line: &str, is_live: bool| {
+        writeln!(output, "{}", print::line(args.output, record, line))?;
+        if is_live {
+            output.flush()?
         }
-        kept.push_back((record.clone(), line.to_owned()));
         Ok(true)
-    })?;
-    for (record, line) in kept {
-        if show(&mut output, &record, &line).is_err() {
-            break;
+    };
+    let selection = &args.selection;
+    let last = match (args.last, args.follow) {
+        (None, false) => selection.is_open().then_some(LAST),
+        (last, _) => last,
+    };
+    match last {
+        None => selection.read(args.follow, |record, line| show(record, line, args.follow))?,
+        Some(number) => {
+            let last = selection.last(number)?;
+            if last.iter().try_for_each(|(record, line)| show(record, line, args.follow).map(drop)).is_err() {
+                return Ok(ExitCode::SUCCESS);
+            }
+            if args.follow {
+                selection.follow_on(&last, number, |record, line| show(record, line, true))?;
+            }
         }
     }
     let _ = output.flush();

@@ -242,6 +242,12 @@ fn observe_tells_the_same_from_the_agent_its_store_and_its_file() {
         assert_eq!(denied.len(), 5, "{source:?}");
         assert!(denied.iter().all(|record| action(record) == "connection-denied"));
         assert_eq!(told(&["--not", "--type", "denied", "--last", "3"]).len(), 3, "{source:?}");
+        // What is looked up where records are kept is what reading all of them finds.
+        for filter in [["--pod", "default/server"], ["--verdict", "deny"], ["--cause", "policy-denied"]] {
+            let all = told(&filter);
+            let last = told(&[&filter[..], &["--last", "2"]].concat());
+            assert_eq!(last, all[all.len() - 2..], "{source:?} {filter:?}");
+        }
         assert_eq!(told(&["--until", "1h"]).len(), 0, "{source:?}");
         assert_eq!(told(&["--since", "1h", "-n", "default"]).len(), 15, "{source:?}");
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use audit::{MOST_NAMED, PodNamed, StoreQuery};
 use serde_json::Value;
 
 /// Filters, as `sluice observe`, `sluice top` and `sluice graph` take them. A value that begins with ! must not
@@ -37,7 +38,7 @@ pub(crate) struct Filters {
     workload: Vec<Term<Named>>,
     /// Label of the pod at either end
     #[arg(long, short = 'l', value_name = "KEY[=VALUE]")]
-    label: Vec<Term<Text>>,
+    label: Vec<Term<Label>>,
     /// Service that was dialled
     #[arg(long, value_name = "[NAMESPACE/]NAME")]
     service: Vec<Term<Named>>,
@@ -55,19 +56,19 @@ pub(crate) struct Filters {
     port: Vec<Term<u16>>,
     /// tcp, udp or sctp
     #[arg(long, value_name = "PROTOCOL")]
-    protocol: Vec<Term<Text>>,
+    protocol: Vec<Term<Transport>>,
     /// allow, or deny: refused or cut by policy
     #[arg(long, value_name = "VERDICT")]
     verdict: Vec<Term<VerdictIs>>,
-    /// Policy that decided: its name, NAMESPACE/NAME or KIND/NAMESPACE/NAME
+    /// Policy that decided: its name, NAMESPACE/NAME or KIND/NAMESPACE/NAME, with #RULE one rule of it
     #[arg(long, value_name = "POLICY")]
-    policy: Vec<Term<Text>>,
+    policy: Vec<Term<Policy>>,
     /// ingress, egress, internal or unknown, as the node sees it
     #[arg(long, value_name = "DIRECTION")]
-    direction: Vec<Term<Text>>,
-    /// How it ended, such as refused
+    direction: Vec<Term<Direction>>,
+    /// How it ended, such as refused or policy-revoked
     #[arg(long, value_name = "CAUSE")]
-    cause: Vec<Term<Text>>,
+    cause: Vec<Term<Cause>>,
     /// started, updated, ended, denied, failed or lost
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     pub(crate) kind: Vec<Term<Kind>>,
@@ -86,10 +87,12 @@ pub(crate) struct Filters {
 }
 
 impl Filters {
-    /// Fails when a `--not` has no filter after it.
+    /// Fails when a `--not` has no filter after it that it can turn around.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         if self.not {
-            anyhow::bail!("--not: a filter must follow it, such as --not --namespace kube-system");
+            anyhow::bail!(
+                "--not: a filter by name or value must follow it, such as --not --namespace kube-system"
+            );
         }
         Ok(())
     }
@@ -111,25 +114,32 @@ impl Filters {
             && any_end(&self.from_ip, &source, is_in_block)
             && any_end(&self.to_ip, &destination, is_in_block)
             && wanted(&self.port, |port| ends[1]["port"] == *port)
-            && wanted(&self.protocol, |name| equals(&record["network"]["transport"], &name.0.to_lowercase()))
+            && wanted(&self.protocol, |name| equals(&record["network"]["transport"], name.0))
             && wanted(&self.verdict, |verdict| is_denied(record) == (*verdict == VerdictIs::Deny))
-            && wanted(&self.policy, |policy| policies(record).any(|named| is_policy(named, &policy.0)))
-            && wanted(&self.direction, |name| equals(&record["network"]["direction"], &name.0))
-            && wanted(&self.cause, |name| equals(&record["sluice"]["end_cause"], &name.0))
+            && wanted(&self.policy, |policy| policies(record).any(|named| policy.is(named)))
+            && wanted(&self.direction, |name| equals(&record["network"]["direction"], name.0))
+            && wanted(&self.cause, |name| equals(&record["sluice"]["end_cause"], name.0))
             && wanted(&self.kind, |kind| equals(&record["event"]["action"], kind.action()))
             && wanted(&self.node, |name| equals(&record["observer"]["name"], &name.0))
             && self.min_duration.is_none_or(|least| lived(record).is_some_and(|lived| lived >= least))
             && self.min_bytes.is_none_or(|least| carried(record) >= least)
     }
 
-    /// Namespaces of which a record must have one, for whoever can look them up; empty is any.
-    pub(crate) fn namespaces(&self) -> Vec<String> {
-        positive(&self.namespace).map(|Text(name)| name.clone()).collect()
-    }
-
-    /// Values of `event.action` of which a record must have one; empty is any.
-    pub(crate) fn actions(&self) -> Vec<String> {
-        positive(&self.kind).map(|kind| kind.action().to_owned()).collect()
+    /// What whoever keeps the records can look up: never less than what matches.
+    pub(crate) fn narrow(&self, query: &mut StoreQuery) {
+        let pods = [&self.pod, &self.from_pod, &self.to_pod].into_iter().find_map(|terms| asked(terms));
+        query.pods = pods.map_or_else(Vec::new, |pods| pods.into_iter().map(Named::as_pod).collect());
+        let namespaces = [&self.namespace, &self.from_namespace, &self.to_namespace];
+        let namespaces = namespaces.into_iter().find_map(|terms| asked(terms));
+        query.namespaces = namespaces
+            .map_or_else(Vec::new, |names| names.into_iter().map(|Text(name)| name.clone()).collect());
+        let words = |names: Vec<&'static str>| names.into_iter().map(str::to_owned).collect();
+        query.actions = asked(&self.kind)
+            .map_or_else(Vec::new, |kinds| words(kinds.into_iter().map(|kind| kind.action()).collect()));
+        query.causes = asked(&self.cause)
+            .map_or_else(Vec::new, |causes| words(causes.into_iter().map(|Cause(name)| *name).collect()));
+        query.denied = asked(&self.verdict)
+            .is_some_and(|verdicts| verdicts.into_iter().all(|verdict| *verdict == VerdictIs::Deny));
     }
 }
 
@@ -160,7 +170,7 @@ macro_rules! term {
         }
     )*};
 }
-term!(Text, Named, Block, VerdictIs, Kind);
+term!(Text, Named, Label, Block, Transport, Policy, VerdictIs, Direction, Cause, Kind);
 
 impl FromStr for Term<u16> {
     type Err = String;
@@ -199,6 +209,12 @@ impl FromStr for Named {
     }
 }
 
+impl Named {
+    fn as_pod(&self) -> PodNamed {
+        PodNamed { namespace: self.before.clone(), prefix: self.name.clone() }
+    }
+}
+
 /// An address or a block of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
@@ -232,6 +248,106 @@ impl Block {
         network.checked_shr(ignored).unwrap_or(0) == ip.checked_shr(ignored).unwrap_or(0)
     }
 }
+
+/// A label's key, and its value where one was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    key: String,
+    value: Option<String>,
+}
+
+impl FromStr for Label {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value)));
+        if key.is_empty() {
+            return Err("must be KEY or KEY=VALUE".to_owned());
+        }
+        Ok(Self { key: key.to_owned(), value: value.map(str::to_owned) })
+    }
+}
+
+/// The word of `all` that is `text`, in whatever case.
+fn one_of(text: &str, all: &[&'static str]) -> Result<&'static str, String> {
+    let found = all.iter().find(|word| word.eq_ignore_ascii_case(text));
+    found.copied().ok_or_else(|| match all {
+        [before @ .., last] => format!("must be {} or {last}", before.join(", ")),
+        [] => String::new(),
+    })
+}
+
+/// `network.transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transport(&'static str);
+
+impl FromStr for Transport {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        one_of(text, &["tcp", "udp", "sctp"]).map(Self)
+    }
+}
+
+/// `network.direction`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Direction(&'static str);
+
+impl FromStr for Direction {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        one_of(text, &["ingress", "egress", "internal", "unknown"]).map(Self)
+    }
+}
+
+/// `sluice.end_cause`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cause(&'static str);
+
+impl FromStr for Cause {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        one_of(text, &flow::EndCause::ALL.map(flow::EndCause::as_str)).map(Self)
+    }
+}
+
+/// A policy as records name it, or the end of such a name after a slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Policy(String);
+
+impl FromStr for Policy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (whole, rule) = text.split_once('#').map_or((text, None), |(whole, rule)| (whole, Some(rule)));
+        let parts: Vec<&str> = whole.split('/').collect();
+        let is_rule = rule.is_none_or(|rule| rule.parse::<u32>().is_ok());
+        if parts.len() > 3 || parts.contains(&"") || !is_rule {
+            return Err("must be NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME, and #RULE at most".to_owned());
+        }
+        match (&*parts, rule) {
+            ([kind, namespace, name], rule) => {
+                let kind = one_of(kind, &KINDS).map_err(|must| format!("its kind {must}"))?;
+                let rule = rule.map_or_else(String::new, |rule| format!("#{rule}"));
+                Ok(Self(format!("{kind}/{namespace}/{name}{rule}")))
+            }
+            _ => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl Policy {
+    /// `shop/web`, `web`, `web#0` and `NetworkPolicy/shop/web` all name `NetworkPolicy/shop/web#0`.
+    fn is(&self, named: &str) -> bool {
+        let named = if self.0.contains('#') { named } else { named.split('#').next().unwrap_or_default() };
+        named == self.0 || named.strip_suffix(&*self.0).is_some_and(|before| before.ends_with('/'))
+    }
+}
+
+/// Kinds of policies that have a namespace before their name, or stand alone before it.
+const KINDS: [&str; 4] = [
+    flow::PolicyKind::NetworkPolicy.as_str(),
+    flow::PolicyKind::ClusterNetworkPolicy.as_str(),
+    flow::PolicyKind::AdminNetworkPolicy.as_str(),
+    flow::PolicyKind::BaselineAdminNetworkPolicy.as_str(),
+];
 
 /// What policy said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,9 +413,10 @@ fn any_end<T>(terms: &[Term<T>], ends: &[&Value], matches: impl Fn(&T, &Value) -
     wanted(terms, |value| ends.iter().any(|end| matches(value, end)))
 }
 
-/// The values that should match, when all must be looked up; none when one must not.
-fn positive<T>(terms: &[Term<T>]) -> impl Iterator<Item = &T> {
-    terms.iter().filter(|term| !term.is_not).map(|term| &term.value)
+/// The values of which one should match; `None` when any may, or when there are too many to look up.
+fn asked<T>(terms: &[Term<T>]) -> Option<Vec<&T>> {
+    let values: Vec<&T> = terms.iter().filter(|term| !term.is_not).map(|term| &term.value).collect();
+    (1..=MOST_NAMED).contains(&values.len()).then_some(values)
 }
 
 fn equals(value: &Value, text: &str) -> bool {
@@ -325,12 +442,9 @@ fn is_workload(workload: &Named, end: &Value) -> bool {
             .is_none_or(|kind| owner["kind"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(kind)))
 }
 
-fn has_label(label: &Text, end: &Value) -> bool {
-    let labels = &end["k8s"]["labels"];
-    match label.0.split_once('=') {
-        Some((key, value)) => labels.get(key).is_some_and(|known| equals(known, value)),
-        None => labels.get(&label.0).is_some(),
-    }
+fn has_label(label: &Label, end: &Value) -> bool {
+    let known = end["k8s"]["labels"].get(&label.key);
+    known.is_some_and(|known| label.value.as_ref().is_none_or(|value| equals(known, value)))
 }
 
 fn is_service(service: &Named, end: &Value) -> bool {
@@ -355,12 +469,6 @@ pub(crate) fn policies(record: &Value) -> impl Iterator<Item = &str> {
         .filter_map(|side| record["sluice"][side]["policies"].as_array())
         .flatten()
         .filter_map(Value::as_str)
-}
-
-/// `shop/web`, `web` and `NetworkPolicy/shop/web` all name `NetworkPolicy/shop/web#0`.
-fn is_policy(named: &str, asked: &str) -> bool {
-    let whole = named.split('#').next().unwrap_or_default();
-    whole == asked || whole.strip_suffix(asked).is_some_and(|before| before.ends_with('/'))
 }
 
 /// How long it lived, so far or in all.
@@ -405,17 +513,26 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(fault)
 }
 
-/// Turns `--not --port 80` into `--port !80`, and `--not --port=80` into `--port=!80`.
+/// Turns `--not --port 80` into `--port !80`, and `--not --port=80` into `--port=!80`, in the arguments of a command
+/// that takes filters. What follows `--` is somebody else's.
 pub(crate) fn with_not(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut turned: Vec<OsString> = Vec::new();
     let mut arguments = arguments.into_iter();
+    let mut turned: Vec<OsString> = arguments.by_ref().take(2).collect();
+    if !turned.get(1).is_some_and(|command| ["observe", "top", "graph"].iter().any(|one| command == one)) {
+        return turned.into_iter().chain(arguments).collect();
+    }
     while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            turned.push(argument);
+            turned.extend(arguments);
+            return turned;
+        }
         if argument != "--not" {
             turned.push(argument);
             continue;
         }
         match arguments.next() {
-            Some(flag) if flag.to_str().is_some_and(|flag| flag.starts_with('-')) => {
+            Some(flag) if flag.to_str().is_some_and(can_be_turned_around) => {
                 turned.extend(turned_around(&flag, &mut arguments));
             }
             // Said to be missing once the arguments are read.
@@ -423,6 +540,19 @@ pub(crate) fn with_not(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsS
         }
     }
     turned
+}
+
+/// True for the flags of filters that have a value which may be one that must not match.
+fn can_be_turned_around(flag: &str) -> bool {
+    const OTHERS: [&str; 3] = ["not", "min-duration", "min-bytes"];
+
+    let flag = flag.split('=').next().unwrap_or_default();
+    let filters = <Filters as clap::Args>::augment_args(clap::Command::new("filters"));
+    filters.get_arguments().any(|argument| {
+        let long = argument.get_long().filter(|long| !OTHERS.contains(long));
+        let is_short = argument.get_short().is_some_and(|short| flag == format!("-{short}"));
+        long.is_some_and(|long| is_short || flag.strip_prefix("--") == Some(long))
+    })
 }
 
 fn turned_around(flag: &OsStr, arguments: &mut impl Iterator<Item = OsString>) -> Vec<OsString> {

@@ -11,9 +11,13 @@ struct Cli {
     filters: Filters,
 }
 
+fn parsed<'a>(words: impl Iterator<Item = &'a str>) -> Result<Cli, clap::Error> {
+    let turned = with_not(["sluice", "observe"].into_iter().chain(words).map(Into::into));
+    Cli::try_parse_from(turned.into_iter().skip(1))
+}
+
 fn filters(words: &str) -> Filters {
-    let words = std::iter::once("observe").chain(words.split_whitespace()).map(Into::into);
-    Cli::try_parse_from(with_not(words)).unwrap_or_else(|error| panic!("{error}")).filters
+    parsed(words.split_whitespace()).unwrap_or_else(|error| panic!("{error}")).filters
 }
 
 fn ended() -> Value {
@@ -78,6 +82,10 @@ fn each_filter_lets_through_what_it_names_and_nothing_else() {
         ("--policy web-in", true),
         ("--policy shop/web-in", true),
         ("--policy NetworkPolicy/shop/web-in", true),
+        ("--policy networkpolicy/shop/web-in#2", true),
+        ("--policy web-in#2", true),
+        ("--policy web-in#1", false),
+        ("--policy AdminNetworkPolicy/shop/web-in", false),
         ("--policy in", false),
         ("--direction egress", true),
         ("--direction ingress", false),
@@ -143,10 +151,32 @@ fn what_is_no_value_is_refused() {
         "--min-bytes 1X",
         "-n !",
         "--not",
+        "--not --follow",
+        "--not --min-bytes 1K",
+        "--port 99999",
+        "--port -1",
+        "--protocol tpc",
+        "--cause closed",
+        "--direction outwards",
+        "--policy NetworkPolcy/shop/web",
+        "--policy a/b/c/d",
+        "--policy web#first",
+        "--policy shop/",
+        "--label =web",
     ] {
-        let words = std::iter::once("observe").chain(words.split(' ')).map(Into::into);
-        let parsed = Cli::try_parse_from(with_not(words.clone()));
+        let parsed = parsed(words.split(' '));
         let is_refused = parsed.is_err() || parsed.is_ok_and(|cli| cli.filters.check().is_err());
-        assert!(is_refused, "{:?}", words.collect::<Vec<_>>());
+        assert!(is_refused, "{words}");
     }
+}
+
+#[test]
+fn what_other_commands_are_given_and_what_follows_two_dashes_is_left_alone() {
+    let left = |words: &str| {
+        let words: Vec<OsString> = words.split(' ').map(Into::into).collect();
+        with_not(words.clone()) == words
+    };
+    assert!(left("sluice lab shell node1 -- hubble observe --not --port 80"));
+    assert!(left("sluice observe --port 80 -- --not --port 80"));
+    assert!(left("sluice") && left("sluice --not --port 80") && !left("sluice top --not --port 80"));
 }

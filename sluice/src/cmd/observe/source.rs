@@ -1,5 +1,5 @@
 //! Where records are read from: a running agent, a store, a file, or standard input. Turns each into a row of
-//! lines, the oldest first.
+//! lines, the oldest first, or the newest where that is wanted and can be.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
@@ -48,6 +48,8 @@ pub(crate) struct From {
 pub(crate) struct Wanted<'a> {
     pub(crate) span: Span,
     pub(crate) follow: bool,
+    /// From the newest to the oldest; a file is read as it lies.
+    pub(crate) newest_first: bool,
     pub(crate) filters: &'a Filters,
 }
 
@@ -60,11 +62,16 @@ impl From {
         self.file.is_some()
     }
 
+    /// What comes from standard input comes once.
+    pub(crate) fn is_stdin(&self) -> bool {
+        self.file.as_deref() == Some(Path::new(STDIN))
+    }
+
     /// Reads until the source ends, or, when it is followed, until `each` has had enough.
     pub(crate) fn read(&self, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Result<()> {
         match (&self.store, &self.file) {
             (Some(folder), _) => read_store(folder, wanted, each),
-            (None, Some(file)) if file == Path::new(STDIN) => {
+            (None, Some(_)) if self.is_stdin() => {
                 each_line(io::stdin().lock(), each).context("read standard input")?;
                 Ok(())
             }
@@ -77,13 +84,14 @@ impl From {
 }
 
 fn query(wanted: &Wanted<'_>) -> StoreQuery {
-    StoreQuery {
+    let mut query = StoreQuery {
         since: wanted.span.since,
         until: wanted.span.until,
-        namespaces: wanted.filters.namespaces(),
-        actions: wanted.filters.actions(),
+        newest_first: wanted.newest_first,
         ..StoreQuery::default()
-    }
+    };
+    wanted.filters.narrow(&mut query);
+    query
 }
 
 fn read_store(folder: &Path, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Result<()> {
@@ -108,7 +116,7 @@ fn read_store(folder: &Path, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow
 }
 
 /// How much later than the time in it a record may be kept, in nanoseconds.
-const LATENESS: i64 = 2_000_000_000;
+pub(super) const LATENESS: i64 = 2_000_000_000;
 
 fn query_from(line: &str) -> Option<i64> {
     super::time::of_line(line)
@@ -197,12 +205,8 @@ fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Resul
     let mut stream = TcpStream::connect_timeout(&place, LIMIT)
         .with_context(|| format!("no agent answers at {address}; {hint}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
-    let Span { since, until } = wanted.span;
-    let follow = u8::from(wanted.follow);
-    write!(
-        stream,
-        "GET /records?since={since}&until={until}&follow={follow} HTTP/1.0\r\nHost: {address}\r\n\r\n"
-    )?;
+    let asked = in_a_uri(&query(wanted), wanted.follow);
+    write!(stream, "GET /records?{asked} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
     let (status, head) =
         read_head(&mut answer).with_context(|| format!("{address} does not answer as HTTP does"))?;
@@ -217,7 +221,8 @@ fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Resul
     }
     answer.get_ref().set_read_timeout(None)?;
     let mut seen = Seen::default();
-    let ended = each_line(answer, &mut |line: &str| !seen.is_new(line) || each(line))
+    // Only what is followed may come twice: from the store and live.
+    let ended = each_line(answer, &mut |line: &str| (wanted.follow && !seen.is_new(line)) || each(line))
         .context("the agent's answer broke off")?;
     if ended && wanted.follow {
         bail!(
@@ -225,6 +230,35 @@ fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Resul
         );
     }
     Ok(())
+}
+
+/// What an agent's `/records` is asked for.
+fn in_a_uri(query: &StoreQuery, follow: bool) -> String {
+    let StoreQuery { since, until, newest_first, denied, .. } = query;
+    let [follow, newest, denied] = [follow, *newest_first, *denied].map(u8::from);
+    let mut uri = format!("since={since}&until={until}&follow={follow}&newest={newest}&denied={denied}");
+    let pods =
+        query.pods.iter().map(|pod| format!("{}/{}", pod.namespace.as_deref().unwrap_or(""), pod.prefix));
+    let pods: Vec<String> = pods.collect();
+    for (key, values) in [
+        ("namespace", &query.namespaces),
+        ("pod", &pods),
+        ("action", &query.actions),
+        ("cause", &query.causes),
+    ] {
+        for value in values {
+            uri.push_str(&format!("&{key}="));
+            for byte in value.bytes() {
+                match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'/' => {
+                        uri.push(char::from(byte))
+                    }
+                    _ => uri.push_str(&format!("%{byte:02X}")),
+                }
+            }
+        }
+    }
+    uri
 }
 
 /// The status, and the whole head.
