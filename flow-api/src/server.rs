@@ -37,6 +37,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Requests are filters; answers are not decoded here.
 const REQUEST_BYTES: usize = 1 << 20;
 const HEADER_BYTES: u32 = 64 << 10;
+/// What Hubble's tools ask grpc.health.v1 for, before they ask for anything else.
+const HEALTH_NAMES: [&str; 2] = ["hubble.server.Observer", "peer.Peer"];
 
 /// The flow API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +113,10 @@ impl FlowApi {
             let reached = Reached { address: address.to_string(), server_name: config.server_name(&node) };
             let flows = ObserverServer::new(Flows::new(hub, history, reached));
             let peers = PeerServer::new(Peers::new(config, address.port(), nodes));
+            let (reporter, health) = tonic_health::server::health_reporter();
+            for name in HEALTH_NAMES {
+                reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+            }
             let (guests, incoming) = mpsc::channel(1);
             tokio::spawn(accept(listener, certificates, guests));
             let served = Server::builder()
@@ -120,6 +126,7 @@ impl FlowApi {
                 .http2_max_header_list_size(HEADER_BYTES)
                 .add_service(flows.max_decoding_message_size(REQUEST_BYTES))
                 .add_service(peers.max_decoding_message_size(REQUEST_BYTES))
+                .add_service(health.max_decoding_message_size(REQUEST_BYTES))
                 .serve_with_incoming(ReceiverStream::new(incoming));
             tokio::select! {
                 served = served => if let Err(error) = served {

@@ -97,6 +97,23 @@ async fn the_past_is_given_as_it_is_asked_for() {
     assert_eq!(all(&mut client, asked).await, [9, 10]);
 }
 
+/// `hubble status` asks for it first, and for this name.
+#[tokio::test]
+async fn whoever_asks_for_its_health_is_told_that_it_serves() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+
+    let stage = Stage::new();
+    let mut client = HealthClient::new(stage.endpoint().connect().await.unwrap());
+    for service in ["", "hubble.server.Observer"] {
+        let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap();
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving, "{service:?}");
+    }
+    let unknown = client.check(HealthCheckRequest { service: "no.such.Service".to_owned() }).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+}
+
 #[tokio::test]
 async fn following_gives_the_past_and_then_each_new_flow_once() {
     let stage = Stage::new();
