@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab test-kernel test-kernels bench bench-compare bench-stages soak bench-policy bench-watch build setup setup-test setup-fuzz setup-kernels setup-bench deny
+.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab test-kernel test-kernels bench bench-compare bench-stages soak bench-policy bench-records bench-records-day bench-watch build setup setup-test setup-fuzz setup-kernels setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,15 @@ soak: setup ## Two minutes of churn of every kind on one node; fails when anythi
 bench-policy: ## The policy cache in clusters of 1,000 to 150,000 pods: time, memory, targets met or missed
 	$(CARGO) build --release --locked -p policy-bench
 	$(TARGET)/release/bench-policy
+
+bench-records: ## Each sink of records on one core: records/s, processor time, bytes, how long a submitter is held up
+	$(CARGO) build --release --locked -p records-bench
+	$(TARGET)/release/bench-records sinks
+
+RECORDS_DAY ?= 10000000
+bench-records-day: ## A store with a day of records (RECORDS_DAY of them, 14 GB of disk), and how long questions to it take
+	$(CARGO) build --release --locked -p records-bench -p sluice
+	$(TARGET)/release/bench-records day $(TARGET)/records-day-$(RECORDS_DAY) --records $(RECORDS_DAY) --sluice $(TARGET)/release/sluice
 
 bench-watch: ## Following the API of 150,000 pods from a local server: time, memory, processor, targets met or missed
 	$(CARGO) build --release --locked -p watch-bench
