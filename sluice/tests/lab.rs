@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -154,12 +154,18 @@ fn a_kept_lab_is_there_for_a_shell_until_down() {
     }
     // A shell prompts only on a terminal, which script(1) gives it.
     let shell = format!("{} lab --name {} shell vault/db", env!("CARGO_BIN_EXE_sluice"), lab.name);
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", &shell, "/dev/null"]).env("SHELL", "/bin/bash");
+    let mut terminal = Command::new("timeout");
+    terminal.args(["--foreground", "60", "script", "-qec", &shell, "/dev/null"]).env("SHELL", "/bin/bash");
     let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Told to leave when it has come: at the end of its input script(1) may go before a slow shell has prompted.
+    let (mut output, mut said, mut piece) = (terminal.stdout.take().unwrap(), Vec::new(), [0; 256]);
+    while !text(&said).contains("vault/db# ") {
+        let read = output.read(&mut piece).unwrap();
+        assert!(read > 0, "no prompt: {}", text(&said));
+        said.extend_from_slice(&piece[..read]);
+    }
     terminal.stdin.take().unwrap().write_all(b"exit\n").unwrap();
-    let prompt = text(&terminal.wait_with_output().unwrap().stdout);
-    assert!(prompt.contains("vault/db# "), "{prompt}");
+    assert!(terminal.wait().unwrap().success());
 
     let second = lab.output(&[]);
     assert_eq!(second.status.code(), Some(2));
