@@ -161,7 +161,9 @@ fn a_flow_that_a_start_does_not_allow_has_one_record_that_says_so() {
     let nobody = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: plain, namespace: shop}, \
                   spec: {podSelector: {matchLabels: {app: plain}}, policyTypes: [Ingress]}}";
     cluster.write_policy("plain.yaml", nobody).unwrap();
-    cluster.start_again("node1", &SluiceOptions::default());
+    // The killed process' last records may have reached its file, or not.
+    let records = Some(cluster.folder().join("again.records"));
+    cluster.start_again("node1", &SluiceOptions { records, ..SluiceOptions::default() });
 
     for (local, packets, reason) in
         [(cut_local, 0, "older than this process"), (never_local, 1, "came about without this process")]
