@@ -1,5 +1,6 @@
 #!/bin/sh
-# fetch.sh RELEASE FOLDER: Debian's own kernel of a release, unpacked into FOLDER/RELEASE (boot/vmlinuz-*, lib/modules/*).
+# fetch.sh RELEASE FOLDER: Debian's own kernel of a release, unpacked into FOLDER/RELEASE (boot/vmlinuz-*, lib/modules/*),
+# and the same release's nft, iptables, ip and conntrack with their libraries, into FOLDER/RELEASE/tools.
 #
 # From deb.debian.org alone, by apt with lists, state and sources of its own under FOLDER/apt: this machine's are neither
 # read nor changed. What is there already is not fetched again; remove the folder to take a newer one.
@@ -44,10 +45,13 @@ package=$(own_apt apt-cache show linux-image-amd64 | sed -n 's/^Depends: \(linux
 (cd "$apt_root/download" && own_apt apt-get -qq download "$package")
 # One file: a name with an epoch or a build's suffix is written with other characters.
 deb=$(find "$apt_root/download" -name "${package}_*.deb" | head -n 1)
+# Nothing counts as installed, so their libraries come along.
+own_apt apt-get -qq install --download-only --no-install-recommends nftables iptables iproute2 conntrack
 
 rm -rf "$unpacked" "$unpacked.new"
-mkdir -p "$unpacked.new"
+mkdir -p "$unpacked.new/tools"
 dpkg-deb -x "$deb" "$unpacked.new"
-rm -f "$deb"
+for tool in "$apt_root/cache/archives"/*.deb; do dpkg-deb -x "$tool" "$unpacked.new/tools"; done
+rm -f "$deb" "$apt_root/cache/archives"/*.deb
 basename "$(echo "$unpacked.new"/boot/vmlinuz-*)" | sed 's/^vmlinuz-//' > "$unpacked.new/version"
 mv "$unpacked.new" "$unpacked"

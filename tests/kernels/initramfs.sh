@@ -1,6 +1,6 @@
 #!/bin/sh
-# initramfs.sh KERNEL_FOLDER OUTPUT FILE...: a file system for one boot: busybox, nft, iptables, ip and conntrack with their
-# libraries, the kernel's network modules, and FILEs under /test. /init is this folder's `init`.
+# initramfs.sh KERNEL_FOLDER OUTPUT FILE...: a file system for one boot: busybox; nft, iptables, ip and conntrack of the
+# kernel's own Debian release; its network modules; and FILEs under /test. /init is this folder's `init`.
 set -eu
 
 here=$(dirname "$(readlink -f "$0")")
@@ -26,24 +26,40 @@ with_libraries() { # file, place
         [ -e "$root$library" ] || cp -L "$library" "$root$library"
     done
 }
-tool() {
-    path=$(command -v "$1" || ls "/usr/sbin/$1" "/sbin/$1" 2>/dev/null | head -n 1)
-    with_libraries "$path" "$root/sbin/$1"
-}
-
 cp "$(command -v busybox)" "$root/bin/busybox"
-for name in nft ip conntrack kmod; do tool "$name"; done
+with_libraries "$(command -v kmod || echo /usr/bin/kmod)" "$root/sbin/kmod"
 # The kernel calls this one by its path.
 ln -s kmod "$root/sbin/modprobe"
-tool xtables-nft-multi
-for family in iptables ip6tables; do
-    for name in $family-nft $family-nft-save $family-nft-restore $family $family-save $family-restore; do
-        ln -s xtables-nft-multi "$root/sbin/$name"
+
+# The release's tools, with a loader and a C library of their own: older or newer than what the test programs were built
+# for. A tool is called by a script of its name.
+tools=$kernel/tools
+libraries=$root/release/lib
+mkdir -p "$libraries" "$root/release/bin" "$root/release/xtables"
+find "$tools" -path '*/x86_64-linux-gnu/*.so*' -not -path '*/x86_64-linux-gnu/*/*' -exec cp -P {} "$libraries/" \;
+find "$tools" -path '*/xtables/*.so' -exec cp {} "$root/release/xtables/" \;
+tool() { # name, program and its first arguments
+    name=$1
+    program=$2
+    shift 2
+    if [ ! -e "$root/release/bin/$program" ]; then
+        cp "$(find "$tools" -type f -path "*bin/$program")" "$root/release/bin/$program"
+    fi
+    printf '#!/bin/busybox sh\nexec /release/lib/ld-linux-x86-64.so.2 --library-path /release/lib /release/bin/%s "$@"\n' \
+        "$program${*:+ $*}" > "$root/sbin/$name"
+    chmod +x "$root/sbin/$name"
+}
+for name in nft ip bridge ss conntrack; do tool "$name" "$name"; done
+for variant in nft legacy; do
+    for family in iptables ip6tables; do
+        for act in "" -save -restore; do
+            tool "$family-$variant$act" "xtables-$variant-multi" "$family$act"
+        done
     done
 done
-extensions=$(dirname "$(find /usr/lib -name libxt_tcp.so | head -n 1)")
-mkdir -p "$root$extensions"
-cp -L "$extensions"/*.so "$root$extensions/"
+for family in iptables ip6tables; do
+    for act in "" -save -restore; do ln -s "$family-nft$act" "$root/sbin/$family$act"; done
+done
 # iproute2 and iptables look numbers up in these.
 for file in protocols services; do [ ! -e "/etc/$file" ] || cp "/etc/$file" "$root/etc/"; done
 
@@ -52,6 +68,11 @@ for file in "$@"; do
     # A script among them is no program.
     strip --strip-debug "$root/test/$(basename "$file")" 2>/dev/null || true
 done
+
+# What the cells of the support matrix are compared with, where the test programs look for it.
+matrix=$(readlink -f "$here/../suite/matrix")
+mkdir -p "$root$matrix"
+cp "$matrix"/* "$root$matrix/"
 
 # Only what networking needs; a rule that asks for a module loads it by its alias.
 to=$root/lib/modules/$version
