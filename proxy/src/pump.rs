@@ -63,6 +63,8 @@ pub(crate) struct Pump<'a> {
     /// Nothing comes after what is held.
     at_end: bool,
     turns_used_up: u8,
+    /// A splice has stopped at the mark of urgent data: there may be more to read than the runtime knows of.
+    at_mark: bool,
 }
 
 /// Bytes that were taken and not yet delivered.
@@ -99,6 +101,7 @@ impl<'a> Pump<'a> {
             is_stream: false,
             at_end: false,
             turns_used_up: 0,
+            at_mark: false,
         }
     }
 
@@ -140,6 +143,16 @@ impl<'a> Pump<'a> {
     }
 
     fn poll_copy(&mut self, way: Way<'a>, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+        if self.at_mark {
+            match self.copy_once(way, false)? {
+                Copied::Nothing => self.at_mark = false,
+                Copied::Fin => {
+                    self.at_end = true;
+                    return Poll::Ready(Ok(0));
+                }
+                Copied::Bytes(read) => return Poll::Ready(Ok(read)),
+            }
+        }
         loop {
             let mut ready = ready!(way.from.poll_read_ready(cx)).map_err(Broken::From)?;
             let fin_arrived = ready.ready().is_read_closed() && !was_reset(way.from);
@@ -218,6 +231,12 @@ impl<'a> Pump<'a> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Waits without a pipe. A stream turned into small messages is copied from then on.
                 drop(pipe);
+                if has_urgent_data(way.from) {
+                    // At the mark too a splice finds nothing (tcp_splice_read in net/ipv4/tcp.c), and the runtime
+                    // takes that for a socket that is drained.
+                    (self.is_stream, self.at_mark) = (false, true);
+                    return Poll::Ready(Ok(0));
+                }
                 let largest = usize::try_from(std::mem::take(&mut self.largest_fill)).unwrap_or(usize::MAX);
                 self.is_stream = largest == 0 || largest >= way.carrier.splice_threshold;
                 drop(ready!(way.from.poll_read_ready(cx)).map_err(Broken::From)?);

@@ -527,26 +527,38 @@ fn an_idle_connection_is_reset_at_its_limit_and_a_busy_one_is_not() {
 
 #[test]
 fn urgent_data_arrives_in_its_place_in_the_stream_and_stalls_nothing() {
-    const BULK: usize = 4 << 20;
+    const BULK: usize = 1 << 20;
+    const ROUNDS: usize = 20;
     let stage = Stage::new("").unwrap();
     let (client, server) = (stage.pod("client"), stage.pod("server"));
     let (near, far) = Dialer::new(client, server, server.at(ALLOWED), LIMIT).unwrap().pair().unwrap();
     let from = near.local_addr().unwrap();
-    let urgent = |byte: &[u8]| socket2::SockRef::from(&near).send_out_of_band(byte).unwrap();
-    let writing = thread::scope(|scope| {
-        let reading = scope.spawn(|| read_to_end(&far));
-        say(&near, b"abc");
-        assert_eq!(urgent(b"!"), 1);
-        say(&near, b"defghi");
-        say(&near, &vec![b'.'; BULK]);
-        assert_eq!(urgent(b"?"), 1);
-        say(&near, &vec![b'.'; BULK]);
-        near.shutdown(Shutdown::Write).unwrap();
-        reading.join().unwrap()
-    });
-    assert_eq!(writing.1, End::Closed);
-    assert_eq!(writing.0.len(), 11 + 2 * BULK);
-    assert_eq!(&writing.0[..10], b"abc!defghi");
+    near.set_write_timeout(Some(LIMIT)).unwrap();
+    far.set_read_timeout(Some(LIMIT)).unwrap();
+    let urgent = |byte: &[u8]| assert_eq!(socket2::SockRef::from(&near).send_out_of_band(byte).unwrap(), 1);
+    let take = |bytes: usize| {
+        let mut taken = vec![0; bytes];
+        (&far).read_exact(&mut taken).map(|()| taken)
+    };
+    say(&near, b"abc");
+    urgent(b"!");
+    say(&near, b"defghi");
+    assert_eq!(take(10).unwrap(), b"abc!defghi");
+    // Everything arrives while nothing comes after it, not even the FIN: whoever stops at the mark stalls for good.
+    for round in 0..ROUNDS {
+        let taken = thread::scope(|scope| {
+            let taking = scope.spawn(|| take(2 * BULK + 1));
+            say(&near, &vec![b'.'; BULK]);
+            urgent(b"?");
+            say(&near, &vec![b'.'; BULK]);
+            taking.join().unwrap()
+        });
+        let taken = taken.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert!(taken[BULK] == b'?' && taken.iter().filter(|byte| **byte == b'.').count() == 2 * BULK);
+    }
+    near.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&far), (vec![], End::Closed));
+    let sent = 10 + ROUNDS as u64 * (2 * BULK as u64 + 1);
     drop((near, far));
-    assert_eq!(bytes(&stage.final_record(from).unwrap()), (11 + 2 * BULK as u64, 0));
+    assert_eq!(bytes(&stage.final_record(from).unwrap()), (sent, 0));
 }
