@@ -158,7 +158,7 @@ impl Live {
         if self.is_update_due(every) {
             let report = self.report();
             if report.established && !report.ended {
-                recorder.submit(self.record(&report, Action::Updated, None));
+                recorder.submit(self.record(report.clone(), Action::Updated, None));
             }
         }
     }
@@ -180,9 +180,10 @@ impl Live {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self, report: &Report, action: Action, cause: Option<EndCause>) -> Record {
+    fn record(&self, report: Report, action: Action, cause: Option<EndCause>) -> Record {
         let live = self;
-        let report = report.clone();
+        // One reading, so that the end is the start and the duration together.
+        let lived = (action != Action::Started).then(|| live.started.elapsed());
         let judged = live.judged().cloned().unwrap_or_else(|| Judged {
             source: Endpoint::External,
             destination: Endpoint::External,
@@ -203,8 +204,8 @@ impl Live {
             cause,
             revoked_by,
             start: live.started_at,
-            end: cause.map(|_| live.started_at + live.started.elapsed()),
-            duration: (action != Action::Started).then(|| live.started.elapsed()),
+            end: lived.filter(|_| cause.is_some()).map(|lived| live.started_at + lived),
+            duration: lived,
             traffic: Traffic {
                 client_bytes: live.client_bytes.load(Ordering::Relaxed),
                 server_bytes: live.server_bytes.load(Ordering::Relaxed),
@@ -449,7 +450,7 @@ impl Registered {
         self.registry.metrics.connections_live.inc();
         self.report(|report| {
             report.established = true;
-            self.registry.recorder.submit(self.live.record(report, Action::Started, None));
+            self.registry.recorder.submit(self.live.record(report.clone(), Action::Started, None));
         });
     }
 
@@ -467,10 +468,9 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let report = {
-            let mut report = self.live.report();
             // From here on no update is written.
-            report.ended = true;
-            report.clone()
+            let ended = Report { ended: true, ..Report::default() };
+            std::mem::replace(&mut *self.live.report(), ended)
         };
         let cause = report.cause.unwrap_or(EndCause::InternalError);
         let outcome = match (report.established, cause) {
@@ -478,7 +478,7 @@ impl Drop for Registered {
             (false, EndCause::PolicyDenied | EndCause::PolicyRevoked) => Outcome::Denied,
             (false, _) => Outcome::Failed,
         };
-        let record = self.live.record(&report, action(outcome), Some(cause));
+        let record = self.live.record(report, action(outcome), Some(cause));
         if outcome == Outcome::Ended {
             self.registry.metrics.connections_live.dec();
         }
