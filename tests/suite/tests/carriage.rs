@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::wait_until;
+use serde_json::Value;
 use suite::ends::{Dialer, End, fill, read_to_end, reset, unread, write_some, write_to_end};
 use suite::pattern::Pattern;
 use suite::procfs::resident_kib;
@@ -259,8 +260,9 @@ const SCENES: &[Scene] = &[
     },
 ];
 
-/// A scene that was played: which, who was first (0: the client), from where, and what was seen.
-type Played = (usize, usize, SocketAddr, Seen);
+/// A scene that was played: which, who was first (0: the client), from where and to which port, and what was seen.
+/// The client may use a port twice, towards different ports.
+type Played = (usize, usize, (SocketAddr, u16), Seen);
 
 /// Plays every scene from either side, all at the same time, each on a port of its own.
 fn play_all(stage: &Stage) -> Vec<Played> {
@@ -270,7 +272,7 @@ fn play_all(stage: &Stage) -> Vec<Played> {
         let (near, far) = Dialer::new(client, server, to, LIMIT).unwrap().pair().unwrap();
         let address = near.local_addr().unwrap();
         let play = SCENES[number].play;
-        (number, first, address, if first == 0 { play(near, far) } else { play(far, near) })
+        (number, first, (address, to.port()), if first == 0 { play(near, far) } else { play(far, near) })
     };
     thread::scope(|scope| {
         let playing: Vec<_> = (0..SCENES.len())
@@ -295,9 +297,12 @@ fn both_ends_see_what_they_would_see_without_sluice() {
             scene.name
         );
     }
-    for (number, first, client, _) in &through {
+    for (number, first, (client, port), _) in &through {
         let (scene, role) = (&SCENES[*number], ["client", "server"][*first]);
-        let record = stage.final_record(*client).unwrap();
+        let is_it = |record: &Value| {
+            is_final(record) && is_from(record, *client) && record["destination"]["port"] == *port
+        };
+        let record = stage.sluice().wait_record(is_it, LIMIT).unwrap();
         assert_eq!(action(&record), "connection-ended", "{}, {role} first: {record}", scene.name);
         assert_eq!(cause(&record), scene.causes[*first], "{}, {role} first: {record}", scene.name);
         if let Some((of_first, of_second)) = scene.bytes {
