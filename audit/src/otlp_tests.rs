@@ -444,7 +444,7 @@ fn filters_and_sampling_hold_for_a_collector_as_for_any_sink() {
         ..SinkConfig::default()
     });
     let mut carried = everything();
-    carried.revoked_by = None;
+    (carried.revoked_by, carried.cause) = (None, Some(flow::EndCause::ClientClosed));
     (0..50).for_each(|_| agent.recorder.submit(carried.clone()));
     (0..5).for_each(|_| agent.recorder.submit(denied()));
     assert_eq!(receiver.wait(5), [51, 52, 53, 54, 55]);

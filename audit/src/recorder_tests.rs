@@ -472,6 +472,22 @@ fn a_sink_gets_what_it_wants_and_sampling_keeps_whole_connections_and_every_deni
     assert_eq!(of_sink(&metrics, "some"), (400, 0));
 }
 
+/// Also one that was never carried, whose record has one decision only.
+#[test]
+fn sampling_keeps_every_connection_that_policy_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = folder.path().join("few");
+    let sink = SinkConfig { sample_one_in: 1_000_000, ..file_sink("few", &few) };
+    let config = RecorderConfig { sinks: vec![sink], ..RecorderConfig::default() };
+    let (recorder, writer, _) = start(config, Sink::File(folder.path().join("records")));
+    for _ in 0..100 {
+        let cause = Some(flow::EndCause::PolicyRevoked);
+        recorder.submit(Record { cause, revoked_by: None, ..record(Action::Ended) });
+    }
+    writer.close(LIMIT);
+    assert_eq!(lines(&few).len(), 100);
+}
+
 #[test]
 fn a_sink_that_adds_up_gets_sums_beside_one_that_gets_records() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flow::EndCause;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigProblem;
@@ -177,7 +178,7 @@ impl SinkConfig {
 
 /// What sampling must not hide.
 fn is_never_left_out(record: &Record) -> bool {
-    matches!(record.action, Action::Denied | Action::Failed) || record.revoked_by.is_some()
+    matches!(record.action, Action::Denied | Action::Failed) || record.cause == Some(EndCause::PolicyRevoked)
 }
 
 /// A file that is put aside now and then, or never.
