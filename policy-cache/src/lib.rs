@@ -37,4 +37,7 @@ pub use scope::{Expression, Interception, NamespaceSelector, ScopeProblem};
 pub use snapshot::{IdentifiedFlow, LocalPods, Snapshot};
 pub use source::{ManifestSource, SourceStatus, WatchHandle};
 pub use store::SnapshotStore;
-pub use watch::{Access, ApiConfig, ApiConfigProblem, ApiError, ApiHandle, ApiSource, ApiStatus, KindStatus};
+pub use watch::{
+    Access, ApiConfig, ApiConfigProblem, ApiError, ApiHandle, ApiSource, ApiStatus, KindStatus,
+    KubeconfigProblem,
+};

@@ -30,6 +30,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) own_node: Option<u32>,
+    /// A Node object or a pod names the own node.
+    pub(crate) own_node_is_named: bool,
     /// The interfaces of the own node, ascending.
     pub(crate) own: Arc<[IpAddr]>,
     /// The pod ranges of the own node.
@@ -359,6 +361,12 @@ impl Snapshot {
         }
         nodes.values_mut().for_each(|addresses| addresses.sort_unstable());
         nodes
+    }
+
+    /// Whether anything names the node that this process serves: its Node object, or a pod's spec.nodeName. Without,
+    /// there is no pod here to enforce anything for. True where no node was named.
+    pub fn knows_own_node(&self) -> bool {
+        self.view.own_node.is_none() || self.view.own_node_is_named
     }
 
     /// The Service a client dialled: by ClusterIP, by one of its `externalIPs` or a load balancer's address, each with

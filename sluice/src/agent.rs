@@ -64,6 +64,7 @@ pub(crate) fn run(options: AgentOptions) -> anyhow::Result<ExitCode> {
 }
 
 struct Agent {
+    node: String,
     policies: Policies,
     policy: SnapshotStore,
     interception: Interception,
@@ -76,7 +77,7 @@ struct Agent {
     board: Board,
     metrics: Metrics,
     alive: Option<Alive>,
-    node_is_fit: bool,
+    node_problem: Option<String>,
     source_metrics: SourceMetrics,
     confirmed: Option<SystemTime>,
     _admin: Option<AdminHandle>,
@@ -181,6 +182,7 @@ impl Agent {
         datapath.judge_older_flows().context("judge the flows that are older than this process")?;
         tracing::info!(node, ?backend, pid = std::process::id(), "enforcing");
         Ok(Some(Self {
+            node,
             policies,
             board,
             policy,
@@ -193,7 +195,7 @@ impl Agent {
             conditions,
             metrics,
             alive: Some(alive),
-            node_is_fit: true,
+            node_problem: None,
             source_metrics,
             confirmed: None,
             _admin: admin,
@@ -311,13 +313,15 @@ impl Agent {
         let gate =
             if self.datapath.holds_queue() { Ok(()) } else { Err("the queue is not bound".to_owned()) };
         self.conditions.set("gate", gate);
-        let node = node::check();
-        if let Err(problem) = &node
-            && self.node_is_fit
+        let named = self.policy.current().map_or(Ok(()), |snapshot| node::named(&self.node, &snapshot));
+        let node = node::check().and(named);
+        let problem = node.as_ref().err();
+        if let Some(problem) = problem
+            && self.node_problem.as_ref() != Some(problem)
         {
-            tracing::error!(%problem, "this node's settings keep pods' connections from being carried");
+            tracing::error!(%problem, "pods of this node are not enforced");
         }
-        self.node_is_fit = node.is_ok();
+        self.node_problem = problem.cloned();
         self.conditions.set("node", node);
     }
 }

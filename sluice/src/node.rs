@@ -1,6 +1,12 @@
-//! Settings of this node under which pods' connections cannot be carried.
+//! What of this node keeps its pods from being enforced: settings under which connections cannot be carried, and a
+//! name that is no node's.
 
 use std::fs;
+
+use policy_cache::Snapshot;
+
+/// How many names of other nodes are told.
+const MAX_NAMES: usize = 5;
 
 /// The node's settings that stand in the way, each with its remedy; `Ok` when none does.
 ///
@@ -22,6 +28,27 @@ pub(crate) fn check() -> Result<(), String> {
     .filter_map(|(found, problem)| found.then_some(problem))
     .collect();
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+}
+
+/// Whether the policy's source names this node at all. One that it does not name has no pods, by mistake or not, and
+/// all would pass unseen.
+pub(crate) fn named(name: &str, snapshot: &Snapshot) -> Result<(), String> {
+    if snapshot.knows_own_node() {
+        return Ok(());
+    }
+    let nodes = snapshot.nodes();
+    let mut others: Vec<&str> = nodes.keys().map(|other| &**other).filter(|other| *other != name).collect();
+    let more = others.len().saturating_sub(MAX_NAMES);
+    others.truncate(MAX_NAMES);
+    let others = match (others.is_empty(), more) {
+        (true, _) => "none is named at all".to_owned(),
+        (false, 0) => format!("the nodes are {}", others.join(", ")),
+        (false, _) => format!("the nodes are {} and {more} more", others.join(", ")),
+    };
+    Err(format!(
+        "nothing is enforced for anybody: no Node is called {name:?} and no pod's spec.nodeName says so ({others}); \
+         --node takes the node's name in Kubernetes"
+    ))
 }
 
 /// A setting of the network namespace of this process; `None` where the kernel does not have it.

@@ -62,10 +62,7 @@ impl Policies {
                 Ok((Self::Manifests { watch: source.watch(), places }, store))
             }
             Origin::Api(access) => {
-                let place = match &access {
-                    Access::Kubeconfig(path) => path.display().to_string(),
-                    Access::InCluster => "the pod's service account".to_owned(),
-                };
+                let place = access.place();
                 let (api, store) = ApiSource::start(access, config, options)?;
                 Ok((Self::Api { api, place }, store))
             }

@@ -42,6 +42,37 @@ fn kubeconfig(folder: &Path, name: &str, cluster: &str, user: &str) -> String {
 }
 
 #[test]
+fn a_kubeconfig_that_cannot_be_used_is_one_line_with_its_file_field_and_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = kubeconfig(folder.path(), "good", "", "token: t");
+    let text = fs::read_to_string(&good).unwrap();
+    let path = folder.path().join("bad");
+    let named = path.display().to_string();
+    for (content, expected) in [
+        (
+            text.replace("https://127.0.0.1:1", "10.0.0.1:6443"),
+            "clusters[c].cluster.server is \"10.0.0.1:6443\": it has no scheme",
+        ),
+        (text.replace("user: u}", "user: nobody}"), "user is \"nobody\", and there is no such user"),
+        (
+            text.replace("{cluster: c,", "{cluster: none,"),
+            "cluster is \"none\", and there is no such cluster",
+        ),
+        (text.replace("token: t", "exec: {command: /bin/true}"), "users[u].user.exec is not used"),
+        (String::new(), "the file is empty"),
+        ("{".to_owned(), "the file cannot be read"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let (code, said) = sluice(&["run", "--node", "n", "--kubeconfig", &named]);
+        assert_eq!(code, Some(2), "{said}");
+        let start = format!("sluice: kubeconfig {named}: ");
+        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("sluice: ")).collect();
+        assert!(lines.len() == 1 && lines[0].starts_with(&start) && lines[0].contains(expected), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
 fn what_is_no_regular_file_or_too_large_is_refused_wherever_it_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();

@@ -67,6 +67,7 @@ impl Cluster {
         let none = Arc::new(AddressRanges::default());
         let view = View {
             own_node: None,
+            own_node_is_named: false,
             own: Arc::new([]),
             own_ranges: Arc::clone(&none),
             cluster_ranges: none,
@@ -169,6 +170,8 @@ impl Cluster {
         self.settle_nodes();
         self.settle_pods();
         self.settle_domains();
+        let own = self.view.own_node.filter(|_| self.options.node.is_some());
+        self.view.own_node_is_named = own.is_none_or(|node| self.nodes.is_named(node, Some(node)));
         if *self.view.counts != self.counts {
             self.view.counts = Arc::new(self.counts.clone());
         }

@@ -50,6 +50,12 @@ impl Nodes {
         self.by_name.get(name).copied()
     }
 
+    /// Whether an object or a pod names a node, which may be this process's.
+    pub(super) fn is_named(&self, number: u32, own: Option<u32>) -> bool {
+        let slot = &self.slots[number];
+        slot.object.is_some() || slot.users > u32::from(own == Some(number))
+    }
+
     /// The names of those with an object.
     pub(super) fn declared(&self) -> impl Iterator<Item = &Arc<str>> {
         self.slots.iter().filter(|(_, slot)| slot.object.is_some()).map(|(_, slot)| &slot.name)

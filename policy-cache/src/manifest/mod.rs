@@ -19,7 +19,7 @@ pub(crate) mod single;
 mod syntax;
 mod tiers;
 pub(crate) mod tree;
-mod words;
+pub(crate) mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

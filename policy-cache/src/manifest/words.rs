@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_saphyr::{Error, MessageFormatter, RenderOptions, SnippetMode, UserMessageFormatter};
 
 /// The message of an error, without its place.
-pub(super) fn message(error: &Error) -> String {
+pub(crate) fn message(error: &Error) -> String {
     let mut options = RenderOptions::new(&PlainWords);
     options.snippets = SnippetMode::Off;
     let text = error.render_with_options(options);

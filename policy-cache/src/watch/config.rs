@@ -10,7 +10,8 @@ pub struct ApiConfig {
     /// that a DaemonSet does not ask all at once. Default 1000.
     pub start_jitter_ms: u64,
     /// A watch without event or bookmark for this long counts as dead and is opened anew, in milliseconds.
-    /// The API server sends a bookmark about every minute. Default 150000.
+    /// The API server sends a bookmark about every minute, for a quiet collection too where etcd tells it of its
+    /// progress (etcd's watch-progress-notify-interval, which kubeadm sets). Default 150000.
     pub silence_ms: u64,
     /// How long the API server may take to begin an answer, and be silent within a list, in milliseconds.
     /// Default 30000.

@@ -4,13 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 
+use super::kubeconfig::{self, KubeconfigProblem};
+use super::token::Token;
 use crate::manifest::files::{ReadError, read_text};
 
 /// The largest file of credentials that is read.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a connection may take to be established.
@@ -29,15 +31,16 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The kubeconfig cannot be used.
-    #[error("kubeconfig {}: {cause}", path.display())]
+    #[error("kubeconfig {}: {field} {problem}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// Why.
-        #[source]
-        cause: Box<kube::config::KubeconfigError>,
+        /// The field, from the top of the file: `clusters[NAME].cluster.server`.
+        field: String,
+        /// What is wrong with it.
+        problem: Box<KubeconfigProblem>,
     },
-    /// A file of credentials, or the kubeconfig, cannot be read.
+    /// The kubeconfig, or a file of the service account, cannot be read.
     #[error("{}: {cause}", path.display())]
     File {
         /// The file.
@@ -53,9 +56,18 @@ pub enum ApiError {
         #[source]
         cause: Box<kube::config::InClusterError>,
     },
-    /// The credentials cannot be used.
-    #[error("the credentials for the API server cannot be used: {0}")]
-    Client(#[source] Box<kube::Error>),
+    /// The service account's token cannot be used.
+    #[error("the token of this pod's service account {0}")]
+    Token(#[source] Box<KubeconfigProblem>),
+    /// The credentials cannot be used together: a key that is another certificate's, say.
+    #[error("the credentials of {place} cannot be used: {cause}")]
+    Client {
+        /// The kubeconfig, or the service account.
+        place: String,
+        /// Why.
+        #[source]
+        cause: Box<kube::Error>,
+    },
     /// A thread or its runtime cannot be made.
     #[error("start the thread {name}: {cause}")]
     Thread {
@@ -67,16 +79,21 @@ pub enum ApiError {
     },
 }
 
+/// A client, and what its requests carry.
+pub(crate) struct Way {
+    pub(crate) client: Client,
+    /// Where the token comes from, when it is in a file.
+    pub(crate) token: Option<Token>,
+    /// No credentials are sent.
+    pub(crate) anonymous: bool,
+}
+
 impl Access {
     /// A client with what the files say now.
-    pub(crate) async fn client(&self) -> Result<Client, ApiError> {
-        let mut config = match self {
+    pub(crate) async fn way(&self) -> Result<Way, ApiError> {
+        let (mut config, token, anonymous) = match self {
             Self::Kubeconfig(path) => from_file(path).await?,
-            Self::InCluster => {
-                let files = ["token", "ca.crt"].map(|name| Path::new(SERVICE_ACCOUNT).join(name));
-                files.iter().filter(|path| path.exists()).try_for_each(|path| readable(path))?;
-                Config::incluster().map_err(|cause| ApiError::InCluster { cause: Box::new(cause) })?
-            }
+            Self::InCluster => in_cluster()?,
         };
         config.connect_timeout = Some(CONNECT_LIMIT);
         config.write_timeout = Some(CONNECT_LIMIT);
@@ -84,40 +101,43 @@ impl Access {
         config.read_timeout = None;
         config.default_retry = false;
         config.disable_compression = true;
-        Client::try_from(config).map_err(|cause| ApiError::Client(Box::new(cause)))
+        // From the environment: what is meant for images and packages is not the way to the API server.
+        config.proxy_url = None;
+        let client = Client::try_from(config)
+            .map_err(|cause| ApiError::Client { place: self.place(), cause: Box::new(cause) })?;
+        Ok(Way { client, token, anonymous })
+    }
+
+    /// What it is called.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Kubeconfig(path) => path.display().to_string(),
+            Self::InCluster => "the pod's service account".to_owned(),
+        }
     }
 }
 
-async fn from_file(path: &Path) -> Result<Config, ApiError> {
-    let unusable = |cause| ApiError::Kubeconfig { path: path.to_owned(), cause: Box::new(cause) };
-    readable(path)?;
-    let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
-    for file in credentials(&kubeconfig) {
-        readable(Path::new(file))?;
-    }
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)
+async fn from_file(path: &Path) -> Result<(Config, Option<Token>, bool), ApiError> {
+    let kubeconfig::Chosen { kubeconfig, token, anonymous } = kubeconfig::load(path)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let config = config.map_err(|error| ApiError::Kubeconfig {
+        path: path.to_owned(),
+        field: "the file".to_owned(),
+        problem: Box::new(KubeconfigProblem::Syntax { line: None, message: error.to_string() }),
+    })?;
+    Ok((config, token, anonymous))
 }
 
-/// Whoever reads these files later reads them whole, and waits for them.
-fn readable(path: &Path) -> Result<(), ApiError> {
-    match read_text(path, MAX_FILE_BYTES) {
-        // Bytes that are no text are for whoever reads them to refuse.
-        Ok(_) | Err(ReadError::NotUtf8) => Ok(()),
-        Err(cause) => Err(ApiError::File { path: path.to_owned(), cause }),
+fn in_cluster() -> Result<(Config, Option<Token>, bool), ApiError> {
+    let authority = Path::new(SERVICE_ACCOUNT).join("ca.crt");
+    if authority.exists() {
+        // kube reads it whole, whatever it is.
+        read_text(&authority, MAX_FILE_BYTES).map_err(|cause| ApiError::File { path: authority, cause })?;
     }
-}
-
-/// The files that the current context's cluster and user name.
-fn credentials(kubeconfig: &Kubeconfig) -> impl Iterator<Item = &str> {
-    let current = kubeconfig.current_context.as_deref().unwrap_or_default();
-    let context = kubeconfig.contexts.iter().find(|named| named.name == current);
-    let context = context.and_then(|named| named.context.as_ref());
-    let (cluster, user) =
-        context.map(|context| (context.cluster.as_str(), context.user.as_deref())).unwrap_or_default();
-    let cluster = kubeconfig.clusters.iter().find(|named| named.name == cluster);
-    let user = kubeconfig.auth_infos.iter().find(|named| Some(named.name.as_str()) == user);
-    let authority = cluster.and_then(|named| named.cluster.as_ref()?.certificate_authority.as_deref());
-    let user = user.and_then(|named| named.auth_info.as_ref());
-    let files = user.map(|user| [&user.token_file, &user.client_certificate, &user.client_key]);
-    authority.into_iter().chain(files.into_iter().flatten().filter_map(|file| file.as_deref()))
+    let mut config = Config::incluster().map_err(|cause| ApiError::InCluster { cause: Box::new(cause) })?;
+    let token = config.auth_info.token_file.take();
+    let token = token.map(|file| Token::read(Path::new(&file))).transpose();
+    let token = token.map_err(|problem| ApiError::Token(Box::new(problem)))?;
+    let anonymous = token.is_none();
+    Ok((config, token, anonymous))
 }

@@ -17,6 +17,10 @@ const LONGEST_ASKED: Duration = Duration::from_secs(600);
 const STABLE: Duration = Duration::from_secs(5);
 /// The wait before a stable watch is taken up again: all nodes' watches may end at once.
 const REOPEN: Duration = Duration::from_millis(500);
+/// Watches in a row that may bring nothing at all before the server is asked whether it has the version at all. One
+/// whose store was restored from a backup takes a watch from a version that it has not reached yet, and then sends
+/// neither events nor bookmarks; and so does a healthy one for a quiet collection, when etcd tells it of no progress.
+const SILENT_TRIES: u32 = 2;
 /// Streamed lists that may fail before lists are asked for in pages.
 const STREAM_TRIES: u32 = 2;
 
@@ -35,6 +39,8 @@ pub(crate) enum Ask {
     },
     /// What happened after this resource version.
     Watch { version: String },
+    /// Whether the server has reached this resource version, by a list of one object.
+    Probe { version: String },
 }
 
 /// How fresh a list must be.
@@ -55,6 +61,8 @@ pub(crate) enum Outcome {
     Page { token: Option<String>, version: String, empty: bool },
     /// The pages lead back to one another.
     Circling,
+    /// The version is one that the server has, or one that it has not reached.
+    Probed { reached: bool },
     /// The server ended the watch.
     Ended,
     /// The version, or the pages, are no longer there.
@@ -80,6 +88,7 @@ pub(crate) struct Course {
     streaming: bool,
     stream_failures: u32,
     failures: u32,
+    silences: u32,
     /// Pages of the list that is being read, and a token among theirs to compare later ones with.
     pages: u32,
     milestone: String,
@@ -101,6 +110,7 @@ impl Course {
             streaming,
             stream_failures: 0,
             failures: 0,
+            silences: 0,
             pages: 0,
             milestone: String::new(),
             heard: false,
@@ -119,6 +129,9 @@ impl Course {
             }
             Position::Listing { from, whole, token } => {
                 Ask::List { from: from.clone(), token: Some(token.clone()), whole: *whole }
+            }
+            Position::Watching { version } if self.silences >= SILENT_TRIES => {
+                Ask::Probe { version: version.clone() }
             }
             Position::Watching { version } => Ask::Watch { version: version.clone() },
         }
@@ -176,6 +189,14 @@ impl Course {
             self.failures = self.failures.saturating_add(1);
             return self.wait(chance);
         }
+        if let Outcome::Probed { reached } = outcome {
+            self.silences = 0;
+            if !reached {
+                self.position = Position::Unlisted { from: From::Newest, whole: false };
+            }
+            return FIRST_WAIT.mul_f64(chance);
+        }
+        self.count_silence(&outcome);
         if matches!(self.position, Position::Watching { .. })
             && lasted >= STABLE
             && matches!(outcome, Outcome::Ended | Outcome::Silent | Outcome::Broken)
@@ -191,6 +212,14 @@ impl Course {
                 wait.max(asked.min(LONGEST_ASKED).mul_f64(1.0 + chance / 4.0))
             }
             _ => wait,
+        }
+    }
+
+    fn count_silence(&mut self, outcome: &Outcome) {
+        if self.heard {
+            self.silences = 0;
+        } else if *outcome == Outcome::Silent && matches!(self.position, Position::Watching { .. }) {
+            self.silences += 1;
         }
     }
 

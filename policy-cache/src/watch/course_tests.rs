@@ -55,6 +55,36 @@ fn a_watch_goes_on_after_the_last_thing_heard() {
 }
 
 #[test]
+fn after_two_watches_in_a_row_that_bring_nothing_the_server_is_asked_whether_it_has_the_version() {
+    for lasted in [SHORT, LONG] {
+        let mut course = Course::new(false);
+        course.listed("7".to_owned());
+        assert_eq!(course.ask(), watch("7"));
+        course.after(Outcome::Silent, lasted, 0.5);
+        assert_eq!(course.ask(), watch("7"));
+        course.heard("8");
+        course.after(Outcome::Silent, lasted, 0.5);
+        assert_eq!(course.ask(), watch("8"));
+        course.after(Outcome::Silent, lasted, 0.5);
+        assert_eq!(course.ask(), watch("8"), "the watch before brought something");
+        course.after(Outcome::Silent, lasted, 0.5);
+        let probe = Ask::Probe { version: "8".to_owned() };
+        assert_eq!(course.ask(), probe);
+        // No answer, and it is asked again.
+        course.after(Outcome::Broken, SHORT, 0.5);
+        assert_eq!(course.ask(), probe);
+        course.after(Outcome::Probed { reached: true }, SHORT, 0.5);
+        assert_eq!(course.ask(), watch("8"));
+        for _ in 0..2 {
+            course.after(Outcome::Silent, lasted, 0.5);
+            course.ask();
+        }
+        course.after(Outcome::Probed { reached: false }, SHORT, 0.5);
+        assert_eq!(course.ask(), list(From::Newest, None, false));
+    }
+}
+
+#[test]
 fn what_has_expired_is_listed_again_at_its_newest() {
     check(
         false,

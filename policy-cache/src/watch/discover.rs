@@ -108,24 +108,15 @@ impl Discovery {
     /// Looks until nobody wants to know any more.
     pub(crate) async fn run(self, door: Arc<Door>, interval: Duration, board: Board) {
         let mut failures = 0_u32;
-        let mut told = None;
         while !self.seen.is_closed() {
             let wait = match look(&door).await {
                 Ok((here, elsewhere)) => {
                     failures = 0;
-                    told = None;
                     let missing = self.note(here, elsewhere);
                     if missing { CONFIRMATION } else { interval.mul_f64(0.75 + chance() / 2.0) }
                 }
                 Err(failure) => {
                     failures = failures.saturating_add(1);
-                    if told.as_ref() != Some(&failure.message) {
-                        tracing::warn!(
-                            error = failure.message,
-                            "which policy kinds there are cannot be told"
-                        );
-                        told = Some(failure.message.clone());
-                    }
                     optional(|number, _| board.row(number, |row| row.error = Some(failure.message.clone())));
                     let wait = FIRST_WAIT.saturating_mul(1 << failures.min(6)).min(interval);
                     let asked = match failure.outcome {

@@ -30,6 +30,9 @@ const STREAM_PAUSE: Duration = Duration::from_secs(10);
 /// How long the server is asked to keep a watch open, at least; every watch adds a part of it by chance.
 const WATCH_SECONDS: f64 = 290.0;
 
+/// The log tells of what cannot be read no more often than this.
+const GARBLED_PAUSE: Duration = Duration::from_secs(60);
+
 /// What every follower has.
 #[derive(Clone, Debug)]
 pub(crate) struct Ground {
@@ -45,7 +48,7 @@ pub(crate) struct Ground {
 /// Follows a collection for as long as somebody listens.
 pub(crate) async fn follow(number: usize, resource: Resource, ground: Ground, presence: Option<Presence>) {
     let course = Course::new(ground.streaming);
-    let mut follower = Follower { number, resource, ground, course, notes: Vec::new() };
+    let mut follower = Follower { number, resource, ground, course, notes: Vec::new(), garbled: None };
     // It ends when the owner of the cluster is gone.
     let _ = follower.run(presence).await;
 }
@@ -60,6 +63,8 @@ struct Follower {
     course: Course,
     /// Read, and not told yet.
     notes: Vec<Note>,
+    /// When the log last told of what could not be read.
+    garbled: Option<Instant>,
 }
 
 impl Follower {
@@ -105,19 +110,8 @@ impl Follower {
             self.tell().await?;
             self.course.restart();
         } else if let Some(versions) = presence.elsewhere(self.resource) {
-            let (kind, known) = (self.resource.kind.as_str(), self.resource.version);
-            let message = format!("served only as {versions}, and read only as {known}");
-            self.ground.board.row(self.number, |row| {
-                if row.error.as_ref() != Some(&message) {
-                    tracing::warn!(
-                        kind,
-                        versions,
-                        known,
-                        "the API has this kind only in versions that cannot be read: the last state stays"
-                    );
-                }
-                row.error = Some(message);
-            });
+            let message = format!("served only as {versions}, and read only as {}", self.resource.version);
+            self.ground.board.row(self.number, |row| row.error = Some(message));
         }
         presence.changed().await.map_err(|_| Deaf)
     }
@@ -129,26 +123,27 @@ impl Follower {
                 self.watch(&pairs, true).await
             }
             Ask::Watch { version } => self.watch(&[("resourceVersion", version)], false).await,
+            Ask::Probe { version } => self.probe(version).await,
             Ask::List { from, token, whole } => self.list(from, token.as_deref(), *whole).await,
         }
     }
 
-    /// Tells of a failure, each once, and says what it means.
+    /// Notes a failure, and says what it means. The log tells of those that last (`voice.rs`).
     fn failed(&mut self, failure: Failure) -> Outcome {
-        let (kind, message) = (self.resource.kind.as_str(), failure.message);
-        // A server that cannot do what was tried has not failed.
-        let expected = matches!(failure.outcome, Outcome::Invalid | Outcome::Expired)
-            || (failure.outcome == Outcome::NotServed && self.resource.is_optional());
-        self.ground.board.row(self.number, |row| {
-            if row.error.as_ref() != Some(&message) && !expected {
-                tracing::warn!(kind, error = message, "the API server does not answer as it should");
-            }
-            row.error = Some(message);
-        });
-        if failure.status == Some(StatusCode::FORBIDDEN) {
-            tracing::debug!(kind, "the role of this process lacks get, list or watch");
+        let kind = self.resource.kind.as_str();
+        let Failure { outcome, message, .. } = failure;
+        tracing::debug!(kind, error = message, "a request to the API server failed");
+        // Mended by the list that follows at once, so that it never lasts; and yet somebody must know.
+        if outcome == Outcome::Garbled && self.garbled.is_none_or(|at| at.elapsed() >= GARBLED_PAUSE) {
+            self.garbled = Some(Instant::now());
+            tracing::warn!(
+                kind,
+                error = message,
+                "the API server said what cannot be read; all is listed anew"
+            );
         }
-        failure.outcome
+        self.ground.board.row(self.number, |row| row.error = Some(message));
+        outcome
     }
 
     async fn watch(&mut self, pairs: &[(&str, &str)], streamed: bool) -> Result<Outcome, Failure> {
@@ -253,6 +248,25 @@ impl Follower {
         }
         self.heard();
         None
+    }
+
+    /// Asks for one object, whose list says which version the server is at. It is no sign of life of the collection.
+    async fn probe(&self, version: &str) -> Result<Outcome, Failure> {
+        let path = format!("{}{}", self.resource.path(), query(&[("limit", "1")]));
+        let mut body = self.ground.door.get(&path).await?;
+        let mut items = Items::new(MAX_OBJECT);
+        let mut broken = None;
+        let silence = self.ground.door.answer_timeout();
+        while request::next(&mut body, silence, |bytes| broken = items.feed(bytes, |_| {}).err()).await? {
+            if let Some(error) = broken {
+                return Err(Failure::broken(error.to_string()));
+            }
+        }
+        let (found, _) = end_of_page(items, self.resource.kind)?;
+        // Versions are numbers that grow (KEP-5504). Where they are not, a list is no mistake.
+        let number = |version: &str| version.parse::<u128>().ok();
+        let reached = matches!((number(&found), number(version)), (Some(found), Some(own)) if found >= own);
+        Ok(Outcome::Probed { reached })
     }
 
     async fn list(&mut self, from: &From, token: Option<&str>, whole: bool) -> Result<Outcome, Failure> {

@@ -4,12 +4,14 @@
 //! ([`course`]). One owner holds the cluster and applies what they tell ([`owner`], [`ledger`]). Decisions go on from
 //! the last state however long the API is gone. Nothing is published before every collection was listed once.
 
+mod certificate;
 mod config;
 mod connect;
 mod course;
 mod discover;
 mod follow;
 mod items;
+mod kubeconfig;
 mod ledger;
 mod lines;
 mod owner;
@@ -17,6 +19,8 @@ mod report;
 mod request;
 mod resource;
 mod status;
+mod token;
+mod voice;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -28,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use config::{ApiConfig, ApiConfigProblem};
 pub use connect::{Access, ApiError};
+pub use kubeconfig::KubeconfigProblem;
 pub use status::{ApiStatus, KindStatus};
 
 use crate::options::Options;
@@ -64,8 +69,12 @@ impl ApiSource {
         let network = runtime().map_err(thread("api-watch"))?;
         let work = runtime().map_err(thread("policy-cache"))?;
         // The client spawns its own tasks, so it is made where they will run.
-        let client = network.block_on(access.client())?;
-        let door = Door::new(access, client, Duration::from_millis(config.answer_timeout_ms));
+        let way = network.block_on(access.way())?;
+        if way.anonymous {
+            let place = access.place();
+            tracing::warn!(place, "no credentials are named: to the API server this process is anybody");
+        }
+        let door = Door::new(access, way, Duration::from_millis(config.answer_timeout_ms));
 
         let store = SnapshotStore::new();
         let board = Board::new();
@@ -125,6 +134,7 @@ async fn follow_all(ground: Ground, config: &ApiConfig, reports: Option<Reports>
     }
     let interval = Duration::from_millis(config.discovery_ms);
     tasks.spawn(discovery.run(Arc::clone(&ground.door), interval, ground.board.clone()));
+    tasks.spawn(voice::run(ground.board.clone()));
     if let Some((node, reports)) = reports {
         tasks.spawn(report::run(Arc::clone(&ground.door), node, reports));
     }

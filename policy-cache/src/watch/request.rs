@@ -2,15 +2,16 @@
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 
-use super::connect::Access;
+use super::connect::{Access, Way};
 use super::course::Outcome;
+use super::token::Token;
 
 /// How much of an error's body is read.
 const MAX_ERROR: usize = 64 << 10;
@@ -21,18 +22,22 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Door {
     access: Access,
-    client: Mutex<Current>,
+    current: Mutex<Current>,
     answer_timeout: Duration,
 }
 
 struct Current {
     client: Client,
-    made: tokio::time::Instant,
+    token: Option<Token>,
+    /// When the client was made, or could not be made anew.
+    tried: tokio::time::Instant,
+    /// Why it could not be, until it can.
+    stale: Option<String>,
 }
 
 impl std::fmt::Debug for Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Current").field("made", &self.made).finish_non_exhaustive()
+        f.debug_struct("Current").field("tried", &self.tried).finish_non_exhaustive()
     }
 }
 
@@ -56,9 +61,8 @@ impl Failure {
 }
 
 impl Door {
-    pub(crate) fn new(access: Access, client: Client, answer_timeout: Duration) -> Self {
-        let current = Current { client, made: tokio::time::Instant::now() };
-        Self { access, client: Mutex::new(current), answer_timeout }
+    pub(crate) fn new(access: Access, way: Way, answer_timeout: Duration) -> Self {
+        Self { access, current: Mutex::new(Current::of(way)), answer_timeout }
     }
 
     /// How long the server may be silent where it has no reason to be.
@@ -88,8 +92,14 @@ impl Door {
         self.send(request.map_err(|error| Failure::broken(error.to_string()))?).await.map(drop)
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Body, Failure> {
-        let client = self.lock().client.clone();
+    async fn send(&self, mut request: Request<Body>) -> Result<Body, Failure> {
+        let client = {
+            let mut current = self.lock();
+            if let Some(token) = &mut current.token {
+                request.headers_mut().insert(header::AUTHORIZATION, token.header(Instant::now()));
+            }
+            current.client.clone()
+        };
         let response = match tokio::time::timeout(self.answer_timeout, client.send(request)).await {
             Err(_) => {
                 self.renew().await;
@@ -120,19 +130,37 @@ impl Door {
 
     /// Reads the credentials again: they may have been rotated.
     async fn renew(&self) {
-        if self.lock().made.elapsed() < RENEWAL_PAUSE {
-            return;
+        {
+            let mut current = self.lock();
+            if current.tried.elapsed() < RENEWAL_PAUSE {
+                return;
+            }
+            current.tried = tokio::time::Instant::now();
         }
-        match self.access.client().await {
-            Ok(client) => *self.lock() = Current { client, made: tokio::time::Instant::now() },
+        match self.access.way().await {
+            Ok(way) => *self.lock() = Current::of(way),
             Err(error) => {
-                tracing::warn!(%error, "the credentials cannot be read again; the old ones are used")
+                let why = error.to_string();
+                let mut current = self.lock();
+                if current.stale.as_ref() != Some(&why) {
+                    tracing::warn!(
+                        error = why,
+                        "the credentials cannot be read again; the old ones are used"
+                    );
+                }
+                current.stale = Some(why);
             }
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
-        self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Current {
+    fn of(way: Way) -> Self {
+        Self { client: way.client, token: way.token, tried: tokio::time::Instant::now(), stale: None }
     }
 }
 

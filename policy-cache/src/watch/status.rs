@@ -96,6 +96,13 @@ impl Board {
         self.lock().complete = true;
     }
 
+    /// The kinds whose last request failed, each with why.
+    pub(crate) fn troubles(&self) -> Vec<(&'static str, String)> {
+        let state = self.lock();
+        let rows = RESOURCES.iter().zip(&state.kinds);
+        rows.filter_map(|(resource, row)| Some((resource.kind.as_str(), row.error.clone()?))).collect()
+    }
+
     /// What is wrong with an object now; with nothing wrong, it is not rejected.
     pub(crate) fn judged(&self, key: &ObjectKey, problems: &Arc<[Problem]>) {
         let rejected = &mut self.lock().rejected;

@@ -175,6 +175,10 @@ fn list_answer(
             Some((version.parse().unwrap_or_default(), (namespace, name)))
         }
     };
+    let least = wishes.get("resourceVersion").and_then(|version| version.parse::<u64>().ok());
+    if from.is_none() && least.is_some_and(|least| least > shared.store.version()) {
+        return status(504, "Timeout: Too large resource version", Some(1));
+    }
     let Some(page) = shared.store.page(plural, from, limit) else {
         return status(410, "the continue token has expired", None);
     };

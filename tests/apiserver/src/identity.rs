@@ -15,7 +15,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs
 pub(crate) struct Identity {
     ca: String,
     certificate: CertificateDer<'static>,
+    certificate_pem: String,
     key: Vec<u8>,
+    key_pem: String,
 }
 
 impl Identity {
@@ -27,7 +29,21 @@ impl Identity {
         params.subject_alt_names = vec![SanType::IpAddress(ip)];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &ca)?;
-        Ok(Self { ca: ca.pem(), certificate: certificate.der().clone(), key: key.serialize_der() })
+        Ok(Self {
+            ca: ca.pem(),
+            certificate: certificate.der().clone(),
+            certificate_pem: certificate.pem(),
+            key: key.serialize_der(),
+            key_pem: key.serialize_pem(),
+        })
+    }
+
+    pub(crate) fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    pub(crate) fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, tokio_rustls::rustls::Error> {

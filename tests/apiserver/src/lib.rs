@@ -6,8 +6,11 @@
 mod answer;
 mod fault;
 mod identity;
+pub mod objects;
+mod real;
 mod request;
 mod store;
+mod tunnel;
 mod watch;
 
 use std::io;
@@ -22,7 +25,9 @@ use tokio::sync::oneshot;
 
 pub use fault::{Answer, Fault, Verb, WatchEnd};
 use identity::Identity;
+pub use real::{ASSETS, Audited, RealServer, assets};
 use store::Store;
+pub use tunnel::Tunnel;
 
 /// A request that was received.
 #[derive(Clone, Debug)]
@@ -266,6 +271,11 @@ impl ApiServer {
     /// Forgets what happened up to now: whoever asks for it is told 410 Gone. Pages expire too.
     pub fn compact(&self) {
         self.shared.store.compact();
+    }
+
+    /// Counts versions anew from a low number, as a server does whose store was restored from a backup.
+    pub fn restore(&self) {
+        self.shared.store.restore();
     }
 
     /// Every Event that was created.

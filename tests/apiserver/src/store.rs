@@ -188,6 +188,13 @@ impl Store {
         state.changes.clear();
     }
 
+    pub(crate) fn restore(&self) {
+        let mut state = lock(&self.state);
+        state.version = 10;
+        state.compacted = 10;
+        state.changes.clear();
+    }
+
     pub(crate) fn tell(&self, plural: &str, command: Command) {
         let mut state = lock(&self.state);
         state.serial += 1;

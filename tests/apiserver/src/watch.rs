@@ -93,8 +93,13 @@ async fn send_all(wish: &Wish, body: &mut Body, shared: &Shared) -> Option<Watch
             changed = woken.changed() => changed.ok()?,
             () = tokio::time::sleep_until(bookmark) => {
                 bookmark = Instant::now() + shared.behaviour().bookmarks;
-                if wish.bookmarks && shared.store.changes(wish.plural, sent).is_some_and(|rest| rest.is_empty()) {
-                    sent = shared.store.version();
+                let version = shared.store.version();
+                // As a real server: one who asks for what is to come hears nothing until then.
+                if wish.bookmarks
+                    && version >= sent
+                    && shared.store.changes(wish.plural, sent).is_some_and(|rest| rest.is_empty())
+                {
+                    sent = version;
                     send(body, mark(wish.plural, sent, false).into_bytes()).await?;
                 }
             }

@@ -31,11 +31,15 @@ impl Fed {
     }
 
     fn unready(prepare: impl FnOnce(&ApiServer)) -> Self {
+        Self::with(|manifests| manifests, prepare)
+    }
+
+    fn with(edit: impl FnOnce(String) -> String, prepare: impl FnOnce(&ApiServer)) -> Self {
         let cluster = stage::pods().build().unwrap();
         let node = cluster.node("node1").unwrap();
         let listener = node.netns().run(|| TcpListener::bind(("127.0.0.1", 0)).unwrap());
         let server = ApiServer::on(listener).unwrap();
-        server.apply(&cluster.manifests());
+        server.apply(&edit(cluster.manifests()));
         server.apply(POLICY);
         prepare(&server);
         let options = SluiceOptions {
@@ -160,6 +164,7 @@ fn when_the_api_is_gone_decisions_go_on_and_readiness_tells_the_age() {
     assert!(fed.connects("server", ALLOWED) && !fed.connects("server", DENIED), "{seen}");
     let age = "sluice_api_age_seconds{kind=\"Pod\"}";
     fed.wait("so do the metrics", || fed.sluice.metric(age).is_ok_and(|age| age > 1.0));
+    fed.wait("so does the log", || fed.sluice.stderr().contains("does not answer as it should"));
     fed.server.put(closed());
     fed.server.heal();
     let _plain = fed.pod("plain").listen(ALLOWED).unwrap();
@@ -171,6 +176,31 @@ fn when_the_api_is_gone_decisions_go_on_and_readiness_tells_the_age() {
         begun.elapsed(),
         fed.sluice.stderr()
     );
+    fed.wait("the log tells the end", || fed.sluice.stderr().contains("answers again"));
+    let log = fed.sluice.stderr();
+    let lines: Vec<&str> =
+        log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect();
+    assert_eq!(lines.len(), 1, "nine kinds in trouble are one line: {lines:#?}");
+}
+
+#[test]
+fn a_node_that_nothing_names_enforces_nothing_and_is_not_ready_until_something_does() {
+    let mut fed = Fed::with(|manifests| manifests.replace("node1", "elsewhere"), |_| {});
+    let mut seen = String::new();
+    fed.wait("the reason is told", || {
+        fed.sluice.get("/readyz").is_ok_and(|(code, body)| {
+            let told =
+                code == 503 && body.contains("no Node is called \"node1\"") && body.contains("elsewhere");
+            seen = body;
+            told
+        })
+    });
+    assert_eq!(seen.lines().count(), 1, "nothing else is wrong: {seen}");
+    let (_, status) = fed.sluice.get("/status").unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["ready"], false, "{status:#}");
+    fed.server.put(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node1" } }));
+    fed.sluice.wait_ready(LIMIT).unwrap();
 }
 
 #[test]

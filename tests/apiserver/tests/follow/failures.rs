@@ -103,6 +103,20 @@ fn a_half_open_watch_is_opened_anew_and_a_quiet_one_with_bookmarks_is_not() {
 }
 
 #[test]
+fn a_server_that_was_restored_from_a_backup_is_listed_anew_though_it_takes_the_old_watches() {
+    for streaming_lists in [true, false] {
+        let scene = Scene::with(ApiConfig { silence_ms: 700, streaming_lists, ..config() }, |_| {});
+        scene.settle();
+        scene.server.restore();
+        scene.server.end_watches("", WatchEnd::Reset);
+        scene.server.put(deny("web", "web"));
+        scene.server.delete("pods", "shop", "db");
+        scene.wait("the policy that was made since", |scene| !scene.allows(CLIENT, WEB));
+        scene.wait("the pod that is gone since", |scene| !scene.knows("10.0.0.2"));
+    }
+}
+
+#[test]
 fn resets_and_ends_of_watches_lose_nothing_and_list_nothing_again() {
     let scene = Scene::new();
     for round in 0..4_u8 {

@@ -5,5 +5,6 @@
 mod failures;
 mod hostile;
 mod plain;
+mod real;
 mod reports;
 mod scene;

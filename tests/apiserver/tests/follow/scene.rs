@@ -4,22 +4,22 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use apiserver::ApiServer;
+pub(crate) use apiserver::objects::{admin_deny, deny, namespace, pod, policy};
 use flow::Tuple;
 use policy_cache::{Access, ApiConfig, ApiHandle, ApiSource, ApiStatus, KindStatus, Options, SnapshotStore};
-use serde_json::{Value, json};
 
-/// For what takes milliseconds on a quiet machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// For what takes milliseconds on a quiet machine, and half a minute when the server was away for long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const WEB: &str = "10.0.0.1:80";
 pub(crate) const DB: &str = "10.0.0.2:80";
 pub(crate) const CLIENT: &str = "10.0.0.3:40000";
 
-pub(crate) struct Scene {
+pub(crate) struct Scene<S = ApiServer> {
     // Ends before the server.
     pub(crate) api: ApiHandle,
     pub(crate) store: SnapshotStore,
-    pub(crate) server: ApiServer,
+    pub(crate) server: S,
 }
 
 /// Quick enough for tests.
@@ -31,47 +31,6 @@ pub(crate) fn config() -> ApiConfig {
         discovery_ms: 300,
         ..ApiConfig::default()
     }
-}
-
-pub(crate) fn namespace(name: &str) -> Value {
-    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": { "team": name } } })
-}
-
-pub(crate) fn pod(namespace: &str, name: &str, ip: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": name, "namespace": namespace, "labels": { "app": name },
-            "managedFields": [{ "manager": "kubelet", "fieldsV1": { "f:status": {} } }],
-        },
-        "spec": { "nodeName": "node1", "containers": [{ "name": "c", "image": "example.invalid", "env": [] }] },
-        "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] },
-    })
-}
-
-/// Isolates the pods of `shop` that it selects, and lets nobody in.
-pub(crate) fn deny(name: &str, app: &str) -> Value {
-    policy(name, json!({ "podSelector": { "matchLabels": { "app": app } } }))
-}
-
-pub(crate) fn policy(name: &str, spec: Value) -> Value {
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": { "name": name, "namespace": "shop" }, "spec": spec,
-    })
-}
-
-/// Denies all that comes in to pods with this label, in the Admin tier.
-pub(crate) fn admin_deny(name: &str, app: &str) -> Value {
-    json!({
-        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
-        "metadata": { "name": name, "generation": 1 },
-        "spec": {
-            "tier": "Admin", "priority": 10,
-            "subject": { "pods": { "namespaceSelector": {}, "podSelector": { "matchLabels": { "app": app } } } },
-            "ingress": [{ "action": "Deny", "from": [{ "namespaces": {} }] }],
-        },
-    })
 }
 
 /// Puts `shop` with `web` and `db`, and `other` with `client` into the server.
@@ -111,6 +70,17 @@ impl Scene {
         Self { api, store, server }
     }
 
+    /// Waits until every change in the server up to now has arrived: a pod made for it is known.
+    pub(crate) fn settle(&self) {
+        let ip = "10.9.9.9";
+        self.server.put(pod("other", "settled", ip));
+        self.wait("a new pod arrives", |scene| scene.knows(ip));
+        self.server.delete("pods", "other", "settled");
+        self.wait("a deletion arrives", |scene| !scene.knows(ip));
+    }
+}
+
+impl<S> Scene<S> {
     /// Whether the newest snapshot allows a connection.
     pub(crate) fn allows(&self, from: &str, to: &str) -> bool {
         let snapshot = self.store.current().expect("a snapshot");
@@ -155,14 +125,5 @@ impl Scene {
             assert!(condition(self), "{what}\n{:#?}", self.status());
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-
-    /// Waits until every change in the server up to now has arrived: a pod made for it is known.
-    pub(crate) fn settle(&self) {
-        let ip = "10.9.9.9";
-        self.server.put(pod("other", "settled", ip));
-        self.wait("a new pod arrives", |scene| scene.knows(ip));
-        self.server.delete("pods", "other", "settled");
-        self.wait("a deletion arrives", |scene| !scene.knows(ip));
     }
 }
