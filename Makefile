@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit suite check-deploy matrix fuzz test-lab test-kernel test-kernels bench bench-compare bench-stages soak bench-policy bench-records bench-records-day bench-watch build setup setup-test setup-fuzz setup-kernels setup-bench deny
+.PHONY: help lab test check unit suite check-deploy check-image matrix fuzz test-lab test-kernel test-kernels bench bench-compare bench-stages soak bench-policy bench-records bench-records-day bench-watch build setup setup-image setup-test setup-fuzz setup-kernels setup-bench deny
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ suite: ## Datapath tests over real sockets in network namespaces (root)
 
 check-deploy: ## Kustomizations, chart and image, with kubectl, helm, published schemas and runc (root)
 	$(NEXTEST) -E 'package(deploy-tests)'
+
+check-image: setup-image ## Build deploy/Dockerfile for real, with buildah and images made here, and run it with its rights (root)
+	tests/deploy/image.sh $(TARGET)/image
+	SLUICE_IMAGE_ROOT=$(abspath $(TARGET))/image/root $(NEXTEST) -E 'package(deploy-tests) and binary(node)'
 
 matrix: ## Run every cell of the support matrix and write its table into tests/README.md (root)
 	UPDATE_MATRIX=1 $(NEXTEST) -E 'package(suite) and test(every_row)'
@@ -122,6 +126,9 @@ setup-test: setup ## The same, cargo-nextest, and what the deployment is checked
 	@deploy/setup-debian.sh test
 	@deploy/setup-deploy-tools.sh $(TARGET)/deploy-tools
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+
+setup-image: setup-test ## The same, and what builds an image without an engine
+	@deploy/setup-debian.sh image
 
 setup-fuzz: setup ## The same, and cargo-fuzz with what it builds
 	@deploy/setup-debian.sh fuzz

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building, the lab and the tests need and this machine lacks.
 # With "test" also what only the tests need, with "bench" the proxies that Sluice is measured beside, with "fuzz" what
-# libFuzzer is compiled with, with "kernels" what boots other kernels.
+# libFuzzer is compiled with, with "kernels" what boots other kernels, with "image" what builds an image.
 set -eu
 
 missing=
@@ -23,6 +23,10 @@ if [ "${1:-}" = test ]; then
     need runc runc
     need mmdebstrap mmdebstrap
     need promtool prometheus
+fi
+if [ "${1:-}" = image ]; then
+    need buildah buildah
+    need mmdebstrap mmdebstrap
 fi
 if [ "${1:-}" = fuzz ]; then
     need c++ g++

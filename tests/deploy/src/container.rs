@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 
 use crate::tools;
 
+/// Names the root file system of an image that was built from the Dockerfile, to be used as it is.
+const IMAGE_ROOT: &str = "SLUICE_IMAGE_ROOT";
+
 /// A host path, where it is mounted, and whether it may be written.
 pub type Mount = (PathBuf, String, bool);
 
@@ -118,11 +121,13 @@ fn specification(
     process["noNewPrivileges"] = json!(security["allowPrivilegeEscalation"] == false);
     process["capabilities"] =
         json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
-    specification["root"] = json!({"path": tools::tool("rootfs").canonicalize().expect("a folder"), "readonly": security["readOnlyRootFilesystem"] == true});
+    // An image that was built has the binary in it; on the root that was made for it the built one is mounted.
+    let image = std::env::var_os(IMAGE_ROOT).map(PathBuf::from);
+    let root = image.clone().unwrap_or_else(|| tools::tool("rootfs"));
+    specification["root"] = json!({"path": root.canonicalize().expect("a folder"), "readonly": security["readOnlyRootFilesystem"] == true});
     specification["hostname"] = json!("node");
 
-    let binary = lab::sluice_binary().expect("a built sluice");
-    let own = [(binary, entry_point(), false)];
+    let own = image.is_none().then(|| (lab::sluice_binary().expect("a built sluice"), entry_point(), false));
     for (from, to, writable) in own.iter().chain(mounts) {
         let access = if *writable { "rw" } else { "ro" };
         let mount = json!({"source": from, "destination": to, "type": "bind", "options": ["rbind", access]});
