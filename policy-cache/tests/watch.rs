@@ -374,7 +374,11 @@ fn a_file_that_its_writer_has_not_closed_is_not_read() {
     let policies = folder.path().join("policies.yaml");
     fs::write(folder.path().join("pods.yaml"), pod("one")).unwrap();
     fs::write(&policies, policy("p", "{podSelector: {}}")).unwrap();
-    let (_watch, store) = watch(folder.path());
+    let (source, store) = ManifestSource::open(&[folder.path().to_owned()], Options::default()).unwrap();
+    let opened = SystemTime::now();
+    let watch = source.watch();
+    // The thread's first look follows its watch: from then on the kernel tells of writers.
+    eventually(SOON, "the first look", || watch.status().last_success > opened);
     // Cut here, the rule lets everybody in.
     let mut file = fs::File::create(&policies).unwrap();
     file.write_all(policy("p", "\n  podSelector: {}\n  ingress:\n  - from:\n").as_bytes()).unwrap();
