@@ -36,7 +36,8 @@ pub enum EndCause {
     ClientGone,
     /// No byte moved for the configured limit.
     IdleTimeout,
-    /// A UDP or SCTP flow without a packet for conntrack's limit, or closed by its ends: conntrack let go of it.
+    /// A flow that the kernel carries, of UDP or SCTP and sometimes of TCP: without a packet for conntrack's limit, or
+    /// closed by its ends.
     FlowTimeout,
     /// The process was told to stop and the drain limit passed.
     Shutdown,

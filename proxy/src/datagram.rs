@@ -1,4 +1,5 @@
-//! The gate for datagrams: a held packet to the verdict on its flow.
+//! The gate for datagrams, and for TCP connections that the rules could not hand to the listener: a held packet to
+//! the verdict on its flow.
 //!
 //! The decision is made and the verdict given at once, under the lock of the flows' table: what follows in the
 //! same flow finds it judged, and no change of policy falls between the decision and the table. There is no leg
@@ -18,13 +19,13 @@ use crate::config::DenyAction;
 use crate::datapath::{Datapath, Marks};
 use crate::flows::{Known, Refusal, Table};
 use crate::held::Gatekeeper;
-use crate::packet::parse_datagram;
+use crate::packet::parse_flow;
 use crate::sys::nfqueue::{Packet, PacketVerdict};
 use crate::sys::tracked::{Conntrack, Direction, Entry};
 
 /// Judges a held datagram, and the flow it begins.
 pub(crate) fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: &Packet<'_>, now: Instant) {
-    match parse_datagram(packet.payload) {
+    match parse_flow(packet.payload) {
         Ok(tuple) => {
             let Packet { id, mark, dialed, .. } = *packet;
             let held = Held { gate: Arc::clone(gate), tuple, id, mark, dialed, since: now };
@@ -33,7 +34,7 @@ pub(crate) fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: &Pack
             }
         }
         Err(error) => {
-            tracing::debug!(%error, "a held packet is no datagram");
+            tracing::debug!(%error, "a held packet begins no flow");
             path.metrics.gate_dropped.of(GateDrop::Malformed).inc();
             gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);
         }
@@ -206,7 +207,7 @@ pub(crate) fn service_of(snapshot: &Snapshot, entry: &Entry) -> Option<Service> 
     snapshot.service_at(entry.dialed(), entry.protocol)
 }
 
-/// True for the protocols whose flows are the kernel's to carry.
+/// True for the protocols whose flows are all the kernel's to carry.
 pub(crate) fn is_datagram(entry: &Entry) -> bool {
     matches!(entry.protocol, Protocol::Udp | Protocol::Sctp)
 }

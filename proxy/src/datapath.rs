@@ -44,11 +44,14 @@ pub struct Marks {
     /// `SO_MARK` of legs that conntrack must see. On a held SYN: its destination lies behind an interface of
     /// pods.
     pub tracked: u32,
-    /// Set by a verdict: answer with a TCP reset. In conntrack: answer every packet so.
+    /// Set by a verdict: answer with a TCP reset; on a SYN that asked, that somebody is here. In conntrack: answer
+    /// every packet so.
     pub reset: u32,
-    /// Set by a verdict: answer with an ICMP error.
+    /// Set by a verdict: answer with an ICMP error. On a SYN that is not for the proxy yet: it asks whether anybody
+    /// is here.
     pub unreachable: u32,
-    /// On held packets: a datagram, not a SYN. On connections: a flow that was accepted.
+    /// On held packets: they begin a flow of the kernel's, no connection of the proxy's. On connections: a flow that
+    /// was accepted.
     pub flow: u32,
     /// Set by a verdict on a datagram: its flow is accepted.
     pub accept: u32,

@@ -229,6 +229,10 @@ impl Flows {
         let mut gone = Vec::new();
         for (tuple, flow) in &mut table.live {
             let entry = seen.remove(tuple);
+            if entry.is_some() {
+                // It was not found by its addresses, both of which may have been translated.
+                flow.unseen = None;
+            }
             if let Some(unseen) = flow.unseen {
                 if unseen.elapsed() > UNSEEN || flow.revoked.is_some() {
                     gone.push(*tuple);
@@ -488,8 +492,14 @@ impl Flow {
             timing: Timing { decide: self.decide, connect: None },
             legs: Legs::default(),
             tls: None,
-            detail: self.detail.filter(|_| action != Action::Updated).map(str::to_owned),
+            detail: self.detail(tuple, action).filter(|_| action != Action::Updated).map(str::to_owned),
         }
+    }
+
+    fn detail(&self, tuple: &Tuple, action: Action) -> Option<&'static str> {
+        let by_kernel = (tuple.protocol == Protocol::Tcp && action == Action::Ended)
+            .then_some("carried by the kernel, whose count of bytes has TCP's options in it");
+        self.detail.or(by_kernel)
     }
 
     fn traffic(&self, tuple: &Tuple) -> Traffic {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flow::{EndCause, Endpoint, Tuple};
+use flow::{EndCause, Endpoint, Protocol, Tuple};
 use policy_cache::{Affected, Snapshot};
 use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
@@ -109,17 +109,24 @@ fn compare(path: &Datapath, look: Look) -> io::Result<()> {
     let begun = Instant::now();
     let mut seen = HashMap::new();
     let conntrack = Conntrack::open()?;
+    let mut over = Vec::new();
     conntrack.dump(path.marks().flow, |entry| {
-        if is_datagram(&entry) {
+        // Of TCP the kernel tells no end here, and keeps what is over for two minutes.
+        if entry.is_over || entry.protocol == Protocol::Tcp && entry.mark & path.revoked_mark != 0 {
+            over.push(entry);
+        } else {
             seen.insert(entry.tuple(), entry);
         }
     })?;
+    for entry in &over {
+        ended(path, entry);
+    }
     let compared = path.flows.compare(begun, seen, look);
     for entry in &compared.strangers {
         take_up(path, entry, look == Look::First);
     }
     for entry in &compared.revoked {
-        delete(&conntrack, entry);
+        delete(path, &conntrack, entry);
     }
     Ok(())
 }
@@ -133,7 +140,7 @@ fn take_up(path: &Datapath, entry: &Entry, is_older: bool) {
         path.flows.adopt(entry, judged, service, is_older);
     } else {
         path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
-        delete(&path.conntrack(), entry);
+        delete(path, &path.conntrack(), entry);
         path.flows.end_stranger(entry, judged, service, is_older);
     }
 }
@@ -160,7 +167,7 @@ pub(crate) fn judge_unmarked(path: &Datapath) -> io::Result<()> {
             continue;
         }
         path.flows.bar(&mut path.flows.lock(), entry.tuple(), judged.decision.generation);
-        if delete(&conntrack, entry) {
+        if delete(path, &conntrack, entry) {
             path.flows.end_stranger(entry, judged, service_of(&snapshot, entry), false);
         }
     }
@@ -217,13 +224,19 @@ fn end(path: &Datapath, revoked: &HashSet<Tuple>) -> io::Result<()> {
         }
     })?;
     for entry in &entries {
-        delete(&conntrack, entry);
+        delete(path, &conntrack, entry);
     }
     Ok(())
 }
 
-fn delete(conntrack: &Conntrack, entry: &Entry) -> bool {
-    conntrack.delete(entry).unwrap_or_else(|error| {
+/// Takes a flow away: its next packet is judged as a new flow's. A TCP connection is marked for the rules instead,
+/// which answer its next packet with a reset.
+fn delete(path: &Datapath, conntrack: &Conntrack, entry: &Entry) -> bool {
+    let outcome = match entry.protocol {
+        Protocol::Tcp => conntrack.mark(entry, path.revoked_mark),
+        Protocol::Udp | Protocol::Sctp => conntrack.delete(entry),
+    };
+    outcome.unwrap_or_else(|error| {
         tracing::warn!(%error, tuple = %entry.tuple(), "a flow cannot be taken out of conntrack");
         false
     })

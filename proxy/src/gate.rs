@@ -8,7 +8,7 @@ use audit::GateDrop;
 
 use crate::connection;
 use crate::datagram;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Marks};
 use crate::held::{Gatekeeper, HeldSyn};
 use crate::packet::parse_syn;
 use crate::pending::Arrival;
@@ -94,6 +94,9 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
     if packet.mark & gate.marks.flow != 0 {
         return datagram::arrive(path, gate, &packet, now);
     }
+    if is_question(packet.mark, &gate.marks) {
+        return gate.verdicts(&[(packet.id, PacketVerdict::AcceptWithMark(packet.mark | gate.marks.reset))]);
+    }
     let drop_packet = |reason| {
         path.metrics.gate_dropped.of(reason).inc();
         gate.verdicts(&[(packet.id, PacketVerdict::Drop)]);
@@ -133,6 +136,12 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
     }
 }
 
+/// True for a SYN that is on its way to the rules: they hand it to the listener only if somebody is here, and let it
+/// pass by when this queue has no reader. It comes again for its decision.
+fn is_question(mark: u32, marks: &Marks) -> bool {
+    mark & (marks.unreachable | marks.accept | marks.reset) == marks.unreachable
+}
+
 /// A SYN with the addresses and ports of a carried connection.
 ///
 /// Most often that connection has ended a moment ago, in the kernel but not yet in its task: the SYN waits
@@ -149,5 +158,20 @@ async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn) {
         Ok(registered) => connection::carry(path, registered, held).await,
         // Another successor was faster; this one's client sends its SYN again.
         Err(_) => drop(held),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syn_that_asks_is_told_from_one_that_is_to_be_decided() {
+        let marks = Marks { cluster: 4, tracked: 8, reset: 16, unreachable: 32, flow: 64, accept: 2 };
+        for (mark, asks) in
+            [(32, true), (32 | 0x4000, true), (0, false), (2, false), (2 | 32, false), (32 | 16, false)]
+        {
+            assert_eq!(is_question(mark, &marks), asks, "{mark:#x}");
+        }
     }
 }

@@ -47,11 +47,18 @@ pub(crate) fn parse_syn(packet: &[u8]) -> Result<Syn, PacketError> {
     }
 }
 
-/// Reads addresses and ports of a UDP or SCTP packet that starts at its IP header. Both protocols begin with
-/// the ports, and the shorter header has eight bytes.
-pub(crate) fn parse_datagram(packet: &[u8]) -> Result<Tuple, PacketError> {
+/// Reads addresses and ports of the packet that begins a flow, from its IP header on: a datagram of UDP or SCTP, or
+/// the SYN of a connection that the kernel is to carry. UDP and SCTP begin with the ports, and the shorter header
+/// has eight bytes.
+pub(crate) fn parse_flow(packet: &[u8]) -> Result<Tuple, PacketError> {
     let Located { protocol, source, destination, transport } = locate(packet)?;
     let protocol = match protocol {
+        TCP => {
+            let Tuple { protocol, client, destination } = parse_tcp(transport, source, destination)?.tuple;
+            let canonical = |end: SocketAddr| SocketAddr::new(canonical_ip(end.ip()), end.port());
+            let (client, destination) = (ClientAddr(canonical(client.0)), OrigDst(canonical(destination.0)));
+            return Ok(Tuple { protocol, client, destination });
+        }
         UDP => Protocol::Udp,
         SCTP => Protocol::Sctp,
         other => return Err(PacketError::Protocol(other)),
@@ -235,24 +242,26 @@ mod tests {
             let mut packet = mapped(end);
             assert_eq!(parse_syn(&packet), Err(PacketError::Mapped));
             packet[6] = UDP;
-            assert_eq!(parse_datagram(&packet), Err(PacketError::Mapped));
+            assert_eq!(parse_flow(&packet), Err(PacketError::Mapped));
         }
     }
 
     #[test]
-    fn a_datagram_gives_protocol_addresses_and_ports() {
+    fn what_begins_a_flow_gives_protocol_addresses_and_ports() {
         let of = |protocol| Tuple {
             protocol,
             ..Tuple::tcp("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap())
         };
-        assert_eq!(parse_datagram(&v4(0, 0, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
-        assert_eq!(parse_datagram(&v4(40, 0, SCTP, &tcp(0)[..12])), Ok(of(Protocol::Sctp)));
+        assert_eq!(parse_flow(&v4(0, 0, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
+        assert_eq!(parse_flow(&v4(40, 0, SCTP, &tcp(0)[..12])), Ok(of(Protocol::Sctp)));
         // The first fragment has the ports.
-        assert_eq!(parse_datagram(&v4(0, 0x2000, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
-        assert_eq!(parse_datagram(&v4(0, 1, UDP, &tcp(0)[..8])), Err(PacketError::Fragment));
-        assert_eq!(parse_datagram(&v4(0, 0, UDP, &tcp(0)[..7])), Err(PacketError::Truncated));
-        assert_eq!(parse_datagram(&v4(0, 0, TCP, &tcp(FLAG_SYN))), Err(PacketError::Protocol(TCP)));
-        assert_eq!(parse_datagram(&[]), Err(PacketError::Truncated));
+        assert_eq!(parse_flow(&v4(0, 0x2000, UDP, &tcp(0)[..8])), Ok(of(Protocol::Udp)));
+        assert_eq!(parse_flow(&v4(0, 1, UDP, &tcp(0)[..8])), Err(PacketError::Fragment));
+        assert_eq!(parse_flow(&v4(0, 0, UDP, &tcp(0)[..7])), Err(PacketError::Truncated));
+        assert_eq!(parse_flow(&v4(0, 0, TCP, &tcp(FLAG_SYN))), Ok(of(Protocol::Tcp)));
+        assert_eq!(parse_flow(&v4(0, 0, TCP, &tcp(0x10))), Err(PacketError::NotSyn(0x10)));
+        assert_eq!(parse_flow(&v4(0, 0, 47, &tcp(0))), Err(PacketError::Protocol(47)));
+        assert_eq!(parse_flow(&[]), Err(PacketError::Truncated));
     }
 
     proptest! {
@@ -265,11 +274,11 @@ mod tests {
             transport[..2].copy_from_slice(&ports[0].to_be_bytes());
             transport[2..4].copy_from_slice(&ports[1].to_be_bytes());
             let mut packet = v4(options * 4, 0, protocol, &transport);
-            let read = parse_datagram(&packet).unwrap();
+            let read = parse_flow(&packet).unwrap();
             prop_assert_eq!([read.client.0.port(), read.destination.0.port()], ports);
             prop_assert_eq!(read.protocol, if sctp { Protocol::Sctp } else { Protocol::Udp });
             packet.truncate(keep);
-            prop_assert_eq!(parse_datagram(&packet).is_ok(), packet.len() >= 28 + options * 4);
+            prop_assert_eq!(parse_flow(&packet).is_ok(), packet.len() >= 28 + options * 4);
         }
 
         #[test]
@@ -279,7 +288,7 @@ mod tests {
                 *first = version << 4 | *first & 0x0f;
             }
             let _ = parse_syn(&bytes);
-            let _ = parse_datagram(&bytes);
+            let _ = parse_flow(&bytes);
         }
     }
 }

@@ -4,7 +4,7 @@ use flow::Tuple;
 use futures_util::FutureExt;
 
 use crate::hello;
-use crate::packet::{parse_datagram, parse_syn};
+use crate::packet::{parse_flow, parse_syn};
 use crate::pairing::Pairing;
 use crate::sys::nfqueue;
 
@@ -17,7 +17,7 @@ pub fn read_held(message: &[u8]) -> Option<Tuple> {
 
 /// Reads a packet from its IP header on, as the gate does: the connection attempt, and the flow, that it begins.
 pub fn read_packet(packet: &[u8]) -> (Option<Tuple>, Option<Tuple>) {
-    (parse_syn(packet).ok().map(|syn| syn.tuple), parse_datagram(packet).ok())
+    (parse_syn(packet).ok().map(|syn| syn.tuple), parse_flow(packet).ok())
 }
 
 /// A message as the kernel's queue sends it, with this packet.

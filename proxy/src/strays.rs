@@ -123,7 +123,9 @@ fn pass(
 /// The live connections of this node's pods that the proxy does not carry.
 fn find(path: &Datapath, snapshot: &Snapshot, conntrack: &Conntrack) -> std::io::Result<Vec<Entry>> {
     let mut found = Vec::new();
-    conntrack.unmarked(path.carried_mark | path.revoked_mark, |entry| {
+    // What the kernel carries after a decision is no stray.
+    let known = path.carried_mark | path.revoked_mark | path.marks().flow;
+    conntrack.unmarked(known, |entry| {
         let (source, destination) =
             (snapshot.endpoint(entry.client.ip()), snapshot.endpoint(entry.destination.ip()));
         let tuple = Tuple::tcp(entry.client, entry.destination);

@@ -37,6 +37,7 @@ fn entry(port: u16, packets: u64) -> Entry {
         id: None,
         zone: 0,
         counted: Some((counted, Counted::default())),
+        is_over: false,
     }
 }
 
@@ -60,6 +61,21 @@ fn look(flows: &Flows, present: &[u16]) -> Compared {
 
 fn known(flows: &Flows, port: u16, generation: u64) -> Known {
     flows.lock().known(&tuple(port), Generation(generation), Instant::now())
+}
+
+#[test]
+fn a_flow_that_conntrack_did_not_seem_to_see_is_followed_once_it_is_found_there() {
+    let (flows, _writer, metrics) = recorded(Sink::Discard, 10);
+    let mut table = flows.lock();
+    flows.accept(&mut table, tuple(1), judged(1), Instant::now());
+    flows.started(&mut table, &tuple(1), None, false);
+    drop(table);
+    let ended = || metrics.connections_live.get();
+    look(&flows, &[1]);
+    look(&flows, &[]);
+    assert_eq!(ended(), 1, "it may have been passed over once");
+    look(&flows, &[]);
+    assert_eq!(ended(), 0, "conntrack has let go of it");
 }
 
 #[test]

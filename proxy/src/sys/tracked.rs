@@ -16,6 +16,7 @@ use socket2::{SockFilter, SockRef};
 use super::nfqueue::{attribute, attributes, field, push_attribute};
 
 const SUBSYSTEM: u16 = 1 << 8;
+const MSG_NEW: u16 = SUBSYSTEM;
 const MSG_GET: u16 = SUBSYSTEM | 1;
 const MSG_DELETE: u16 = SUBSYSTEM | 2;
 const NLMSG_ERROR: u16 = 2;
@@ -27,6 +28,7 @@ const NESTED: u16 = 0x8000;
 
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const PROTOCOL_INFO: u16 = 4;
 const MARK: u16 = 8;
 const COUNTERS_ORIG: u16 = 9;
 const COUNTERS_REPLY: u16 = 10;
@@ -34,6 +36,8 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 const MARK_MASK: u16 = 21;
 
+/// TIME_WAIT and CLOSE (include/uapi/linux/netfilter/nf_conntrack_tcp.h): the connection is over, its entry is not.
+const TCP_OVER: std::ops::RangeInclusive<u8> = 7..=8;
 /// `NFNLGRP_CONNTRACK_DESTROY`.
 const GROUP_DESTROY: u32 = 3;
 /// Length of nlmsghdr and nfgenmsg.
@@ -70,6 +74,8 @@ pub(crate) struct Entry {
     pub(crate) zone: u16,
     /// What each side sent, original direction first; `None` where nothing is counted.
     pub(crate) counted: Option<(Counted, Counted)>,
+    /// A TCP connection that both its ends, or a reset, have ended.
+    pub(crate) is_over: bool,
 }
 
 impl Entry {
@@ -169,6 +175,29 @@ impl Conntrack {
             if entry.zone != 0 {
                 push_attribute(body, ZONE, &entry.zone.to_be_bytes());
             }
+        });
+        self.send(&request)?;
+        let mut buffer = vec![0; 4096];
+        loop {
+            let received = receive(&self.socket, &mut buffer)?;
+            for message in messages(&buffer[..received]) {
+                if kind(message) == NLMSG_ERROR {
+                    return not_found_is(acknowledged(message).map(|()| true), false);
+                }
+            }
+        }
+    }
+
+    /// Sets `bit` in the mark of an entry. True when it was there.
+    pub(crate) fn mark(&self, entry: &Entry, bit: u32) -> io::Result<bool> {
+        let (source, destination) = entry.original;
+        let request = message(MSG_NEW, FLAG_REQUEST | FLAG_ACK, family(source), |body| {
+            push_tuple(body, Direction::Original, entry.protocol, source, destination);
+            if entry.zone != 0 {
+                push_attribute(body, ZONE, &entry.zone.to_be_bytes());
+            }
+            push_attribute(body, MARK, &bit.to_be_bytes());
+            push_attribute(body, MARK_MASK, &bit.to_be_bytes());
         });
         self.send(&request)?;
         let mut buffer = vec![0; 4096];
@@ -345,11 +374,16 @@ fn not_found_is<T>(result: io::Result<T>, absent: T) -> io::Result<T> {
 fn parse(message: &[u8]) -> Option<Entry> {
     let (mut original, mut reply) = (None, None);
     let (mut mark, mut id, mut zone) = (0, None, 0);
-    let (mut sent, mut received) = (None, None);
+    let (mut sent, mut received, mut is_over) = (None, None, false);
     for (kind, value) in attributes(message.get(HEADERS..)?) {
         match kind {
             TUPLE_ORIG => original = Some(parse_tuple(value)?),
             TUPLE_REPLY => reply = Some(parse_tuple(value)?),
+            // CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE.
+            PROTOCOL_INFO => {
+                let state = attribute(value, 1).and_then(|tcp| attribute(tcp, 1)).and_then(|v| v.first());
+                is_over = state.is_some_and(|state| TCP_OVER.contains(state));
+            }
             MARK => mark = u32::from_be_bytes(field(value, 0)?),
             ID => id = Some(u32::from_be_bytes(field(value, 0)?)),
             ZONE => zone = u16::from_be_bytes(field(value, 0)?),
@@ -359,7 +393,7 @@ fn parse(message: &[u8]) -> Option<Entry> {
         }
     }
     let ((protocol, original), (_, reply)) = (original?, reply?);
-    Some(Entry { protocol, original, reply, mark, id, zone, counted: sent.zip(received) })
+    Some(Entry { protocol, original, reply, mark, id, zone, counted: sent.zip(received), is_over })
 }
 
 fn parse_tuple(tuple: &[u8]) -> Option<(Protocol, (SocketAddr, SocketAddr))> {
@@ -402,6 +436,7 @@ mod tests {
             id: Some(7),
             zone: 0,
             counted: Some((Counted { packets: 1, bytes: 60 }, Counted { packets: 2, bytes: 200 })),
+            is_over: false,
         }
     }
 
@@ -424,7 +459,21 @@ mod tests {
             if let Some(id) = entry.id {
                 push_attribute(body, ID, &id.to_be_bytes());
             }
+            if entry.protocol == Protocol::Tcp {
+                let (mut tcp, mut info) = (Vec::new(), Vec::new());
+                push_attribute(&mut tcp, 1, &[if entry.is_over { 7 } else { 3 }]);
+                push_attribute(&mut info, 1 | NESTED, &tcp);
+                push_attribute(body, PROTOCOL_INFO | NESTED, &info);
+            }
         })
+    }
+
+    #[test]
+    fn a_tcp_connection_tells_whether_it_is_over() {
+        for is_over in [false, true] {
+            let entry = Entry { protocol: Protocol::Tcp, is_over, ..entry() };
+            assert_eq!(parse(&told(&entry)), Some(entry));
+        }
     }
 
     #[test]
