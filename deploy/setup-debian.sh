@@ -11,6 +11,7 @@ need() { # command, package
 need cc gcc
 need nft nftables
 need iptables-nft iptables
+need ipset ipset
 need ip iproute2
 need conntrack conntrack
 need sysctl procps

@@ -68,8 +68,21 @@ impl Bypassed {
         bypassed
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The ports, in order.
+    pub(crate) fn port_list(&self) -> impl Iterator<Item = u16> + '_ {
+        self.ports.iter().copied()
+    }
+
+    /// The ranges of one family, in order.
+    pub(crate) fn range_list(&self, version: u8) -> Vec<String> {
+        match version {
+            4 => self.ranges4.iter().map(ToString::to_string).collect(),
+            _ => self.ranges6.iter().map(ToString::to_string).collect(),
+        }
     }
 
     fn ranges(&self, version: u8) -> String {

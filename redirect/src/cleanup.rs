@@ -15,6 +15,7 @@ use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::{RouteError, RouteSpec, Routes};
 use crate::ruleset::{CreatedBases, GATE_CHAIN, GATE_HOOKS, RedirectSpec, TABLE};
 use crate::tool::{ToolError, nft};
+use crate::xtables::remove_all;
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl fmt::Display for CleanupErrors {
     }
 }
 
-/// Removes the tables, the iptables gate, the routing rules and the routes, in both families, in the network
+/// Removes the tables, the rules, sets and gate of iptables' both variants, the routing rules and the routes, in both families, in the network
 /// namespace of the calling thread. With nothing there, removes nothing and succeeds.
 pub async fn cleanup(config: &RedirectConfig) -> Result<CleanupReport, CleanupErrors> {
     let marks = Marks::from_mask(config.mark_mask)
@@ -90,14 +91,20 @@ async fn remove(
 ) -> Result<CleanupReport, CleanupErrors> {
     let mut report = CleanupReport::default();
     let mut errors = Vec::new();
-    // The table goes first: without it no packet is sent to the gate or the routes.
-    let created = match remove_table(&mut report).await {
-        Ok(told) => known.or(told),
-        Err(error) => {
-            errors.push(error.into());
-            known
+    // The tables go first: without them no packet is sent to the gate or the routes.
+    let mut created = known;
+    match remove_table(&mut report).await {
+        Ok(told) => created = created.or(told),
+        Err(ToolError::Missing { .. }) => {}
+        Err(error) => errors.push(error.into()),
+    }
+    match remove_all(None).await {
+        Ok(removed) => {
+            created = created.or(removed.created);
+            report.removed.extend(removed.lines);
         }
-    };
+        Err(error) => errors.push(error.into()),
+    }
     for (setting, was_on) in [
         (Setting::CallIptables, created.call_iptables),
         (Setting::CallIp6tables, created.call_ip6tables),

@@ -28,7 +28,7 @@ pub struct RedirectConfig {
     pub rule_priority: u32,
     /// What becomes of new connections while no proxy listens. Default `isolation`.
     pub fail_mode: FailMode,
-    /// Which part of the kernel holds the first packet. Default `auto`.
+    /// Which parts of the kernel intercept packets and hold the first. Default `auto`.
     pub backend: BackendChoice,
     /// New connections a second that one client address may bring to the gate; the kernel drops the SYNs of
     /// those beyond, so that a flood from one pod cannot delay the others. 0 is no limit. Default 10000.
@@ -97,17 +97,23 @@ pub enum Icmp {
     Isolate,
 }
 
-/// Which part of the kernel the gate uses.
+/// Which parts of the kernel intercept packets.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum BackendChoice {
-    /// nft `queue` where the kernel has it, else iptables NFQUEUE.
+    /// nft where the kernel has its `tproxy`, with nft's `queue` or else iptables' NFQUEUE; otherwise iptables.
     #[default]
     Auto,
-    /// nft `queue`, or fail.
+    /// nft with its `queue`, or fail.
     Nft,
-    /// iptables NFQUEUE, or fail.
+    /// nft with iptables' NFQUEUE, or fail.
+    NftNfqueue,
+    /// iptables and ipset: the nf_tables variant where it will do, else the older one; or fail.
     Iptables,
+    /// iptables' nf_tables variant and ipset, or fail.
+    IptablesNft,
+    /// iptables' older variant and ipset, or fail.
+    IptablesLegacy,
 }
 
 /// One field of the configuration that cannot be used.

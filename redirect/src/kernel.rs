@@ -11,19 +11,25 @@ use crate::accounting;
 use crate::bridge_settings::{self, Setting};
 use crate::bridges::PodBridge;
 use crate::cleanup;
+use crate::config::BackendChoice;
 use crate::gate::Iptables;
 use crate::links::{LinkWatch, Links};
 use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quieted};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pod_links;
 use crate::pods::{LocalPods, SetElements, delta_of};
-use crate::probe::{MissingParts, builds_bridge_rules, probe};
+use crate::probe::{MissingParts, builds_bridge_rules, probe_for};
 use crate::routes::{RouteError, RouteSpec, Routes};
 use crate::ruleset::{GateBackend, RedirectSpec, TABLE, ruleset};
 use crate::tool::{ToolError, nft};
+use crate::xtables::{IptablesVariant, Look, Noted, Seen, Xtables, noted, remove_all};
 
 /// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
 const QUIET_ATTEMPTS: u32 = 5;
+
+/// How many looks it is from one comparison of what tells of no change by itself to the next: sets of ipset, and
+/// the rules of the older iptables.
+const LOOKS_PER_COMPARISON: u32 = 4;
 
 /// What it means when conntrack does not count.
 const NOT_COUNTED: &str = "records of UDP and SCTP flows have no packets and bytes";
@@ -62,6 +68,10 @@ pub(crate) enum Difference {
     ElementsChanged,
     /// The gate's chain or jump.
     Gate(Family),
+    /// A chain of iptables, one of its rules, or the jump to it.
+    Chains,
+    /// A set of ipset.
+    Sets,
     /// The table of the bridges.
     Bridges,
     /// A setting that hides bridged traffic.
@@ -78,6 +88,8 @@ impl Difference {
             Self::ElementsChanged => "set elements changed",
             Self::Gate(Family::V4) => "iptables gate changed",
             Self::Gate(Family::V6) => "ip6tables gate changed",
+            Self::Chains => "iptables rules changed",
+            Self::Sets => "ipset sets changed",
             Self::Bridges => "table bridge sluice changed",
             Self::Setting(name) | Self::Route(name) => name,
         }
@@ -90,6 +102,12 @@ pub(crate) struct Kernel {
     netlink: Nfnetlink,
     routes: Routes,
     iptables: Vec<Iptables>,
+    /// Where the rules are iptables' own, the tools by which they are kept.
+    xtables: Option<Xtables>,
+    /// What an earlier process has left of rules of iptables.
+    left: Noted,
+    /// Looks since the last comparison of what tells of no change.
+    looks: u32,
     links: Links,
     links_are_old: bool,
     watch: LinkWatch,
@@ -109,6 +127,8 @@ struct Installed {
     shape: Vec<Value>,
     bridges: Option<Vec<Value>>,
     gates: Vec<Vec<String>>,
+    /// The rules, where they are iptables' own; the shape is empty then.
+    xtables: Option<Seen>,
 }
 
 impl Kernel {
@@ -121,6 +141,10 @@ impl Kernel {
                 iptables.push(Iptables::find(Family::V6).await?);
             }
         }
+        let xtables = match spec.gate.iptables() {
+            Some(variant) => Some(Xtables::find(variant, spec.ipv6).await?),
+            None => None,
+        };
         let (netlink, routes) = (Nfnetlink::open()?, Routes::open()?);
         // Before the devices are read, so that no change falls between.
         let watch = LinkWatch::open()?;
@@ -129,6 +153,9 @@ impl Kernel {
             netlink,
             routes,
             iptables,
+            xtables,
+            left: Noted::default(),
+            looks: 0,
             links: Links::default(),
             links_are_old: true,
             watch,
@@ -141,15 +168,21 @@ impl Kernel {
         kernel.read_links().await?;
         kernel.spec.bridges = kernel.bridges().await;
         // What a former process left keeps isolated pods closed; only what is ours alone is taken back.
-        let is_first = list_table().await?.is_none();
-        let outcome = kernel.replace().await;
-        if outcome.is_err() && is_first {
+        let is_first = !kernel.finds_rules().await?;
+        let mut outcome = kernel.replace().await;
+        if outcome.is_ok() {
+            outcome = kernel.remove_other_backends().await;
+        } else if is_first {
             cleanup::undo(&kernel.spec).await;
         }
         match outcome {
             Ok(()) => Ok(kernel),
             Err(InstallError::Tool(error @ ToolError::Failed { .. })) => {
-                let capabilities = probe().await;
+                let choice = match kernel.spec.gate {
+                    GateBackend::Iptables(_) => BackendChoice::Iptables,
+                    GateBackend::NftQueue | GateBackend::IptablesNfqueue => BackendChoice::Nft,
+                };
+                let capabilities = probe_for(choice).await;
                 Err(match capabilities.lacks_for(kernel.spec.gate) {
                     Some(missing) => InstallError::Missing(missing),
                     None => error.into(),
@@ -159,23 +192,73 @@ impl Kernel {
         }
     }
 
+    /// Whether an earlier installation is there, whatever its backend.
+    async fn finds_rules(&mut self) -> Result<bool, InstallError> {
+        self.left = noted().await?;
+        Ok(self.left.is_there || left_table().await?.is_some())
+    }
+
+    /// Rules of both backends may stand together for a moment, but there is none without any: what another backend
+    /// has left goes after this one's rules are in place.
+    async fn remove_other_backends(&mut self) -> Result<(), InstallError> {
+        let removed = match self.spec.gate.iptables() {
+            Some(variant) => {
+                if left_table().await?.is_some() {
+                    nft(&["-f", "-"], &format!("delete table inet {TABLE}\n")).await?;
+                    tracing::info!("removed the nft rules of an earlier process");
+                }
+                remove_all(Some(variant)).await?
+            }
+            None if self.left.is_there => remove_all(None).await?,
+            None => return Ok(()),
+        };
+        if !removed.lines.is_empty() {
+            tracing::info!(what = ?removed.lines, "removed the iptables rules of an earlier process");
+        }
+        Ok(())
+    }
+
+    /// Takes over what an earlier process, of any backend, kept in mind of the node's changed settings.
+    async fn take_over_notes(&mut self) -> Result<(), InstallError> {
+        if let Some(left) = left_table().await? {
+            self.spec.created = left.created;
+        }
+        self.spec.created = self.spec.created.or(self.left.created);
+        match self.xtables {
+            Some(_) => self.spec.made_bases.extend(self.left.bases.iter().cloned()),
+            // The gate's own notes hold for it; what else was made goes with the other backend's rules.
+            None if self.spec.gate == GateBackend::IptablesNfqueue => {
+                self.spec.created = self.spec.created.or(self.left.mangle_bases());
+            }
+            None => {}
+        }
+        self.spec.quieted = list_bridge_table().await.map(|table| quieted(&table)).unwrap_or_default();
+        Ok(())
+    }
+
     /// Puts everything in place anew.
     pub(crate) async fn replace(&mut self) -> Result<(), InstallError> {
         self.generation = None;
-        if self.installed.is_none()
-            && let Some(left) = list_table().await?
-        {
-            self.spec.created = left.created;
-            self.spec.quieted = list_bridge_table().await.map(|table| quieted(&table)).unwrap_or_default();
+        if self.installed.is_none() {
+            self.take_over_notes().await?;
         }
         self.find_pod_links().await;
         self.count_datagrams();
         self.show_bridged_frames_to_nobody();
+        if let Some(xtables) = &self.xtables {
+            self.routes.ensure(RouteSpec::of(&self.spec)).await?;
+            self.replace_bridges().await?;
+            let seen = xtables.install(&mut self.spec).await?;
+            let bridges = list_bridge_table().await.filter(|_| !self.spec.bridges.is_empty());
+            self.installed =
+                Some(Installed { shape: Vec::new(), bridges, gates: Vec::new(), xtables: Some(seen) });
+            return Ok(());
+        }
         let gates = self.replace_gates().await?;
         self.routes.ensure(RouteSpec::of(&self.spec)).await?;
         let (shape, generation) = self.replace_table().await?;
         let bridges = list_bridge_table().await.filter(|_| !self.spec.bridges.is_empty());
-        self.installed = Some(Installed { shape, bridges, gates });
+        self.installed = Some(Installed { shape, bridges, gates, xtables: None });
         self.generation = generation;
         Ok(())
     }
@@ -194,7 +277,17 @@ impl Kernel {
 
     async fn change_sets(&mut self, old: SetElements) -> Result<(), InstallError> {
         self.find_pod_links().await;
-        if self.installed.is_some() {
+        if let (Some(xtables), Some(Installed { xtables: Some(seen), .. })) =
+            (&self.xtables, &mut self.installed)
+        {
+            if old == self.spec.elements() {
+                return Ok(());
+            }
+            match xtables.change(&old, &self.spec, seen).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "set change refused; replacing the rules"),
+            }
+        } else if self.installed.is_some() {
             let Some(script) = delta_of(&old, &self.spec.elements()) else { return Ok(()) };
             match nft(&["-f", "-"], &script).await {
                 // The table may have been replaced by a stranger's meanwhile; the next look will tell.
@@ -215,6 +308,9 @@ impl Kernel {
 
     /// Looks for differences. Cheap while the ruleset's generation stands still.
     pub(crate) async fn differences(&mut self) -> Result<Vec<Difference>, InstallError> {
+        if self.xtables.is_some() && self.installed.is_some() {
+            return self.iptables_differences().await;
+        }
         let Some(installed) = &self.installed else { return Ok(vec![Difference::TableMissing]) };
         let generation = self.netlink.generation()?;
         if self.generation == Some(generation) {
@@ -244,6 +340,47 @@ impl Kernel {
             self.generation = Some(generation);
         }
         Ok(differences)
+    }
+
+    /// nf_tables' generation tells of changes to rules of iptables' nf_tables variant; nothing tells of the others.
+    async fn iptables_differences(&mut self) -> Result<Vec<Difference>, InstallError> {
+        let (Some(xtables), Some(installed)) = (&self.xtables, &self.installed) else {
+            return Ok(vec![Difference::Chains]);
+        };
+        let Some(seen) = &installed.xtables else { return Ok(vec![Difference::Chains]) };
+        self.looks = (self.looks + 1) % LOOKS_PER_COMPARISON;
+        let generation = self.netlink.generation().ok();
+        let told = self.spec.gate.iptables() == Some(IptablesVariant::Nft) && generation.is_some();
+        let has_changed = generation != self.generation;
+        if self.looks != 0 && !(told && has_changed) {
+            return Ok(Vec::new());
+        }
+        let mut differences = Vec::new();
+        match xtables.look(&self.spec, seen, !told || has_changed).await? {
+            Look::Same => {}
+            Look::Rules => differences.push(Difference::Chains),
+            Look::Sets => differences.push(Difference::Sets),
+        }
+        if !self.spec.bridges.is_empty() && list_bridge_table().await != installed.bridges {
+            differences.push(Difference::Bridges);
+        }
+        if differences.is_empty() {
+            // Read before the lists, so that a change between is looked at next time.
+            self.generation = generation;
+        }
+        Ok(differences)
+    }
+
+    /// The one nft table that stands beside rules of iptables: that of the bridges.
+    async fn replace_bridges(&self) -> Result<(), InstallError> {
+        let mut script = ruleset(&self.spec).nft;
+        if self.spec.bridges.is_empty() && list_bridge_table().await.is_some() {
+            script.push_str(&format!("delete table bridge {TABLE}\n"));
+        }
+        if !script.is_empty() {
+            nft(&["-f", "-"], &script).await?;
+        }
+        Ok(())
     }
 
     /// Waits for a change of the node's devices. Cancel safe.
@@ -459,6 +596,14 @@ impl Kernel {
                 _ => attempt += 1,
             }
         }
+    }
+}
+
+/// The nft table that is there; none where there is no nft.
+async fn left_table() -> Result<Option<Listing>, ToolError> {
+    match list_table().await {
+        Err(ToolError::Missing { .. }) => Ok(None),
+        found => found,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Turns the interception a node wants, as a value, into kernel state: one nftables table replaced in one
 //! transaction, one routing rule and one route per address family, and, where the kernel has no nft `queue`,
-//! one iptables chain. Where pods share a bridge, a second table brings their frames up to the first.
+//! one iptables chain. Where pods share a bridge, a second table brings their frames up to the first. On kernels
+//! whose nf_tables has no `tproxy`, chains of iptables and sets of ipset take the first table's place (`xtables`).
 //!
 //! [`ruleset()`] and [`delta`] are pure: no clock, no I/O, no lock. [`Redirect::start`] applies and keeps what
 //! they say; [`cleanup()`] takes it away. Nothing outside the tables `inet sluice` and `bridge sluice`, the
-//! configured mark bits, routing table and rule, the chain `SLUICE-GATE` and the settings that the
-//! configuration names is changed.
+//! configured mark bits, routing table and rule, the chains `SLUICE-…`, the sets `sluice-…` and the settings that
+//! the configuration names is changed.
 
 mod accounting;
 mod bridge_settings;
@@ -29,6 +30,7 @@ mod routes;
 mod ruleset;
 pub mod survey;
 mod tool;
+mod xtables;
 
 pub use bridges::{HardwareAddr, PodBridge};
 pub use bypass::{Bypass, Bypassed};
@@ -39,7 +41,8 @@ pub use kernel::InstallError;
 pub use links::pod_bridges;
 pub use marks::{Marks, MarksError};
 pub use pods::{LocalPods, delta};
-pub use probe::{Capabilities, MissingPart, MissingParts, probe};
+pub use probe::{Capabilities, MissingPart, MissingParts, probe, probe_for};
 pub use routes::RouteError;
-pub use ruleset::{CreatedBases, GateBackend, GateScripts, RedirectSpec, Ruleset, ruleset};
+pub use ruleset::{CreatedBases, GateBackend, GateScripts, IptablesScripts, RedirectSpec, Ruleset, ruleset};
 pub use tool::ToolError;
+pub use xtables::IptablesVariant;

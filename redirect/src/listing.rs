@@ -63,6 +63,21 @@ pub(crate) async fn mangle_exists(family: &str) -> Result<[bool; 3], ToolError> 
     Ok([has(&tables, "table", "name", "mangle"), input, forward])
 }
 
+/// Tables and base chains of `family` by name, as nft shows them.
+pub(crate) async fn base_chains(family: &str) -> Result<BTreeSet<(String, String)>, ToolError> {
+    let text = nft(&["-j", "list", "chains", family], "").await?;
+    let name = |object: &Value, key: &str| Some(object["chain"][key].as_str()?.to_owned());
+    let chains = objects(&text);
+    let based = chains.iter().filter(|object| object["chain"]["hook"].is_string());
+    Ok(based.filter_map(|object| Some((name(object, "table")?, name(object, "name")?))).collect())
+}
+
+/// The names of the tables of `family`, as nft shows them.
+pub(crate) async fn table_names(family: &str) -> Result<BTreeSet<String>, ToolError> {
+    let tables = objects(&nft(&["-j", "list", "tables", family], "").await?);
+    Ok(tables.iter().filter_map(|object| Some(object["table"]["name"].as_str()?.to_owned())).collect())
+}
+
 /// An element of a set of ranges; one of a single address is written as that address.
 fn range(member: &Value) -> Option<IpNet> {
     if let Some(address) = member.as_str() {
@@ -120,18 +135,8 @@ fn parse(text: &str) -> Option<Listing> {
                 _ => {}
             }
         }
-        match object["chain"]["name"].as_str() {
-            Some("created_ip_mangle") => created.table4 = true,
-            Some("created_ip_mangle_input") => created.input4 = true,
-            Some("created_ip_mangle_forward") => created.forward4 = true,
-            Some("created_ip6_mangle") => created.table6 = true,
-            Some("created_ip6_mangle_input") => created.input6 = true,
-            Some("created_ip6_mangle_forward") => created.forward6 = true,
-            Some("enabled_accounting") => created.accounting = true,
-            Some("disabled_bridge_call_iptables") => created.call_iptables = true,
-            Some("disabled_bridge_call_ip6tables") => created.call_ip6tables = true,
-            Some("disabled_send_redirects") => created.send_redirects = true,
-            _ => {}
+        if let Some(name) = object["chain"]["name"].as_str() {
+            created.note(name);
         }
         forget_the_passing(&mut object);
         shape.push(object);

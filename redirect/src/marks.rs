@@ -16,7 +16,8 @@ pub struct Marks {
     pub tracked: u32,
     /// Set by the gate's verdict: answer the SYN with a TCP reset. As a connection mark: answer every packet so.
     pub reset: u32,
-    /// Set by the gate's verdict: answer the SYN with ICMPv6 address unreachable, or in IPv4 a TCP reset.
+    /// Set by the gate's verdict: answer the SYN with ICMPv6 address unreachable, or in IPv4 a TCP reset. With rules
+    /// of iptables, on a SYN before conntrack: is a process there; with `reset` beside it: yes.
     pub unreachable: u32,
     /// On a packet: a datagram without a judged flow, for the gate. On a connection: its flow was accepted.
     pub flow: u32,

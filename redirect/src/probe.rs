@@ -4,6 +4,7 @@
 //! aborts for want of an end marker; nothing is ever installed. iptables' NFQUEUE: its `--test` builds no rule,
 //! so a chain of a unique name that nothing jumps to is loaded and removed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::process;
@@ -18,6 +19,7 @@ use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::Routes;
 use crate::ruleset::GateBackend;
 use crate::tool::{ToolError, nft};
+use crate::xtables::{IptablesVariant, missing_parts};
 
 /// What this node offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Capabilities {
     pub policy_routing: bool,
     /// Whether the node has IPv6.
     pub ipv6: bool,
+    /// What iptables' variants lack for rules without nft. Only those are asked that the choice could fall on.
+    pub iptables: BTreeMap<IptablesVariant, Vec<MissingPart>>,
 }
 
 /// A part this node lacks.
@@ -82,7 +86,7 @@ impl fmt::Display for MissingParts {
 impl std::error::Error for MissingParts {}
 
 const NFT: MissingPart = MissingPart { part: "nft", kernel_option: "", remedy: "apt-get install nftables" };
-const PERMISSION: MissingPart = MissingPart {
+pub(crate) const PERMISSION: MissingPart = MissingPart {
     part: "permission to change the ruleset",
     kernel_option: "",
     remedy: "run as root or with CAP_NET_ADMIN",
@@ -121,6 +125,9 @@ const NFQUEUE: MissingPart = MissingPart {
     remedy: "modprobe xt_NFQUEUE, apt-get install iptables (1.8 or later, nf_tables variant)",
 };
 
+const NOT_ASKED: MissingPart =
+    MissingPart { part: "iptables", kernel_option: "", remedy: "set redirect.backend to iptables" };
+
 impl Capabilities {
     /// The best gate this node has, or all parts that are missing for any.
     pub fn gate_backend(&self) -> Result<GateBackend, MissingParts> {
@@ -129,13 +136,22 @@ impl Capabilities {
 
     /// The gate that the configuration asks for, or all parts that are missing for it.
     pub fn choose(&self, choice: BackendChoice) -> Result<GateBackend, MissingParts> {
+        use GateBackend::{Iptables, IptablesNfqueue, NftQueue};
+        use IptablesVariant::{Legacy, Nft};
         let backends: &[GateBackend] = match choice {
-            BackendChoice::Auto => &[GateBackend::NftQueue, GateBackend::IptablesNfqueue],
-            BackendChoice::Nft => &[GateBackend::NftQueue],
-            BackendChoice::Iptables => &[GateBackend::IptablesNfqueue],
+            BackendChoice::Auto => &[NftQueue, IptablesNfqueue, Iptables(Nft), Iptables(Legacy)],
+            BackendChoice::Nft => &[NftQueue],
+            BackendChoice::NftNfqueue => &[IptablesNfqueue],
+            BackendChoice::Iptables => &[Iptables(Nft), Iptables(Legacy)],
+            BackendChoice::IptablesNft => &[Iptables(Nft)],
+            BackendChoice::IptablesLegacy => &[Iptables(Legacy)],
         };
         let mut missing: Vec<MissingPart> = Vec::new();
         for backend in backends {
+            let not_asked = backend.iptables().is_some_and(|variant| !self.iptables.contains_key(&variant));
+            if not_asked && !missing.is_empty() {
+                continue;
+            }
             match self.lacks_for(*backend) {
                 None => return Ok(*backend),
                 Some(parts) => parts.0.into_iter().for_each(|part| {
@@ -149,6 +165,13 @@ impl Capabilities {
     }
 
     pub(crate) fn lacks_for(&self, backend: GateBackend) -> Option<MissingParts> {
+        if let GateBackend::Iptables(variant) = backend {
+            let mut missing = self.iptables.get(&variant).cloned().unwrap_or_else(|| vec![NOT_ASKED]);
+            if !self.policy_routing {
+                missing.push(RULES);
+            }
+            return (!missing.is_empty()).then_some(MissingParts(missing));
+        }
         if self.nft_version.is_none() {
             return Some(MissingParts(vec![NFT]));
         }
@@ -157,7 +180,7 @@ impl Capabilities {
         }
         let gate = match backend {
             GateBackend::NftQueue => (self.nft_queue, QUEUE),
-            GateBackend::IptablesNfqueue => (self.iptables_nfqueue, NFQUEUE),
+            GateBackend::IptablesNfqueue | GateBackend::Iptables(_) => (self.iptables_nfqueue, NFQUEUE),
         };
         let parts = [
             (self.nft_tproxy, TPROXY),
@@ -176,7 +199,35 @@ impl Capabilities {
 
 /// Asks the kernel, in the network namespace of the calling thread. Leaves nothing behind.
 pub async fn probe() -> Capabilities {
+    probe_for(BackendChoice::Auto).await
+}
+
+/// Asks as much as the choice needs. Asking the older iptables has the kernel make its tables, which are then there
+/// and empty: it is asked only where nothing else will do, or it is wanted by name.
+pub async fn probe_for(choice: BackendChoice) -> Capabilities {
+    let mut found = probe_nft().await;
+    let variants: &[IptablesVariant] = match choice {
+        BackendChoice::Nft | BackendChoice::NftNfqueue => &[],
+        BackendChoice::IptablesNft => &[IptablesVariant::Nft],
+        BackendChoice::IptablesLegacy => &[IptablesVariant::Legacy],
+        BackendChoice::Auto | BackendChoice::Iptables => &[IptablesVariant::Nft, IptablesVariant::Legacy],
+    };
+    for variant in variants {
+        if found.choose(choice).is_ok() {
+            break;
+        }
+        let missing = missing_parts(*variant, found.ipv6).await;
+        found.iptables.insert(*variant, missing);
+    }
+    found
+}
+
+async fn probe_nft() -> Capabilities {
     let mut found = Capabilities { ipv6: has_ipv6(), ..Capabilities::default() };
+    if let Ok(routes) = Routes::open() {
+        found.policy_routing =
+            routes.has_rules(IpVersion::V4).await && (!found.ipv6 || routes.has_rules(IpVersion::V6).await);
+    }
     match nft(&["--version"], "").await {
         Ok(version) => {
             found.nft_version =
@@ -205,10 +256,6 @@ pub async fn probe() -> Capabilities {
     found.nft_fib = hooked_builds("filter", "output", "fib daddr type local accept").await;
     found.nft_route_chain = hooked_builds("route", "output", "accept").await;
     found.iptables_nfqueue = has_nfqueue(Family::V4).await && (!found.ipv6 || has_nfqueue(Family::V6).await);
-    if let Ok(routes) = Routes::open() {
-        found.policy_routing =
-            routes.has_rules(IpVersion::V4).await && (!found.ipv6 || routes.has_rules(IpVersion::V6).await);
-    }
     found
 }
 

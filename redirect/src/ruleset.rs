@@ -15,6 +15,7 @@ use crate::datagrams;
 use crate::first_packet;
 use crate::marks::{Marks, MarksError};
 use crate::pods::{LocalPods, SetElements, element_list, name_list};
+use crate::xtables::{self, IptablesVariant, Stale, Version};
 
 /// The nftables table, family `inet`.
 pub(crate) const TABLE: &str = "sluice";
@@ -43,13 +44,25 @@ const MANGLE_PRIORITY: i32 = -150;
 /// SYN alone: the first packet of a connection, ECN bits or not.
 const OPENING: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
-/// The part of the kernel that holds the first packet.
+/// The parts of the kernel by which packets are intercepted and held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GateBackend {
-    /// nft `queue`, in our own table.
+    /// nft, and its `queue`: all in our own table.
     NftQueue,
-    /// The NFQUEUE target of iptables (nf_tables variant), in our own chain of table `mangle`.
+    /// nft, and the NFQUEUE target of iptables (nf_tables variant) in our own chain of table `mangle`.
     IptablesNfqueue,
+    /// iptables and ipset alone, for kernels whose nf_tables has no `tproxy`.
+    Iptables(IptablesVariant),
+}
+
+impl GateBackend {
+    /// The variant of iptables, where the rules are iptables' own.
+    pub fn iptables(self) -> Option<IptablesVariant> {
+        match self {
+            Self::NftQueue | Self::IptablesNfqueue => None,
+            Self::Iptables(variant) => Some(variant),
+        }
+    }
 }
 
 /// Which of iptables' base tables and chains the node had not before the gate needed them, and which of its
@@ -93,6 +106,23 @@ impl CreatedBases {
             call_iptables: self.call_iptables | other.call_iptables,
             call_ip6tables: self.call_ip6tables | other.call_ip6tables,
             send_redirects: self.send_redirects | other.send_redirects,
+        }
+    }
+
+    /// Takes over what a marker's name says. Other names say nothing.
+    pub(crate) fn note(&mut self, marker: &str) {
+        match marker {
+            "created_ip_mangle" => self.table4 = true,
+            "created_ip_mangle_input" => self.input4 = true,
+            "created_ip_mangle_forward" => self.forward4 = true,
+            "created_ip6_mangle" => self.table6 = true,
+            "created_ip6_mangle_input" => self.input6 = true,
+            "created_ip6_mangle_forward" => self.forward6 = true,
+            "enabled_accounting" => self.accounting = true,
+            "disabled_bridge_call_iptables" => self.call_iptables = true,
+            "disabled_bridge_call_ip6tables" => self.call_ip6tables = true,
+            "disabled_send_redirects" => self.send_redirects = true,
+            _ => {}
         }
     }
 
@@ -158,6 +188,8 @@ pub struct RedirectSpec {
     pub pod_links: BTreeSet<String>,
     /// Known to the installer; the default elsewhere.
     pub created: CreatedBases,
+    /// Tables and base chains that iptables' nf_tables variant made for ours, beside those. Known to the installer.
+    pub made_bases: BTreeSet<String>,
 }
 
 impl RedirectSpec {
@@ -190,6 +222,7 @@ impl RedirectSpec {
             bridge_settings: config.bridge_settings,
             pod_links: BTreeSet::new(),
             created: CreatedBases::default(),
+            made_bases: BTreeSet::new(),
         })
     }
 
@@ -197,7 +230,7 @@ impl RedirectSpec {
         SetElements { links: self.pod_links.clone(), ..SetElements::of(&self.pods, self.ipv6) }
     }
 
-    fn last_queue(&self) -> u16 {
+    pub(crate) fn last_queue(&self) -> u16 {
         self.queue.saturating_add(self.queues.saturating_sub(1))
     }
 }
@@ -210,6 +243,8 @@ pub struct Ruleset {
     pub nft: String,
     /// The iptables gate, when that is the backend.
     pub gate: Option<GateScripts>,
+    /// The rules and sets of iptables, when those are the backend. Of nft then only the bridges' table is left.
+    pub iptables: Option<IptablesScripts>,
     /// The routing rules and routes, as `ip` commands. The installer speaks rtnetlink; these are for people.
     pub routes: Vec<String>,
 }
@@ -223,13 +258,41 @@ pub struct GateScripts {
     pub v6: Option<String>,
 }
 
+/// The iptables backend, on a node that has none of it yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IptablesScripts {
+    /// The variant of the tools.
+    pub variant: IptablesVariant,
+    /// For `ipset restore`.
+    pub sets: String,
+    /// For `iptables-restore --noflush`.
+    pub v4: String,
+    /// For `ip6tables-restore --noflush`, when the node has IPv6.
+    pub v6: Option<String>,
+}
+
 /// Writes down the desired interception.
 pub fn ruleset(spec: &RedirectSpec) -> Ruleset {
+    if let Some(variant) = spec.gate.iptables() {
+        let script = |version| xtables::restore_script(spec, version, &Stale::default());
+        let scripts = IptablesScripts {
+            variant,
+            sets: xtables::replace_script(spec),
+            v4: script(Version::V4),
+            v6: spec.ipv6.then(|| script(Version::V6)),
+        };
+        return Ruleset {
+            nft: bridges::table(spec),
+            gate: None,
+            iptables: Some(scripts),
+            routes: route_commands(spec),
+        };
+    }
     let gate = (spec.gate == GateBackend::IptablesNfqueue).then(|| {
         let script = gate_script(spec, &[], true);
         GateScripts { v6: spec.ipv6.then(|| script.clone()), v4: script }
     });
-    Ruleset { nft: table(spec) + &bridges::table(spec), gate, routes: route_commands(spec) }
+    Ruleset { nft: table(spec) + &bridges::table(spec), gate, iptables: None, routes: route_commands(spec) }
 }
 
 /// One iptables restore script: empties or creates the chain, fills it, and makes `INPUT` jump there once.

@@ -1,5 +1,5 @@
 //! What the rules do to packets: a client pod and a server pod, each a network namespace, and a node between
-//! them. No proxy takes part: the rules' own verdicts are what is tested.
+//! them. No proxy takes part: the rules' own verdicts are what is tested. Every rule is tested for every backend.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the failure report")]
 
@@ -16,7 +16,10 @@ use netns::{Netns, ip};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use redirect::{FailMode, GateBackend, LocalPods, Marks, Redirect, RedirectConfig, RedirectSpec, probe};
+use redirect::{
+    BackendChoice, FailMode, GateBackend, IptablesVariant, LocalPods, Marks, Redirect, RedirectConfig,
+    RedirectSpec, probe_for,
+};
 
 const PORT: u16 = 8080;
 const CLIENT: [&str; 2] = ["10.1.0.2", "fd01::2"];
@@ -25,14 +28,16 @@ const SERVER: [&str; 2] = ["10.2.0.2", "fd02::2"];
 const SILENCE: Duration = Duration::from_millis(700);
 
 struct Cluster {
+    backend: BackendChoice,
     node: Arc<Netns>,
     client: Netns,
     server: Netns,
 }
 
 impl Cluster {
-    fn new() -> Self {
-        let cluster = Self { node: Arc::new(Netns::new()), client: Netns::new(), server: Netns::new() };
+    fn new(backend: BackendChoice) -> Self {
+        let cluster =
+            Self { backend, node: Arc::new(Netns::new()), client: Netns::new(), server: Netns::new() };
         cluster.node.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         for (pod, net) in [(&cluster.client, 1), (&cluster.server, 2)] {
             let device = format!("pod{net}");
@@ -59,8 +64,9 @@ impl Cluster {
 
     /// Installs the rules in the node and ends the guard.
     fn install(&self, config: RedirectConfig, pods: LocalPods) -> RedirectSpec {
+        let backend = self.backend;
         self.node.block_on(move || async move {
-            let gate = probe().await.gate_backend().unwrap();
+            let gate = probe_for(backend).await.choose(backend).unwrap();
             let spec = RedirectSpec::new(&config, gate, true, pods).unwrap();
             Redirect::start(spec.clone()).await.unwrap().stop().await;
             spec
@@ -79,11 +85,13 @@ impl Cluster {
 
     /// Puts another verdict in the gate's place, as user space would give it.
     fn verdict(&self, spec: &RedirectSpec, mark: u32) {
-        if spec.gate == GateBackend::IptablesNfqueue {
-            self.node.run("iptables-nft -t mangle -F SLUICE-GATE");
-            self.node.run("ip6tables-nft -t mangle -F SLUICE-GATE");
-        } else {
-            self.node.run("nft flush chain inet sluice gate");
+        match spec.gate {
+            GateBackend::IptablesNfqueue => {
+                self.node.run("iptables-nft -t mangle -F SLUICE-GATE");
+                self.node.run("ip6tables-nft -t mangle -F SLUICE-GATE");
+            }
+            GateBackend::NftQueue => drop(self.node.run("nft flush chain inet sluice gate")),
+            GateBackend::Iptables(_) => drop(self.iptables("mangle", "-F SLUICE-INPUT")),
         }
         let proxy = spec.marks.proxy;
         self.node.load(&format!(
@@ -92,6 +100,46 @@ impl Cluster {
              meta mark and {proxy:#x} == {proxy:#x} tcp flags & (syn | ack) == syn meta mark set meta mark or {mark:#x}\n\
              }}\n}}\n"
         ));
+    }
+
+    /// The variant of iptables whose rules these are; `None` for nft's.
+    fn variant(&self) -> Option<IptablesVariant> {
+        match self.backend {
+            BackendChoice::IptablesNft => Some(IptablesVariant::Nft),
+            BackendChoice::IptablesLegacy => Some(IptablesVariant::Legacy),
+            _ => None,
+        }
+    }
+
+    /// Runs the variant's tools of both families, and gives what they print.
+    fn iptables(&self, table: &str, line: &str) -> String {
+        let word = self.variant().expect("rules of iptables").word();
+        ["iptables", "ip6tables"]
+            .map(|command| self.node.run(&format!("{command}-{word} -t {table} {line}")))
+            .concat()
+    }
+
+    /// How many packets the dropping rules of a chain have met: those whose line has `what` in nft's listing, or
+    /// those of a chain of iptables.
+    fn dropped(&self, nft: (&str, &str), iptables: &str) -> usize {
+        let count = |text: &str| text.split(' ').next().unwrap().parse::<usize>().unwrap();
+        if self.variant().is_none() {
+            let (chain, what) = nft;
+            let listed = self.node.run(&format!("nft list chain inet sluice {chain}"));
+            let lines = listed.lines().filter(|line| line.contains(what));
+            return lines.filter_map(|line| Some(count(line.split_once("packets ")?.1))).sum();
+        }
+        let listed = self.iptables("mangle", &format!("-v -S {iptables}"));
+        let lines = listed.lines().filter(|line| line.ends_with("-j DROP"));
+        lines.filter_map(|line| Some(count(line.split_once(" -c ")?.1))).sum()
+    }
+
+    /// What the rules hold of the interfaces of known pods.
+    fn pod_links(&self) -> String {
+        match self.variant() {
+            None => self.node.run("nft list set inet sluice pod_links"),
+            Some(_) => self.iptables("mangle", "-S SLUICE-LINKS"),
+        }
     }
 
     /// The proxy's listeners, which nobody accepts from.
@@ -160,8 +208,8 @@ fn datagram(source: SocketAddr, target: SocketAddr) -> io::Result<usize> {
 }
 
 /// Dials with nobody listening, where isolated and observed pods must or must not be reached.
-fn without_a_listener(mode: FailMode, isolated: bool, observed: bool) {
-    let cluster = Cluster::new();
+fn without_a_listener(backend: BackendChoice, mode: FailMode, isolated: bool, observed: bool) {
+    let cluster = Cluster::new(backend);
     let config = RedirectConfig { fail_mode: mode, ..RedirectConfig::default() };
     let table = [
         (local(&SERVER, &[]), isolated, "to isolated"),
@@ -186,34 +234,34 @@ fn without_a_listener(mode: FailMode, isolated: bool, observed: bool) {
     }
 }
 
-#[test]
-fn without_a_listener_isolated_pods_are_closed_and_others_open() {
-    without_a_listener(FailMode::Isolation, false, true);
+fn without_a_listener_isolated_pods_are_closed_and_others_open(backend: BackendChoice) {
+    without_a_listener(backend, FailMode::Isolation, false, true);
 }
 
-#[test]
-fn without_a_listener_fail_mode_closed_closes_every_local_pod() {
-    without_a_listener(FailMode::Closed, false, false);
+fn without_a_listener_fail_mode_closed_closes_every_local_pod(backend: BackendChoice) {
+    without_a_listener(backend, FailMode::Closed, false, false);
 }
 
-#[test]
-fn without_a_listener_fail_mode_open_closes_none() {
-    without_a_listener(FailMode::Open, true, true);
+fn without_a_listener_fail_mode_open_closes_none(backend: BackendChoice) {
+    without_a_listener(backend, FailMode::Open, true, true);
 }
 
-#[test]
-fn a_syn_is_held_while_nobody_reads_the_queue() {
-    let cluster = Cluster::new();
-    let spec = cluster.install(RedirectConfig::default(), local(&[], &SERVER));
+fn a_syn_is_held_while_nobody_reads_the_queue(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
+    let spec = cluster.install(RedirectConfig::default(), local(&SERVER, &[]));
     let _listeners = cluster.listen(spec.listener_port);
     for address in SERVER {
         assert!(is_silent(cluster.dial(address)), "{address}");
     }
+    // To rules of iptables the queue's reader is what tells that a process is there.
+    cluster.install(RedirectConfig::default(), local(&[], &SERVER));
+    for address in SERVER {
+        assert_eq!(is_silent(cluster.dial(address)), cluster.variant().is_none(), "{address}");
+    }
 }
 
-#[test]
-fn the_gates_refusals_reach_the_client() {
-    let cluster = Cluster::new();
+fn the_gates_refusals_reach_the_client(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let spec = cluster.install(RedirectConfig::default(), local(&SERVER, &[]));
     let _listeners = cluster.listen(spec.listener_port);
     for reflect in [0, 1] {
@@ -245,9 +293,8 @@ fn the_gates_refusals_reach_the_client() {
     }
 }
 
-#[test]
-fn an_admitted_connection_reaches_the_listener_with_both_addresses() {
-    let cluster = Cluster::new();
+fn an_admitted_connection_reaches_the_listener_with_both_addresses(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let spec = cluster.install(RedirectConfig::default(), local(&SERVER, &[]));
     let listeners = cluster.listen(spec.listener_port);
     cluster.verdict(&spec, 0);
@@ -266,9 +313,8 @@ fn an_admitted_connection_reaches_the_listener_with_both_addresses() {
     }
 }
 
-#[test]
-fn upstream_legs_to_pods_work_with_the_clients_address_and_stay_untracked() {
-    let cluster = Cluster::new();
+fn upstream_legs_to_pods_work_with_the_clients_address_and_stay_untracked(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let spec = cluster.install(RedirectConfig::default(), local(&SERVER, &CLIENT));
     for (client, server) in CLIENT.into_iter().zip(SERVER) {
         let source = SocketAddr::new(client.parse().unwrap(), 40_000);
@@ -281,9 +327,8 @@ fn upstream_legs_to_pods_work_with_the_clients_address_and_stay_untracked() {
     }
 }
 
-#[test]
-fn upstream_legs_to_the_own_node_get_their_replies() {
-    let cluster = Cluster::new();
+fn upstream_legs_to_the_own_node_get_their_replies(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let spec = cluster.install(RedirectConfig::default(), local(&CLIENT, &[]));
     serve(&cluster.node, 9090);
     for (client, node) in CLIENT.into_iter().zip(["10.1.0.1", "fd01::1"]) {
@@ -303,9 +348,8 @@ fn is_unanswered(outcome: io::Result<TcpStream>) -> bool {
     })
 }
 
-#[test]
-fn a_connection_older_than_the_rules_goes_on_when_conntrack_knows_it() {
-    let cluster = Cluster::new();
+fn a_connection_older_than_the_rules_goes_on_when_conntrack_knows_it(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     cluster.node.load("table inet theirs { chain forward { type filter hook forward priority 0; ct state established accept; }; }\n");
     let mut streams = SERVER.map(|address| cluster.dial(address).unwrap());
     for stream in &mut streams {
@@ -318,9 +362,8 @@ fn a_connection_older_than_the_rules_goes_on_when_conntrack_knows_it() {
     assert!(is_silent(cluster.dial(SERVER[0])), "a new connection is closed");
 }
 
-#[test]
-fn a_packet_of_no_known_connection_does_not_reach_a_closed_pod() {
-    let cluster = Cluster::new();
+fn a_packet_of_no_known_connection_does_not_reach_a_closed_pod(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     for address in SERVER {
         cluster.install(RedirectConfig::default(), LocalPods::default());
         let mut stream = cluster.dial(address).unwrap();
@@ -328,11 +371,7 @@ fn a_packet_of_no_known_connection_does_not_reach_a_closed_pod() {
         cluster.node.run("conntrack -F");
         cluster.install(RedirectConfig::default(), local(&SERVER, &[]));
         assert!(echo(&mut stream).is_err(), "{address}");
-        let strays = cluster.node.run("nft list chain inet sluice stray");
-        assert!(
-            strays.lines().any(|line| line.contains("counter packets") && !line.contains("packets 0 ")),
-            "{strays}"
-        );
+        assert!(cluster.dropped(("stray", "counter packets"), "SLUICE-STRAY-TO") > 0);
     }
 }
 
@@ -351,9 +390,8 @@ fn behind(interfaces: &[&str]) -> RedirectConfig {
     }
 }
 
-#[test]
-fn without_a_listener_unknown_pods_are_closed_unless_all_are_open() {
-    let cluster = Cluster::new();
+fn without_a_listener_unknown_pods_are_closed_unless_all_are_open(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let observed_client = |pods| LocalPods { observed: local(&[], &CLIENT).observed, ..pods };
     let none = RedirectConfig::default;
     let table = [
@@ -384,9 +422,8 @@ fn without_a_listener_unknown_pods_are_closed_unless_all_are_open() {
     }
 }
 
-#[test]
-fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods() {
-    let cluster = Cluster::new();
+fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let marks = Marks::from_mask(RedirectConfig::default().mark_mask).unwrap();
     let (from, to) = (marks.cluster, marks.tracked);
     let table = [
@@ -400,6 +437,10 @@ fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods() {
         (RedirectConfig::default(), ranges(&SERVER_RANGES), 0),
     ];
     for (config, pods, bits) in table {
+        // Rules of iptables see where a packet goes behind routing only, and hold it there.
+        if cluster.variant().is_some() && bits & to != 0 {
+            continue;
+        }
         let spec = cluster.install(config.clone(), pods.clone());
         let _listeners = cluster.listen(spec.listener_port);
         cluster.node.load(&format!(
@@ -417,9 +458,8 @@ fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods() {
     }
 }
 
-#[test]
-fn the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them() {
-    let cluster = Cluster::new();
+fn the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     serve(&cluster.node, 9090);
     cluster.install(behind(&["pod2"]), ranges(&SERVER_RANGES));
     let dial_node = |address: &str| {
@@ -437,14 +477,15 @@ fn the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them() {
     }
 }
 
-#[test]
-fn a_pod_speaks_with_no_address_but_those_that_are_routed_to_it() {
-    let cluster = Cluster::new();
+fn a_pod_speaks_with_no_address_but_those_that_are_routed_to_it(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     let dropped = |at_least: usize| {
-        let chain = cluster.node.run("nft list chain inet sluice first_packet");
-        let rule = chain.lines().find(|line| line.contains("not routed to it")).unwrap();
-        let count: usize = rule.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-        assert!(count >= at_least && (at_least > 0 || count == 0), "{chain}");
+        let count = cluster.dropped(("first_packet", "not routed to it"), "SLUICE-LINKS");
+        assert!(count >= at_least && (at_least > 0 || count == 0), "{count}");
+    };
+    let names = |link: &str| match cluster.variant() {
+        None => cluster.pod_links().contains(&format!("\"{link}\"")),
+        Some(_) => cluster.pod_links().contains(&format!("-i {link} ")),
     };
     for (pods, is_pod) in
         [(local(&CLIENT, &[]), true), (local(&[], &CLIENT), true), (local(&SERVER, &[]), false)]
@@ -459,19 +500,16 @@ fn a_pod_speaks_with_no_address_but_those_that_are_routed_to_it() {
             cluster.client.enter(move || datagram(source, target)).unwrap();
         }
         dropped(if is_pod { 8 } else { 0 });
-        let links = cluster.node.run("nft list set inet sluice pod_links");
-        assert!(links.contains(if is_pod { "\"pod1\"" } else { "\"pod2\"" }), "{links}");
+        assert!(names(if is_pod { "pod1" } else { "pod2" }), "{}", cluster.pod_links());
     }
     // An interface with a gateway behind it leads to more than a pod.
     cluster.node.run("ip route add default via 10.1.0.2 dev pod1");
     cluster.install(RedirectConfig::default(), local(&CLIENT, &[]));
-    let links = cluster.node.run("nft list set inet sluice pod_links");
-    assert!(!links.contains("pod1"), "{links}");
+    assert!(!names("pod1"), "{}", cluster.pod_links());
 }
 
-#[test]
-fn an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped() {
-    let cluster = Cluster::new();
+fn an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped(backend: BackendChoice) {
+    let cluster = Cluster::new(backend);
     for (config, pods) in [
         (RedirectConfig::default(), ranges(&SERVER_RANGES)),
         (behind(&["pod1"]), LocalPods::default()),
@@ -486,8 +524,37 @@ fn an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped() {
             let target = SocketAddr::new(server.parse().unwrap(), PORT);
             assert!(is_unanswered(cluster.client.enter(move || upstream(source, target, 0))));
         }
-        let chain = cluster.node.run("nft list chain inet sluice from_unknown");
-        let dropped = chain.lines().find(|line| line.contains("from elsewhere")).unwrap();
-        assert!(dropped.contains("packets 2 "), "{chain}");
+        assert_eq!(cluster.dropped(("from_unknown", "from elsewhere"), "SLUICE-SOURCE"), 2);
     }
+}
+
+macro_rules! on_every_backend {
+    ($($name:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $name() { super::$name(super::BackendChoice::Auto) })*
+        }
+        mod iptables_nft {
+            $(#[test] fn $name() { super::$name(super::BackendChoice::IptablesNft) })*
+        }
+        mod iptables_legacy {
+            $(#[test] fn $name() { super::$name(super::BackendChoice::IptablesLegacy) })*
+        }
+    };
+}
+on_every_backend! {
+    without_a_listener_isolated_pods_are_closed_and_others_open,
+    without_a_listener_fail_mode_closed_closes_every_local_pod,
+    without_a_listener_fail_mode_open_closes_none,
+    a_syn_is_held_while_nobody_reads_the_queue,
+    the_gates_refusals_reach_the_client,
+    an_admitted_connection_reaches_the_listener_with_both_addresses,
+    upstream_legs_to_pods_work_with_the_clients_address_and_stay_untracked,
+    upstream_legs_to_the_own_node_get_their_replies,
+    a_connection_older_than_the_rules_goes_on_when_conntrack_knows_it,
+    a_packet_of_no_known_connection_does_not_reach_a_closed_pod,
+    without_a_listener_unknown_pods_are_closed_unless_all_are_open,
+    a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods,
+    the_nodes_own_addresses_are_no_pods_though_its_ranges_hold_them,
+    a_pod_speaks_with_no_address_but_those_that_are_routed_to_it,
+    an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped,
 }

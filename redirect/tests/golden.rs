@@ -4,15 +4,15 @@
 
 mod netns;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
 use netns::Netns;
 use redirect::{
-    Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, LocalPods, PodBridge, RedirectConfig,
-    RedirectSpec, probe, ruleset,
+    Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, IptablesVariant, LocalPods, PodBridge,
+    RedirectConfig, RedirectSpec, probe, ruleset,
 };
 
 fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
@@ -36,6 +36,7 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
         quieted: spec.quieted,
         passes: spec.passes,
         pod_links: spec.pod_links,
+        made_bases: spec.made_bases,
         ..changed
     }
 }
@@ -141,6 +142,145 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
             }),
         ),
     ]
+}
+
+/// The same specs for rules of iptables.
+fn iptables_cases() -> Vec<(&'static str, RedirectSpec)> {
+    let mut cases = cases();
+    cases.retain(|(name, spec)| spec.gate == GateBackend::NftQueue && *name != "bridges-v4-only");
+    for (_, spec) in &mut cases {
+        spec.gate = GateBackend::Iptables(IptablesVariant::Nft);
+        spec.made_bases = ["made/ip/raw".to_owned(), "made/ip/raw/OUTPUT".to_owned()].into();
+    }
+    cases
+}
+
+#[test]
+fn each_spec_gives_its_golden_rules_of_iptables() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut differing = Vec::new();
+    for (name, spec) in iptables_cases() {
+        let rules = ruleset(&spec);
+        let scripts = rules.iptables.unwrap();
+        let mut text =
+            format!("# ipset restore\n{}\n# iptables-restore --noflush\n{}", scripts.sets, scripts.v4);
+        if let Some(v6) = scripts.v6 {
+            text.push_str(&format!("\n# ip6tables-restore --noflush\n{v6}"));
+        }
+        if !rules.nft.is_empty() {
+            text.push_str(&format!("\n# nft -f -\n{}", rules.nft));
+        }
+        let file = folder.join(format!("{name}.iptables"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        if fs::read_to_string(&file).unwrap_or_default() != text {
+            differing.push(format!("{}:\n{text}", file.display()));
+        }
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+/// Each table of a restore script: its chains, and the rules of each.
+fn tables(script: &str) -> Vec<(String, BTreeMap<String, Vec<String>>)> {
+    let mut tables: Vec<(String, BTreeMap<String, Vec<String>>)> = Vec::new();
+    for line in script.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            tables.push((name.to_owned(), BTreeMap::new()));
+        } else if let Some(chain) = line.strip_prefix(':') {
+            let name = chain.split(' ').next().unwrap();
+            tables.last_mut().unwrap().1.insert(name.to_owned(), Vec::new());
+        } else if let Some(rule) = line.strip_prefix("-A ").or_else(|| line.strip_prefix("-I ")) {
+            let (chain, rule) = rule.split_once(' ').unwrap();
+            tables.last_mut().unwrap().1.entry(chain.to_owned()).or_default().push(rule.to_owned());
+        }
+    }
+    tables
+}
+
+fn scripts(spec: &RedirectSpec) -> Vec<String> {
+    let scripts = ruleset(spec).iptables.unwrap();
+    std::iter::once(scripts.v4).chain(scripts.v6).collect()
+}
+
+#[test]
+fn chains_of_iptables_have_names_that_fit_and_lead_to_chains_that_are_there() {
+    for (name, spec) in iptables_cases() {
+        for script in scripts(&spec) {
+            for (table, chains) in tables(&script) {
+                for (chain, rules) in &chains {
+                    assert!(chain.len() <= 28, "{chain}");
+                    for rule in rules {
+                        let words: Vec<&str> = rule.split(' ').collect();
+                        for target in words
+                            .windows(2)
+                            .filter(|pair| ["-j", "-g"].contains(&pair[0]))
+                            .map(|pair| pair[1])
+                        {
+                            let is_own = target.starts_with("SLUICE-");
+                            assert!(!is_own || chains.contains_key(target), "{name} {table}: {rule}");
+                        }
+                    }
+                }
+                let led_to =
+                    |chain: &str| chains.values().flatten().any(|rule| rule.ends_with(&format!(" {chain}")));
+                for chain in chains.keys().filter(|chain| chain.starts_with("SLUICE-")) {
+                    assert!(
+                        led_to(chain) || chain == "SLUICE-NOTES",
+                        "{name} {table}: nothing leads to {chain}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rule_of_iptables_writes_or_compares_the_whole_mark() {
+    for (name, spec) in iptables_cases() {
+        for word in scripts(&spec).iter().flat_map(|script| script.lines()).flat_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let of = |pair: &&[&str]| ["--mark", "--set-xmark", "--tproxy-mark"].contains(&pair[0]);
+            words.windows(2).filter(of).map(|pair| pair[1].to_owned()).collect::<Vec<_>>()
+        }) {
+            let (value, mask) = word.split_once('/').unwrap_or_else(|| panic!("{name}: {word}"));
+            let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+            assert_eq!(number(value) & !number(mask), 0, "{name}: {word}");
+            assert_eq!(number(mask) & !spec.marks.used(), 0, "{name}: {word}");
+        }
+    }
+}
+
+#[test]
+fn iptables_lets_nothing_pass_by_before_isolated_and_unknown_pods_were_asked_for() {
+    let mut asked = 0;
+    for (name, spec) in iptables_cases() {
+        for (script, number) in scripts(&spec).iter().zip([4, 6]) {
+            let (_, mangle) = tables(script).into_iter().find(|(table, _)| table == "mangle").unwrap();
+            for prefix in ["SLUICE-SYN", "SLUICE-FLOW"] {
+                let at = |rules: &[String], wanted: &str| rules.iter().position(|rule| rule.contains(wanted));
+                let rules = &mangle[&format!("{prefix}-FROM-OBSERVED")];
+                if let Some(pass) = rules.iter().position(|rule| rule.ends_with("-j RETURN")) {
+                    for set in ["isolated", "ranges"] {
+                        let question = at(rules, &format!("--match-set sluice-{set}{number} dst"));
+                        assert!(question.is_some_and(|at| at < pass), "{name}: {rules:#?}");
+                        asked += 1;
+                    }
+                }
+                let rules = &mangle[prefix];
+                if let Some(pass) = rules.iter().position(|rule| rule.ends_with("-j RETURN")) {
+                    for question in [
+                        format!("--match-set sluice-isolated{number} dst"),
+                        format!("--match-set sluice-ranges{number} src"),
+                    ] {
+                        assert!(at(rules, &question).is_some_and(|at| at < pass), "{name}: {rules:#?}");
+                        asked += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(asked > 0);
 }
 
 #[test]

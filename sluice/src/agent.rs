@@ -129,7 +129,7 @@ impl Agent {
                 .context("open the source of policies")??;
         board.set_policy(policy.clone());
 
-        let gate = redirect::probe().await;
+        let gate = redirect::probe_for(config.redirect.backend).await;
         let backend = gate.choose(config.redirect.backend)?;
         let interception = config.interception.clone();
         let mut spec =

@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use audit::{DeniedSide, Label, Metrics, PerLabel, Recorder};
 use flow::EndCause;
 use policy_cache::{ApiStatus, Counts, Problem, Snapshot, SnapshotStore, SourceStatus};
-use redirect::{FailMode, GateBackend, Health};
+use redirect::{FailMode, GateBackend, Health, IptablesVariant};
 use serde::{Deserialize, Serialize};
 
 use crate::admin::Conditions;
@@ -352,7 +352,9 @@ impl Enforcement {
     pub(crate) fn chosen(backend: GateBackend, ipv6: bool, fail_mode: FailMode) -> Self {
         let backend = match backend {
             GateBackend::NftQueue => "nft",
-            GateBackend::IptablesNfqueue => "iptables",
+            GateBackend::IptablesNfqueue => "nft-nfqueue",
+            GateBackend::Iptables(IptablesVariant::Nft) => "iptables-nft",
+            GateBackend::Iptables(IptablesVariant::Legacy) => "iptables-legacy",
         };
         let fail_mode = match fail_mode {
             FailMode::Isolation => "isolation",

@@ -15,7 +15,8 @@ use std::path::PathBuf;
 pub use links::{Link, LinkKind, MarkRule};
 pub use settings::{bound_queues, setting};
 
-use crate::probe::{Capabilities, builds_bridge_rules, probe};
+use crate::config::BackendChoice;
+use crate::probe::{Capabilities, builds_bridge_rules, probe_for};
 use crate::tool::{ToolError, find};
 
 /// The longest name that is kept; longer ones are cut. The kernel's own limit for tables and chains is 255.
@@ -173,10 +174,11 @@ pub enum DetourKind {
 }
 
 /// Reads all of it, in the network namespace of the calling thread. What cannot be read is in
-/// [`Survey::unread`]; the rest is there nevertheless.
-pub async fn survey() -> Survey {
+/// [`Survey::unread`]; the rest is there nevertheless. Of the parts of the kernel those are asked for that the
+/// choice could fall on.
+pub async fn survey(choice: BackendChoice) -> Survey {
     let mut survey = Survey {
-        capabilities: probe().await,
+        capabilities: probe_for(choice).await,
         bridge_rules: builds_bridge_rules().await,
         tools: tools(),
         ..Survey::default()

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use redirect::{GateBackend, LocalPods, RedirectSpec, Ruleset};
+use redirect::{GateBackend, IptablesVariant, LocalPods, RedirectSpec, Ruleset};
 
 use crate::config::Config;
 
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Ranges this node gives its pods addresses from
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pod_cidrs: Vec<ipnet::IpNet>,
-    /// The gate's part of the kernel; without it this node is asked, which needs root
+    /// The parts of the kernel; without it this node is asked, which needs root
     #[arg(long, value_enum)]
     backend: Option<Backend>,
     /// Leave IPv6 out; only with --backend, else this node is asked
@@ -31,13 +31,28 @@ pub(crate) struct Args {
     ipv4_only: bool,
 }
 
-/// The gate's part of the kernel.
+/// The parts of the kernel that intercept and hold packets.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Backend {
-    /// nft `queue`
+    /// nft, with its `queue`
     Nft,
-    /// iptables NFQUEUE
-    Iptables,
+    /// nft, with iptables' NFQUEUE
+    NftNfqueue,
+    /// iptables' nf_tables variant and ipset, without nft
+    IptablesNft,
+    /// iptables' older variant and ipset, without nft
+    IptablesLegacy,
+}
+
+impl Backend {
+    fn gate(self) -> GateBackend {
+        match self {
+            Self::Nft => GateBackend::NftQueue,
+            Self::NftNfqueue => GateBackend::IptablesNfqueue,
+            Self::IptablesNft => GateBackend::Iptables(IptablesVariant::Nft),
+            Self::IptablesLegacy => GateBackend::Iptables(IptablesVariant::Legacy),
+        }
+    }
 }
 
 /// Runs the command.
@@ -45,10 +60,9 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (gate, ipv6) = match args.backend {
-        Some(Backend::Nft) => (GateBackend::NftQueue, !args.ipv4_only),
-        Some(Backend::Iptables) => (GateBackend::IptablesNfqueue, !args.ipv4_only),
+        Some(backend) => (backend.gate(), !args.ipv4_only),
         None => {
-            let node = runtime.block_on(redirect::probe());
+            let node = runtime.block_on(redirect::probe_for(config.backend));
             (node.choose(config.backend)?, node.ipv6)
         }
     };
@@ -77,8 +91,23 @@ fn text(ruleset: &Ruleset) -> String {
             script.lines().for_each(|line| text.push_str(&format!("# {line}\n")));
         }
     }
-    text.push_str("#\n# nft -f -\n");
-    text.push_str(&ruleset.nft);
+    if let Some(scripts) = &ruleset.iptables {
+        let word = scripts.variant.word();
+        let restore = |command: &str| format!("{command}-{word}-restore --noflush");
+        let scripts = [
+            ("ipset restore".to_owned(), Some(&scripts.sets)),
+            (restore("iptables"), Some(&scripts.v4)),
+            (restore("ip6tables"), scripts.v6.as_ref()),
+        ];
+        for (command, script) in scripts.into_iter().filter_map(|(c, script)| Some((c, script?))) {
+            text.push_str(&format!("#\n# {command}\n"));
+            script.lines().for_each(|line| text.push_str(&format!("# {line}\n")));
+        }
+    }
+    if !ruleset.nft.is_empty() {
+        text.push_str("#\n# nft -f -\n");
+        text.push_str(&ruleset.nft);
+    }
     text
 }
 
@@ -109,6 +138,32 @@ mod tests {
         assert_eq!(script, ruleset.nft);
         for line in ["# ip -6 rule add", "# ip6tables-nft-restore --noflush", "# -I INPUT 1", "# COMMIT"] {
             assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn rules_of_iptables_are_shown_with_their_tools_and_no_table_of_nft() {
+        for (variant, restore) in [
+            (IptablesVariant::Nft, "# ip6tables-nft-restore --noflush"),
+            (IptablesVariant::Legacy, "# ip6tables-legacy-restore --noflush"),
+        ] {
+            let spec = RedirectSpec::new(
+                &redirect::RedirectConfig::default(),
+                GateBackend::Iptables(variant),
+                true,
+                LocalPods { isolated: [IpAddr::from([10, 0, 0, 1])].into(), ..LocalPods::default() },
+            );
+            let text = text(&redirect::ruleset(&spec.unwrap()));
+            for line in [
+                "# ipset restore",
+                "# add sluice-isolated4 10.0.0.1",
+                restore,
+                "# *mangle",
+                "# ip -6 rule add",
+            ] {
+                assert!(text.contains(line), "{line}: {text}");
+            }
+            assert!(text.lines().all(|line| line.starts_with('#')), "{text}");
         }
     }
 

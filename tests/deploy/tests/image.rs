@@ -59,6 +59,9 @@ fn the_image_has_every_tool_that_the_agent_calls() {
         "usr/sbin/nft",
         "usr/sbin/iptables-nft-restore",
         "usr/sbin/ip6tables-nft-restore",
+        "usr/sbin/iptables-legacy-restore",
+        "usr/sbin/ip6tables-legacy-restore",
+        "usr/sbin/ipset",
         "usr/sbin/conntrack",
     ] {
         assert!(root.join(program).symlink_metadata().is_ok(), "{program}");

@@ -41,7 +41,7 @@ fn a_ready_node_tells_its_pods_objects_connections_and_records() {
     assert_eq!((live_now, opened, denied), (Some(1), Some(1), Some(1)), "{seen}");
     assert_eq!(seen["process"]["pid"], stage.sluice().pid());
     assert_eq!(seen["enforcement"]["rules_installed"], true);
-    assert!(["nft", "iptables"].contains(&seen["enforcement"]["backend"].as_str().unwrap()));
+    assert!(["nft", "nft-nfqueue"].contains(&seen["enforcement"]["backend"].as_str().unwrap()));
     assert!(seen["versions"]["nft"].as_str().is_some_and(|version| version.starts_with('1')), "{seen}");
 
     let (code, text) = status(&stage, &[]);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
+use redirect::GateBackend;
 use redirect::survey::{Place, Survey, setting};
 
 use crate::config::Config;
@@ -100,9 +101,16 @@ impl Facts {
         self.survey.bound_queues.contains(&self.config.redirect.queue)
     }
 
-    /// Whether the rules of Sluice are there.
+    /// Whether the rules of Sluice are there, of either backend.
     pub(super) fn has_our_table(&self) -> bool {
-        self.survey.filter.tables.iter().any(|table| is_ours(&table.family, &table.name))
+        let filter = &self.survey.filter;
+        filter.tables.iter().any(|table| is_ours(&table.family, &table.name))
+            || filter.chains.iter().any(|chain| chain.place.chain == "SLUICE-PREROUTING")
+    }
+
+    /// What `sluice run` would choose here.
+    pub(super) fn backend(&self) -> Option<GateBackend> {
+        self.survey.capabilities.choose(self.config.redirect.backend).ok()
     }
 }
 

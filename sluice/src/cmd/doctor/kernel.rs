@@ -1,5 +1,7 @@
 //! Rights, tools and parts of the kernel.
 
+use redirect::GateBackend;
+
 use super::facts::{Facts, NET_ADMIN, NET_RAW};
 use super::finding::{Finding, fail, ok, warn};
 
@@ -45,6 +47,16 @@ fn rights(facts: &Facts) -> Vec<Finding> {
 fn tools(facts: &Facts) -> Vec<Finding> {
     let path = |name: &str| facts.survey.tools.iter().find(|tool| tool.name == name)?.path.clone();
     let mut findings = Vec::new();
+    if let Some(variant) = facts.backend().and_then(GateBackend::iptables) {
+        let word = variant.word();
+        return vec![
+            ok(
+                "tools.iptables",
+                format!("iptables-{word}, which holds the rules; nft is not needed for them"),
+            ),
+            ok("tools.ipset", path("ipset").map_or_else(String::new, |path| path.display().to_string())),
+        ];
+    }
     match (path("nft"), &facts.survey.capabilities.nft_version) {
         (Some(path), Some(version)) => {
             findings.push(ok("tools.nft", format!("{}, version {version}", path.display())));
@@ -77,12 +89,20 @@ fn tools(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+fn words(gate: GateBackend) -> String {
+    match gate {
+        GateBackend::NftQueue => "the rules are nft's, the gate is NftQueue".to_owned(),
+        GateBackend::IptablesNfqueue => "the rules are nft's, the gate is IptablesNfqueue".to_owned(),
+        GateBackend::Iptables(variant) => format!("the rules are those of iptables-{}", variant.word()),
+    }
+}
+
 /// What `sluice run` would choose on this node, or why it could not start.
 fn parts(facts: &Facts) -> Vec<Finding> {
     let found = &facts.survey.capabilities;
     let families = if found.ipv6 { "IPv4 and IPv6" } else { "IPv4; this node has no IPv6" };
     match found.choose(facts.config.redirect.backend) {
-        Ok(gate) => vec![ok("kernel.parts", format!("all there; the gate is {gate:?}, for {families}"))],
+        Ok(gate) => vec![ok("kernel.parts", format!("all there; {}, for {families}", words(gate)))],
         // A kernel without nf_tables refuses everything as if it were not allowed.
         Err(_) if !found.permitted && found.nft_version.is_some() && facts.may(NET_ADMIN) => vec![fail(
             "kernel.parts",

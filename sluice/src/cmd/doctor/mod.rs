@@ -62,7 +62,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     let interrupt = Interrupt::install()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let survey = runtime.block_on(redirect::survey::survey());
+    let survey = runtime.block_on(redirect::survey::survey(config.redirect.backend));
     // No thread of it may be left when the self-test enters namespaces.
     drop(runtime);
     let facts = Facts::read(survey, config);

@@ -1,5 +1,6 @@
 //! Hooks, queues and detours of others around the rules of Sluice.
 
+use redirect::GateBackend;
 use redirect::survey::{Base, Chain, DetourKind};
 
 use super::facts::{Facts, ours, shown};
@@ -27,6 +28,10 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
             .collect()
     };
     let mut findings = Vec::new();
+    if facts.backend().and_then(GateBackend::iptables).is_some() {
+        // Rules of iptables take SYNs before translation, and decide behind all of it.
+        return vec![ok("hooks", format!("{} base chains of others, none in the way", bases.len()))];
+    }
     let late = which(&|base| base.kind == "nat" && base.hook == INTERCEPT.0 && base.priority >= INTERCEPT.1);
     if !late.is_empty() {
         findings.push(fail(

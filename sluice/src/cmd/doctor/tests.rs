@@ -4,6 +4,7 @@ use redirect::survey::{
     Base, Chain, Detour, DetourKind, Link, LinkKind, MarkRule, MarkWrite, Place, QueueUse, Table, Tool,
     Unread,
 };
+use redirect::{IptablesVariant, MissingPart};
 
 use super::facts::{Facts, NET_ADMIN, NET_RAW};
 use super::finding::{Finding, State};
@@ -75,6 +76,33 @@ fn wrong(facts: &Facts) -> Vec<(&'static str, State)> {
         .filter(|finding| finding.state != State::Ok)
         .map(|Finding { name, state, .. }| (name, state))
         .collect()
+}
+
+#[test]
+fn a_node_without_nft_is_fit_when_iptables_has_all_parts_and_told_what_it_lacks_otherwise() {
+    let without_nft = |missing: Vec<MissingPart>| {
+        let mut facts = sound();
+        let found = &mut facts.survey.capabilities;
+        found.nft_tproxy = false;
+        found.iptables.insert(IptablesVariant::Nft, missing.clone());
+        found.iptables.insert(IptablesVariant::Legacy, missing);
+        facts
+    };
+    let facts = without_nft(Vec::new());
+    assert_eq!(wrong(&facts), []);
+    let findings = judge(&facts);
+    let parts = findings.iter().find(|finding| finding.name == "kernel.parts").unwrap();
+    assert!(parts.found.contains("the rules are those of iptables-nft"), "{}", parts.found);
+    let part = MissingPart {
+        part: "iptables TPROXY",
+        kernel_option: "CONFIG_NETFILTER_XT_TARGET_TPROXY",
+        remedy: "modprobe xt_TPROXY",
+    };
+    let findings = judge(&without_nft(vec![part]));
+    let lacks = findings.iter().filter(|finding| finding.name == "kernel.parts");
+    let told: Vec<&str> = lacks.map(|finding| finding.found.as_str()).collect();
+    assert!(told.iter().any(|found| found.contains("no nft tproxy")), "{told:?}");
+    assert!(told.iter().any(|found| found.contains("no iptables TPROXY")), "{told:?}");
 }
 
 /// What `change` to a sound node leads to.
