@@ -35,6 +35,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t, value_name = "FAMILY")]
     family: lab::Families,
 
+    /// What holds the rules on both nodes: auto, iptables-nft or iptables-legacy
+    #[arg(long, default_value_t, value_name = "BACKEND")]
+    backend: lab::Backend,
+
     /// Name of the lab; several can be up at once
     #[arg(long, global = true, default_value = state::DEFAULT_NAME, value_name = "NAME")]
     name: state::LabName,
@@ -81,7 +85,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             require_root()?;
-            match rehearsal::run(&args.name, (args.topology, args.family), args.keep) {
+            match rehearsal::run(&args.name, (args.topology, args.family, args.backend), args.keep) {
                 Ok(true) => Ok(ExitCode::SUCCESS),
                 Ok(false) => Ok(ExitCode::from(1)),
                 Err(error) => match error.downcast_ref::<Interrupted>() {

@@ -33,6 +33,6 @@ pub use netns::{Netns, remove_namespaces};
 pub use process::{Sluice, SluiceOptions, sluice_binary};
 pub use server::{GREETING, Server, greeting_peer};
 pub use services::KubeProxy;
-pub use shape::{Families, Family, Topology, UnknownShape};
+pub use shape::{Backend, Families, Family, Topology, UnknownShape};
 pub use spec::{ClusterBuilder, PodSpec, ServiceSpec, TargetPort, Transport};
 pub use wait::{patiently, wait_for, wait_until};

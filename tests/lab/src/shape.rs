@@ -1,4 +1,5 @@
-//! The shapes of clusters: address families, and how pods hang on their node and nodes on each other.
+//! The shapes of clusters: address families, how pods hang on their node and nodes on each other, and what holds
+//! Sluice's rules.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -119,6 +120,46 @@ impl fmt::Display for Topology {
     }
 }
 
+/// What holds Sluice's rules on the nodes. Parses from and prints as the configuration's `redirect.backend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// What the node offers: nft where its kernel has it.
+    #[default]
+    Auto,
+    /// iptables' nf_tables variant and ipset.
+    IptablesNft,
+    /// iptables' older variant and ipset.
+    IptablesLegacy,
+}
+
+impl Backend {
+    /// Every value.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::IptablesNft, Self::IptablesLegacy];
+
+    /// The lines of a configuration file that ask for it.
+    pub fn config(self) -> String {
+        format!("redirect: {{backend: {self}}}\n")
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::IptablesNft => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+        })
+    }
+}
+
+impl FromStr for Backend {
+    type Err = UnknownShape;
+
+    fn from_str(text: &str) -> Result<Self, UnknownShape> {
+        parse(text, &Self::ALL)
+    }
+}
+
 /// A name that is none of the possible ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownShape {
@@ -166,6 +207,7 @@ mod tests {
     fn shapes_parse_as_they_print_and_in_no_other_way() {
         assert_eq!(Families::ALL.map(|value| value.to_string().parse()), Families::ALL.map(Ok));
         assert_eq!(Topology::ALL.map(|value| value.to_string().parse()), Topology::ALL.map(Ok));
+        assert_eq!(Backend::ALL.map(|value| value.to_string().parse()), Backend::ALL.map(Ok));
         let error = "ring".parse::<Topology>().unwrap_err();
         assert_eq!(error.to_string(), "\"ring\" is none of routed, bridge, vxlan");
     }

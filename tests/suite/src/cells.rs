@@ -11,32 +11,47 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
-use lab::{Families, Topology};
+use lab::{Backend, Families, Topology};
 
 /// What a row says of a shape.
 pub const HOLDS: &str = "yes";
 /// A row that does not concern the shape.
 pub const NOT_CONCERNED: &str = "–";
 
-/// A kind of cluster: one more value of either is one more column.
+/// A kind of cluster: one more value of any part is one more column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
     /// How pods hang on nodes, and nodes on each other.
     pub topology: Topology,
     /// The families of addresses.
     pub families: Families,
+    /// What holds the rules.
+    pub backend: Backend,
 }
 
 impl Shape {
-    /// Every shape, in the table's order.
+    /// Every shape that is tried, in the table's order: all of them with the backend that a node chooses, those of
+    /// routed pods with each other one, and one of each with pods that share a bridge, where the bridge's own rules
+    /// are the same whatever holds the others.
     pub fn all() -> Vec<Self> {
-        let families = |topology| Families::ALL.map(|families| Self { topology, families });
-        Topology::ALL.into_iter().flat_map(families).collect()
+        let families = |topology, backend| Families::ALL.map(|families| Self { topology, families, backend });
+        let mut all: Vec<Self> =
+            Topology::ALL.into_iter().flat_map(|topology| families(topology, Backend::Auto)).collect();
+        for backend in [Backend::IptablesNft, Backend::IptablesLegacy] {
+            all.extend(families(Topology::Routed, backend));
+        }
+        let dual = |topology, backend| Self { topology, families: Families::Dual, backend };
+        all.push(dual(Topology::Bridge, Backend::IptablesLegacy));
+        all.push(dual(Topology::Vxlan, Backend::IptablesNft));
+        all
     }
 
     fn file(self) -> PathBuf {
-        let Self { topology, families } = self;
-        folder().join(format!("{topology}-{families}.json"))
+        let Self { topology, families, backend } = self;
+        folder().join(match backend {
+            Backend::Auto => format!("{topology}-{families}.json"),
+            backend => format!("{topology}-{families}-{backend}.json"),
+        })
     }
 }
 
@@ -98,8 +113,11 @@ pub fn table<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
         })
         .collect();
     let mut table = String::from("| |");
-    for Shape { topology, families } in &shapes {
-        let _ = write!(table, " {topology} {families} |");
+    for Shape { topology, families, backend } in &shapes {
+        let _ = match backend {
+            Backend::Auto => write!(table, " {topology} {families} |"),
+            backend => write!(table, " {topology} {families} {backend} |"),
+        };
     }
     let _ = write!(table, "\n|---|{}\n", "---|".repeat(shapes.len()));
     for name in names {

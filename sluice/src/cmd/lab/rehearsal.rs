@@ -6,7 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use lab::{Cluster, Families, Family, LabError, Netns, Sluice, SluiceOptions, Topology, ask, wait_until};
+use lab::{
+    Backend, Cluster, Families, Family, LabError, Netns, Sluice, SluiceOptions, Topology, ask, wait_until,
+};
 use serde_json::Value;
 
 use super::bulk;
@@ -27,13 +29,13 @@ const RECORD_LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs the lab. True when everything seen was expected. Everything is removed at the end, also after an
 /// error, unless `keep` is set and no error came.
-pub(super) fn run(name: &LabName, shape: (Topology, Families), keep: bool) -> anyhow::Result<bool> {
+pub(super) fn run(name: &LabName, shape: (Topology, Families, Backend), keep: bool) -> anyhow::Result<bool> {
     let interrupt = Interrupt::install()?;
     let out = &mut io::stdout();
     let begin = Instant::now();
     let claim = Claim::take(name)?;
 
-    let (topology, families) = shape;
+    let (topology, families, backend) = shape;
     let described = cluster().topology(topology).families(families);
     let mut cluster =
         described.prefix(&name.prefix()).folder(claim.folder()).build().context("build the cluster")?;
@@ -52,7 +54,7 @@ pub(super) fn run(name: &LabName, shape: (Topology, Families), keep: bool) -> an
     step(out, begin, "the direct stream is measured")?;
     interrupt.check()?;
 
-    let mut sluices = start_sluices(&cluster, &interrupt)?;
+    let mut sluices = start_sluices(&cluster, backend, &interrupt)?;
     step(
         out,
         begin,
@@ -141,10 +143,14 @@ fn first_family(cluster: &Cluster) -> Family {
     if cluster.families() == Families::V6 { Family::V6 } else { Family::V4 }
 }
 
-fn start_sluices(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<Vec<Sluice>> {
+fn start_sluices(cluster: &Cluster, backend: Backend, interrupt: &Interrupt) -> anyhow::Result<Vec<Sluice>> {
     let binary = std::env::current_exe().context("find this program's own file")?;
-    let options =
-        SluiceOptions { binary: Some(binary), admin_port: ADMIN.port(), ..SluiceOptions::default() };
+    let options = SluiceOptions {
+        binary: Some(binary),
+        admin_port: ADMIN.port(),
+        config: backend.config(),
+        ..SluiceOptions::default()
+    };
     let mut sluices = Vec::new();
     for node in cluster.nodes() {
         sluices.push(node.start_sluice(&options)?);
