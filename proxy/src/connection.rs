@@ -127,7 +127,9 @@ async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Opti
         }
     };
     let dialed = syn.dialed();
-    let service = dialed.and_then(|dialed| snapshot.as_deref()?.service_at(dialed.0, live.tuple.protocol));
+    // An address of a Service that is still the destination here was dialled: another node translates it.
+    let asked = dialed.map_or(live.tuple.destination.0, |dialed| dialed.0);
+    let service = snapshot.as_deref().and_then(|snapshot| snapshot.service_at(asked, live.tuple.protocol));
     connection.report(|report| report.service = service.map(Box::new));
     connection.judged(judged);
     revoke::check(&path, &live);

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use flow::Protocol;
+use flow::{Protocol, Tier};
 
 use super::Findings;
-use super::known::{Known, NAMESPACE_NAME_LABEL, includes, is_inside, name};
+use super::known::{Known, NAMESPACE_NAME_LABEL, includes, is_inside, name, tier_ways};
 use crate::objects::{
     Action, NetworkPolicy, Numbers, Operator, Peer, Pod, Rule, Selector, TierPeer, TierPort, TierRule,
 };
@@ -149,7 +149,7 @@ pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_
     }
     for policy in cutting {
         let others = allowing.get(policy.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
-        if let Some(victims) = victims(known, policy, others) {
+        if let Some(victims) = victims(known, dns, policy, others) {
             let whom = if dns.servers.is_empty() { "" } else { " of the cluster's DNS pods" };
             let message = format!("cuts DNS: no policy allows {victims} to send to port 53/UDP{whom}");
             findings.report("cuts-dns", &name(policy), "spec.egress", message);
@@ -158,14 +158,32 @@ pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_
 }
 
 /// Whom the policy selects and none of those that allow it does.
-fn victims(known: &Known<'_>, policy: &NetworkPolicy, allowing: &[&NetworkPolicy]) -> Option<String> {
+fn victims(
+    known: &Known<'_>,
+    dns: &Dns<'_>,
+    policy: &NetworkPolicy,
+    allowing: &[&NetworkPolicy],
+) -> Option<String> {
     let mut pods = known.selected(policy).peekable();
     if pods.peek().is_none() {
         let covered = allowing.iter().any(|other| includes(&other.pod_selector, &policy.pod_selector));
         return (!covered).then(|| "the pods it selects".to_owned());
     }
-    let alone = |pod: &&Pod| !allowing.iter().any(|other| other.pod_selector.matches(&pod.labels));
+    let alone = |pod: &&Pod| {
+        !allowing.iter().any(|other| other.pod_selector.matches(&pod.labels))
+            && !is_accepted_above(known, dns, pod)
+    };
     pods.find(alone).map(|pod| format!("{}/{}", pod.namespace, pod.name))
+}
+
+/// True when a rule of the Admin tier may accept asking for this pod, so that no NetworkPolicy is asked.
+fn is_accepted_above(known: &Known<'_>, dns: &Dns<'_>, pod: &Pod) -> bool {
+    let accepts = |rule: &TierRule| rule.action == Action::Accept && dns.is_let_through_by(rule);
+    known.tiers().iter().any(|policy| {
+        policy.tier == Tier::Admin
+            && known.speaks_about(&policy.subject, pod)
+            && tier_ways(policy).iter().any(|way| way.key == "egress" && way.rules.iter().any(accepts))
+    })
 }
 
 /// True when a port of a rule may be this one. A named one may.

@@ -5,7 +5,7 @@ use flow::Tier;
 use super::Findings;
 use super::dns::Dns;
 use super::known::{Known, TierWay, includes, tier_name, tier_ways};
-use crate::objects::{Action, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
+use crate::objects::{Action, Pod, PodsIn, TierPeer, TierPolicy, TierPort, TierRule};
 
 pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_>) {
     for (place, policy) in known.tiers().iter().enumerate() {
@@ -16,13 +16,11 @@ pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_
             for index in 0..way.rules.len() {
                 let field = format!("spec.{}[{index}]", way.key);
                 let earlier = Earlier { before: &before, policy, way, direction, index };
-                if let Some(above) =
-                    earlier.all().find(|above| above.leaves_nothing_to(policy, &way.rules[index]))
-                {
+                if let Some(above) = earlier.that_leaves_nothing() {
                     let message =
                         format!("never decides: {} comes first and matches all of it", above.name());
                     findings.report("shadowed", &tier_name(policy), &field, message);
-                } else if cuts_dns(dns, &earlier) {
+                } else if cuts_dns(known, dns, &earlier) {
                     let message =
                         "cuts DNS: no rule before it accepts port 53/UDP or passes it on".to_owned();
                     findings.report("cuts-dns", &tier_name(policy), &field, message);
@@ -56,6 +54,21 @@ struct Above<'o> {
 impl<'o> Earlier<'o> {
     fn rule(&self) -> &'o TierRule {
         &self.way.rules[self.index]
+    }
+
+    /// The first rule that decides all of this one. In another tier nothing may be passed on before it: what a Pass
+    /// leaves to the next tier may be just what this rule is about.
+    fn that_leaves_nothing(&self) -> Option<Above<'o>> {
+        let passes_on = |above: &Above<'_>| {
+            above.policy.tier != self.policy.tier && above.way.rules[above.index].action == Action::Pass
+        };
+        let mut passed_on = false;
+        self.all().find(|above| {
+            let is_other_tier = above.policy.tier != self.policy.tier;
+            let decides = !(is_other_tier && passed_on) && above.leaves_nothing_to(self.policy, self.rule());
+            passed_on |= passes_on(above);
+            decides
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = Above<'o>> {
@@ -158,10 +171,25 @@ fn equal_priority(
 }
 
 /// A Deny that the cluster's DNS pods are behind, with nothing before it that lets a name be asked for.
-fn cuts_dns(dns: &Dns<'_>, earlier: &Earlier<'_>) -> bool {
+fn cuts_dns(known: &Known<'_>, dns: &Dns<'_>, earlier: &Earlier<'_>) -> bool {
     earlier.way.key == "egress"
         && dns.is_denied_by(earlier.rule())
+        && !(earlier.policy.tier == Tier::Baseline && is_hidden(known, earlier.policy))
         && !earlier.all().any(|above| dns.is_let_through_by(&above.way.rules[above.index]))
+}
+
+/// True when NetworkPolicies isolate the egress of every pod that a policy of the Baseline tier speaks about, which
+/// then never asks it. Pods that are not shown may not be isolated.
+fn is_hidden(known: &Known<'_>, policy: &TierPolicy) -> bool {
+    let isolating = |pod: &Pod| {
+        known.policies().any(|other| {
+            other.egress.is_some()
+                && other.namespace == pod.namespace
+                && other.pod_selector.matches(&pod.labels)
+        })
+    };
+    let mut pods = known.pods_of(&policy.subject).peekable();
+    pods.peek().is_some() && pods.all(isolating)
 }
 
 /// An Accept of the Baseline tier after which nothing denies: without it all would be the same.

@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::Findings;
 use super::known::{Known, Way, name, ways};
-use crate::objects::{NetworkPolicy, Numbers, Pod, Port, Rule};
+use crate::objects::{NetworkPolicy, Numbers, Peer, Pod, Port, Rule};
+
+/// The check that takes a Service's port for a mistake.
+const SERVICE_PORT: &str = "service-port";
 
 pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
     for policy in known.policies() {
@@ -12,15 +15,24 @@ pub(super) fn check(known: &Known<'_>, findings: &mut Findings<'_>) {
             for (index, rule) in way.rules.iter().enumerate() {
                 let Some(targets) = targets(known, policy, way, rule) else { continue };
                 let ports = rule.ports.as_deref().unwrap_or_default();
+                let leads_out = way.key == "egress" && leads_out_of_the_cluster(rule);
                 for (number, port) in ports.iter().enumerate() {
                     let field = format!("spec.{}[{index}].ports[{number}]", way.key);
-                    if let Some((check, message)) = unserved(known, &targets, ports, port) {
+                    if let Some((check, message)) = unserved(known, &targets, ports, port)
+                        && !(leads_out && check == SERVICE_PORT)
+                    {
                         findings.report(check, &name(policy), &field, message);
                     }
                 }
             }
         }
     }
+}
+
+/// True for a rule to everybody: its ports may well be those of servers outside, where port 80 is port 80.
+fn leads_out_of_the_cluster(rule: &Rule) -> bool {
+    let everybody = |peer: &Peer| matches!(peer, Peer::Block { cidr, .. } if cidr.prefix_len() == 0);
+    rule.peers.as_ref().is_none_or(|peers| peers.iter().any(everybody))
 }
 
 /// The pods that a rule leads to. They may be most of a cluster, so they are listed only when somebody asks.
@@ -91,7 +103,7 @@ fn unserved(
             Some(("unknown-port-name", message))
         }
         Numbers::Range(low, high) if low == high => {
-            Some(("service-port", mistaken(known, targets, ports, port, *low)?))
+            Some((SERVICE_PORT, mistaken(known, targets, ports, port, *low)?))
         }
         _ => None,
     }

@@ -202,6 +202,9 @@ fn what_is_meant_raises_no_alarm() {
         ("shop", format!("{{{web}, policyTypes: [Egress], egress: [{{to: [{{podSelector: {{}}}}]}}]}}")),
         ("shop", format!("{{{web}, policyTypes: [Egress], egress: [{{ports: [{{protocol: UDP}}]}}]}}")),
         ("shop", "{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [x]}, {key: app, operator: Exists}]}}".to_owned()),
+        // Ports of the world outside, where a web server's port is 80.
+        ("shop", format!("{{{web}, policyTypes: [Egress], egress: [{{ports: [{{port: 80}}]}}, {{ports: [{{port: 53, protocol: UDP}}]}}]}}")),
+        ("shop", format!("{{{web}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: 0.0.0.0/0}}}}], ports: [{{port: 80}}]}}, {{ports: [{{port: 53, protocol: UDP}}]}}]}}")),
     ];
     for (namespace, spec) in table {
         let all = found(namespace, &spec);

@@ -192,6 +192,47 @@ fn what_is_meant_raises_no_alarm() {
     }
 }
 
+fn np(namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: n, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn baseline(spec: &str) -> String {
+    object("CNP", "b", &format!("{{tier: Baseline, priority: 1, {spec}}}"))
+}
+
+#[test]
+fn what_one_tier_leaves_to_another_is_not_taken_for_settled() {
+    let everybody = "subject: {namespaces: {}}";
+    let deny_b = baseline(&format!(
+        "{everybody}, ingress: [{{action: Deny, from: [{{namespaces: {{matchLabels: {{team: b}}}}}}]}}]"
+    ));
+    let admin = |rules: &str| cnp(ALL, &format!("ingress: [{rules}]"));
+    let pass_b = "{action: Pass, from: [{namespaces: {matchLabels: {team: b}}}]}";
+    let pass_a = "{action: Pass, from: [{namespaces: {matchLabels: {team: a}}}]}";
+    let deny = "{action: Deny, from: [{namespaces: {}}]}";
+    let shadowed = |policies: String| found(&policies).iter().any(|line| line.contains("[shadowed]"));
+    assert!(!shadowed(admin(&format!("{pass_b}, {deny}")) + &deny_b), "what is passed on is decided there");
+    assert!(!shadowed(admin(&format!("{pass_a}, {deny}")) + &deny_b), "it might be");
+    assert!(shadowed(admin(deny) + &deny_b), "nothing is passed on");
+    assert!(shadowed(admin(&format!("{deny}, {pass_b}")) + &deny_b), "nothing comes so far");
+
+    let web_only = np("shop", "{podSelector: {matchLabels: {app: web}}, egress: [{ports: [{port: 443}]}]}");
+    let dns = "{action: Accept, to: [{namespaces: {}}], protocols: [{udp: {destinationPort: {number: 53}}}]}";
+    let cut = |policies: String| found(&policies).iter().any(|line| line.contains("[cuts-dns]"));
+    assert!(cut(web_only.clone()));
+    assert!(!cut(web_only.clone() + &cnp(ALL, &format!("egress: [{dns}]"))), "the Admin tier accepts it");
+    let of_others = "{namespaces: {matchLabels: {team: b}}}";
+    assert!(cut(web_only + &cnp(of_others, &format!("egress: [{dns}]"))), "for others only");
+
+    let deny_all =
+        baseline(&format!("{everybody}, egress: [{{action: Deny, to: [{{networks: [0.0.0.0/0]}}]}}]"));
+    let open = "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}]}]}";
+    assert!(cut(deny_all.clone() + &np("shop", open)), "the pods of ops have no other policy");
+    assert!(!cut(deny_all + &np("shop", open) + &np("ops", open)), "NetworkPolicies hide the Baseline tier");
+}
+
 #[test]
 fn a_rule_that_an_earlier_one_covers_never_decides() {
     let from = |team: &str| format!("from: [{{namespaces: {{matchLabels: {{team: {team}}}}}}}]");
