@@ -40,7 +40,11 @@ impl<'o> Endpoints<'o> {
             Some(slices) => from_slices(slices, port),
             None => self.of_pods(service, port),
         };
-        endpoints.into_iter().collect()
+        if !service.is_headless {
+            return endpoints.into_iter().collect();
+        }
+        // Who dials it sends to the port that he dialled: nothing makes a target port of it.
+        endpoints.into_iter().map(|endpoint| SocketAddr::new(endpoint.ip(), port.port)).collect()
     }
 
     /// Manifests written by hand rarely contain EndpointSlices: do what the endpoint slice controller would.

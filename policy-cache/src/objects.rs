@@ -322,6 +322,8 @@ pub(crate) struct Service {
     pub(crate) cluster_ips: BTreeSet<IpAddr>,
     /// `externalIPs`, and those of its load balancer. Only manifests are asked for them.
     pub(crate) outside_ips: BTreeSet<IpAddr>,
+    /// `clusterIP: None`: nothing translates, and clients send to the endpoints' own addresses.
+    pub(crate) is_headless: bool,
     /// `externalTrafficPolicy: Local`: whom a node gets from outside it gives to its own endpoints only.
     pub(crate) keeps_to_node: bool,
     /// Empty: its EndpointSlices are written by hand.

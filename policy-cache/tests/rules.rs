@@ -831,3 +831,39 @@ fn a_destination_may_be_a_service_by_its_name() {
         assert!(error.contains(message), "{source} {destination}: {answer}");
     }
 }
+
+/// Source: the Kubernetes documentation, "Headless Services": no cluster IP, no proxying; DNS gives the endpoints.
+#[test]
+fn who_dials_a_headless_service_sends_to_the_port_that_he_dialled() {
+    let cluster = Cluster::new(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: back, namespace: shop, labels: {app: back}}
+status: {phase: Running, podIP: 10.244.1.77}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless, namespace: shop}
+spec: {clusterIP: None, selector: {app: back}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: usual, namespace: shop}
+spec: {clusterIP: 10.96.7.7, selector: {app: back}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: back, namespace: shop}
+spec: {podSelector: {matchLabels: {app: back}}, ingress: [{ports: [{port: 8080}]}]}
+"#,
+        &Options::default(),
+    );
+    for (service, verdict) in [("headless", "deny"), ("usual", "allow")] {
+        let line = format!(
+            r#"{{"id":1,"src":{{"ip":"203.0.113.10"}},"dst":{{"service":"shop/{service}"}},"port":80}}"#
+        );
+        let answer = serde_json::to_value(cluster.prober.answer(&line)).unwrap();
+        assert_eq!(answer["verdict"], verdict, "{answer}");
+    }
+}

@@ -4,6 +4,7 @@
 mod admin;
 mod agent;
 mod cmd;
+mod complaint;
 mod config;
 mod exposition;
 mod interfaces;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         Command::Cleanup(args) => cmd::cleanup::execute(args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("sluice: {}", in_one_line(&error));
+        complaint::complain(format_args!("sluice: {}", in_one_line(&error)));
         ExitCode::from(2)
     })
 }

@@ -142,3 +142,41 @@ fn a_reader_that_has_seen_enough_ends_it_though_the_writer_stays() {
     assert!(child.wait().unwrap().success(), "a closed pipe is no failure");
     drop(input);
 }
+
+#[test]
+fn what_cannot_be_said_beside_the_answer_changes_neither_the_answer_nor_the_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("a.yaml"),
+        "{apiVersion: apps/v1, kind: Widget, metadata: {name: w}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n",
+    )
+    .unwrap();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let run = |command: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(full())
+            .spawn()
+            .unwrap();
+        command
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(
+                b"{\"id\":1,\"src\":{\"ip\":\"192.0.2.1\"},\"dst\":{\"ip\":\"192.0.2.2\"},\"port\":80}\n",
+            )
+            .unwrap_or(());
+        let output = command.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let manifests = folder.path().to_str().unwrap();
+    let (code, answer) = run(&["verdict", "--probes", "-", "--manifests", manifests]);
+    assert_eq!(code, Some(0), "{answer}");
+    assert!(answer.contains("\"verdict\":\"allow\""), "{answer}");
+    assert_eq!(run(&["lint", "--manifests", manifests]).0, Some(0));
+    assert_eq!(run(&["explain", "--manifests", manifests, "192.0.2.1", "192.0.2.2", "80"]).0, Some(0));
+    assert_eq!(run(&["explain", "--manifests", manifests, "a/none", "192.0.2.2", "80"]).0, Some(2));
+    assert_eq!(run(&["lint", "--manifests", "/nonexistent"]).0, Some(2));
+}

@@ -69,23 +69,27 @@ fn holds<N: Ord + Copy>(ranges: &[(N, N)], number: N) -> bool {
     after > 0 && number <= ranges[after - 1].1
 }
 
-/// What is left of a range without `holes`, which may overlap.
+/// What is left of a range without `holes`, which may overlap. In the order of the holes' number, times its logarithm:
+/// whoever may write a policy must not hold up everybody's.
 fn subtract(range: (u128, u128), holes: impl Iterator<Item = (u128, u128)>) -> Vec<(u128, u128)> {
-    let mut left = vec![range];
-    for (low, high) in holes {
-        left = left
-            .into_iter()
-            .flat_map(|(first, last)| {
-                let before = (low > first).then(|| (first, last.min(low.saturating_sub(1))));
-                let after = (high < last).then(|| (first.max(high.saturating_add(1)), last));
-                match (high < first || low > last, before, after) {
-                    (true, ..) => [Some((first, last)), None],
-                    (false, before, after) => [before, after],
-                }
-            })
-            .flatten()
-            .collect();
+    let (mut first, last) = range;
+    let mut left = Vec::new();
+    for (low, high) in union(holes.collect()) {
+        if low > last {
+            break;
+        }
+        if high < first {
+            continue;
+        }
+        if low > first {
+            left.push((first, low - 1));
+        }
+        match high.checked_add(1) {
+            Some(next) if next <= last => first = next,
+            _ => return left,
+        }
     }
+    left.push((first, last));
     left
 }
 
@@ -122,6 +126,22 @@ mod tests {
         for ip in outside {
             assert!(!set.contains(ip.parse().unwrap()), "{ip} is too much");
         }
+    }
+
+    #[test]
+    fn ten_thousand_exceptions_are_taken_out_at_once() {
+        let except: Vec<IpNet> = (0..20_000u32)
+            .map(|at| IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::from_bits(at << 5), 28)))
+            .collect();
+        let begun = std::time::Instant::now();
+        let set = AddressRanges::new([(&"0.0.0.0/0".parse().unwrap(), except.as_slice())]);
+        // One after the other it took 30 s.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+        check(
+            &set,
+            &["0.0.0.16", "0.0.0.31", "0.9.196.16", "255.255.255.255"],
+            &["0.0.0.0", "0.0.0.15", "0.0.0.32"],
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Peers of rules that match nobody, match more than meant, or name pods by address.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -151,9 +151,11 @@ fn and_as_or(
 
 /// The key whose requirements no label can meet all at once.
 pub(super) fn contradiction(selector: &Selector) -> Option<&str> {
-    let keys: BTreeSet<&str> = selector.requirements.iter().map(|one| one.key.as_str()).collect();
-    keys.into_iter().find(|key| {
-        let own: Vec<&Requirement> = selector.requirements.iter().filter(|one| one.key == *key).collect();
+    let mut by_key: BTreeMap<&str, Vec<&Requirement>> = BTreeMap::new();
+    for one in &selector.requirements {
+        by_key.entry(&one.key).or_default().push(one);
+    }
+    let excludes_all = |own: &[&Requirement]| {
         let holds = |value: Option<&String>| {
             own.iter().all(|one| match (&one.operator, value) {
                 (Operator::In(values), value) => value.is_some_and(|value| values.contains(value)),
@@ -172,5 +174,6 @@ pub(super) fn contradiction(selector: &Selector) -> Option<&str> {
             .collect();
         let other = "\0".to_owned();
         !holds(None) && !holds(Some(&other)) && !wanted.iter().any(|value| holds(Some(value)))
-    })
+    };
+    by_key.into_iter().find(|(_, own)| excludes_all(own)).map(|(key, _)| key)
 }

@@ -176,6 +176,7 @@ pub(crate) fn service(object: &Cursor, name: Name, findings: &mut Findings) -> S
         name: name.name,
         cluster_ips: BTreeSet::new(),
         outside_ips: BTreeSet::new(),
+        is_headless: false,
         keeps_to_node: false,
         selector: Default::default(),
         ports: Vec::new(),
@@ -198,7 +199,8 @@ pub(crate) fn service(object: &Cursor, name: Name, findings: &mut Findings) -> S
     }
     service.keeps_to_node = spec.get_string("externalTrafficPolicy", findings) == Some("Local");
     let mut cluster_ip = |field: &Cursor, findings: &mut Findings| match field.string(findings) {
-        None | Some("" | HEADLESS) => {}
+        None | Some("") => {}
+        Some(HEADLESS) => service.is_headless = true,
         Some(_) => service.cluster_ips.extend(fields::address(field, findings)),
     };
     if let Some(field) = spec.get("clusterIP") {

@@ -58,7 +58,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let objects = match policy_cache::load(&manifests) {
         Ok(objects) => objects,
         Err(error) => {
-            eprintln!("{error}");
+            crate::complaint::complain(&error);
             return Ok(ExitCode::from(2));
         }
     };
@@ -76,7 +76,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Says on standard error what was not used.
 pub(crate) fn print_notes(notes: &[String]) {
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    notes.iter().for_each(|note| crate::complaint::complain(format_args!("note: {note}")));
 }
 
 /// Prints an answer; a reader that has seen enough is no failure.

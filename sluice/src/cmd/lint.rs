@@ -21,7 +21,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let report = match policy_cache::lint(&args.manifests) {
         Ok(report) => report,
         Err(error) => {
-            eprintln!("{error}");
+            crate::complaint::complain(&error);
             return Ok(ExitCode::from(2));
         }
     };

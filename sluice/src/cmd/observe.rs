@@ -98,7 +98,9 @@ impl Selection {
             }
         })?;
         if unreadable > 0 {
-            eprintln!("sluice: {unreadable} lines are no JSON and were passed over");
+            crate::complaint::complain(format_args!(
+                "sluice: {unreadable} lines are no JSON and were passed over"
+            ));
         }
         match outcome {
             // The reader has seen enough.

@@ -39,7 +39,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let objects = match policy_cache::load(&args.manifests) {
         Ok(objects) => objects,
         Err(error) => {
-            eprintln!("{error}");
+            crate::complaint::complain(&error);
             return Ok(ExitCode::from(2));
         }
     };
@@ -54,7 +54,9 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Ok(Tally { failed: 0, .. }) => Ok(ExitCode::SUCCESS),
         Ok(Tally { probes, failed }) => {
             let which = if failed == 1 { "its answer says why" } else { "their answers say why" };
-            eprintln!("sluice: {failed} of {probes} probes could not be decided; {which}");
+            crate::complaint::complain(format_args!(
+                "sluice: {failed} of {probes} probes could not be decided; {which}"
+            ));
             Ok(ExitCode::from(2))
         }
         // The reader of the answers has seen enough.
