@@ -129,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_exceptions_are_taken_out_at_once() {
+    fn twenty_thousand_exceptions_are_taken_out_at_once() {
         let except: Vec<IpNet> = (0..20_000u32)
             .map(|at| IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::from_bits(at << 5), 28)))
             .collect();
         let begun = std::time::Instant::now();
         let set = AddressRanges::new([(&"0.0.0.0/0".parse().unwrap(), except.as_slice())]);
-        // One after the other it took 30 s.
+        // One after the other it took more than 25 s.
         assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
         check(
             &set,

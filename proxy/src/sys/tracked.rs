@@ -176,16 +176,7 @@ impl Conntrack {
                 push_attribute(body, ZONE, &entry.zone.to_be_bytes());
             }
         });
-        self.send(&request)?;
-        let mut buffer = vec![0; 4096];
-        loop {
-            let received = receive(&self.socket, &mut buffer)?;
-            for message in messages(&buffer[..received]) {
-                if kind(message) == NLMSG_ERROR {
-                    return not_found_is(acknowledged(message).map(|()| true), false);
-                }
-            }
-        }
+        self.change(&request)
     }
 
     /// Sets `bit` in the mark of an entry. True when it was there.
@@ -199,7 +190,12 @@ impl Conntrack {
             push_attribute(body, MARK, &bit.to_be_bytes());
             push_attribute(body, MARK_MASK, &bit.to_be_bytes());
         });
-        self.send(&request)?;
+        self.change(&request)
+    }
+
+    /// Sends a change of one entry and waits for its acknowledgement. True when the entry was there.
+    fn change(&self, request: &[u8]) -> io::Result<bool> {
+        self.send(request)?;
         let mut buffer = vec![0; 4096];
         loop {
             let received = receive(&self.socket, &mut buffer)?;
