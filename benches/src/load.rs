@@ -97,9 +97,17 @@ fn swallow(mut stream: &TcpStream, received: &AtomicU64, stop: &AtomicBool) {
 fn send_until_closed(ends: Ends<'_>, streams: usize) -> io::Result<()> {
     let results = on_threads(ends.client, streams, |_| {
         let mut stream = TcpStream::connect_timeout(&ends.to, LIMIT)?;
+        stream.set_write_timeout(Some(LIMIT))?;
         let chunk = vec![7; CHUNK];
-        while stream.write_all(&chunk).is_ok() {}
-        Ok(())
+        loop {
+            match stream.write_all(&chunk) {
+                Ok(()) => {}
+                // A stream that nobody takes anything from would be measured for ever.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                // Its server has heard enough.
+                Err(_) => return Ok(()),
+            }
+        }
     });
     results.into_iter().collect()
 }
@@ -130,6 +138,7 @@ fn round_trips(to: SocketAddr, bytes: usize, span: Duration) -> io::Result<Vec<f
     let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     let (mut message, mut latencies, start) = (vec![1; bytes], Vec::new(), Instant::now());
     while start.elapsed() < span {
         let sent = Instant::now();

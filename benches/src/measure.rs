@@ -51,19 +51,19 @@ impl Plan {
         if self.has(Part::Idle) {
             for subject in subjects {
                 eprintln!("idle connections: {}", subject.name());
-                table.add(subject.name(), subject.idle(if self.quick { 200 } else { IDLE })?);
+                table.add(subject.name(), 0, subject.idle(if self.quick { 200 } else { IDLE })?);
             }
         }
         for round in 1..=self.rounds {
             eprintln!("round {round} of {}", self.rounds);
-            self.round(subjects, table)?;
+            self.round(round - 1, subjects, table)?;
         }
         let mut calls = Calls::new();
         if self.has(Part::Calls) {
             for subject in subjects {
                 eprintln!("system calls: {}", subject.name());
                 let (figures, by_name) = subject.system_calls()?;
-                table.add(subject.name(), figures);
+                table.add(subject.name(), 0, figures);
                 if !by_name.is_empty() {
                     calls.insert(subject.name().to_owned(), by_name);
                 }
@@ -72,13 +72,17 @@ impl Plan {
         Ok(calls)
     }
 
-    fn round(&self, subjects: &[Subject], table: &mut Table) -> anyhow::Result<()> {
+    fn round(&self, round: usize, subjects: &[Subject], table: &mut Table) -> anyhow::Result<()> {
         let span = self.span;
         let mut each =
             |what: &str, measure: &dyn Fn(&Subject) -> anyhow::Result<Vec<crate::report::Figure>>| {
                 subjects.iter().try_for_each(|subject| {
-                    let figures = measure(subject).with_context(|| format!("{what}, {}", subject.name()))?;
-                    table.add(subject.name(), figures);
+                    match measure(subject).with_context(|| format!("{what}, {}", subject.name())) {
+                        Ok(figures) => table.add(subject.name(), round, figures),
+                        // What another proxy does wrong is not ours to fail of.
+                        Err(error) if subject.is_anchor() => eprintln!("left out: {error:#}"),
+                        Err(error) => return Err(error),
+                    }
                     anyhow::Ok(())
                 })
             };

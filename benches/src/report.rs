@@ -50,7 +50,8 @@ struct Row {
     figure: String,
     unit: &'static str,
     better: Better,
-    values: BTreeMap<String, Vec<f64>>,
+    /// By round; `None` where it was not measured.
+    values: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 /// The median and the extremes of some values.
@@ -82,13 +83,16 @@ impl Table {
         Self { subjects: subjects.into_iter().collect(), rows: Vec::new(), targets }
     }
 
-    pub(crate) fn add(&mut self, subject: &str, figures: Vec<Figure>) {
+    /// Adds the figures of one round; rounds are counted from 0.
+    pub(crate) fn add(&mut self, subject: &str, round: usize, figures: Vec<Figure>) {
         for Figure { name, unit, better, value } in figures {
             let at = self.rows.iter().position(|row| row.figure == name).unwrap_or_else(|| {
                 self.rows.push(Row { figure: name, unit, better, values: BTreeMap::new() });
                 self.rows.len() - 1
             });
-            self.rows[at].values.entry(subject.to_owned()).or_default().push(value);
+            let values = self.rows[at].values.entry(subject.to_owned()).or_default();
+            values.resize(values.len().max(round + 1), None);
+            values[round] = Some(value);
         }
     }
 
@@ -125,12 +129,13 @@ impl Row {
     }
 
     fn spread(&self, subject: &str) -> Option<Spread> {
-        Spread::of(self.values.get(subject)?)
+        Spread::of(&self.values.get(subject)?.iter().flatten().copied().collect::<Vec<_>>())
     }
 
     fn ratio(&self, one: &str, other: &str) -> Option<Spread> {
         let pairs = self.values.get(one)?.iter().zip(self.values.get(other)?);
-        Spread::of(&pairs.map(|(one, other)| one / other).collect::<Vec<_>>())
+        let of_round = |(one, other): (&Option<f64>, &Option<f64>)| Some((*one)? / (*other)?);
+        Spread::of(&pairs.filter_map(of_round).collect::<Vec<_>>())
     }
 }
 
@@ -182,9 +187,10 @@ mod tests {
 
     fn table() -> Table {
         let mut table = Table::new(["direct", "sluice"].map(str::to_owned), &[]);
-        for (direct, sluice) in [(1.0, 0.5), (10.0, 9.0), (2.0, 2.0)] {
-            table.add("direct", vec![Figure::more("bulk", "Gb/s", direct)]);
-            table.add("sluice", vec![Figure::more("bulk", "Gb/s", sluice), Figure::less("CPU", "s", 0.5)]);
+        for (round, (direct, sluice)) in [(1.0, 0.5), (10.0, 9.0), (2.0, 2.0)].into_iter().enumerate() {
+            table.add("direct", round, vec![Figure::more("bulk", "Gb/s", direct)]);
+            let figures = vec![Figure::more("bulk", "Gb/s", sluice), Figure::less("CPU", "s", 0.5)];
+            table.add("sluice", round, figures);
         }
         table
     }
@@ -193,6 +199,17 @@ mod tests {
     fn ratios_are_of_values_of_the_same_round() {
         let expected = Spread { median: 0.9, low: 0.5, high: 1.0 };
         assert_eq!(table().ratios("sluice", "direct"), [("bulk", Better::More, expected)]);
+    }
+
+    #[test]
+    fn a_round_that_a_subject_did_not_end_is_left_out_of_its_ratios() {
+        let mut table = table();
+        table.add("sluice", 4, vec![Figure::more("bulk", "Gb/s", 3.0)]);
+        table.add("direct", 3, vec![Figure::more("bulk", "Gb/s", 100.0)]);
+        table.add("direct", 4, vec![Figure::more("bulk", "Gb/s", 3.0)]);
+        let expected = Spread { median: 0.95, low: 0.5, high: 1.0 };
+        assert_eq!(table.ratios("sluice", "direct"), [("bulk", Better::More, expected)]);
+        assert!(table.to_string().contains("| bulk | Gb/s | 3.00 | 2.50 |"), "{table}");
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl Subject {
         matches!(self.proxy, Proxy::Sluice { .. })
     }
 
+    /// True for other proxies.
+    pub(crate) fn is_anchor(&self) -> bool {
+        matches!(self.proxy, Proxy::Anchor { .. })
+    }
+
     /// Streams from client to server.
     pub(crate) fn bulk(&self, streams: usize, span: Duration) -> anyhow::Result<Vec<Figure>> {
         let plural = if streams == 1 { "" } else { "s" };
