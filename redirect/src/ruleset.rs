@@ -362,8 +362,7 @@ fn table(spec: &RedirectSpec) -> String {
     own_node(&mut script, spec);
     gate(&mut script, spec);
     refuse(&mut script, spec);
-    revoked(&mut script, spec);
-    datagrams::write_forward_refusal(&mut script, spec);
+    refuse_forward(&mut script, spec);
     script.line(0, "}");
     script.text
 }
@@ -500,20 +499,6 @@ fn own_node(script: &mut Script, spec: &RedirectSpec) {
     script.end();
 }
 
-/// Connections that came about without the proxy and that no policy allows: the datapath has marked them in
-/// conntrack.
-fn revoked(script: &mut Script, spec: &RedirectSpec) {
-    let reset = spec.marks.reset;
-    for (name, hook) in [("revoked_forward", "forward"), ("revoked_input", "input")] {
-        script.chain(name, Some(("filter", hook, REFUSE_PRIORITY)));
-        script.rule(
-            &format!("meta l4proto tcp ct mark and {reset:#x} == {reset:#x} counter reject with tcp reset"),
-            "no longer allowed, and not carried",
-        );
-        script.end();
-    }
-}
-
 fn gate(script: &mut Script, spec: &RedirectSpec) {
     if spec.gate != GateBackend::NftQueue {
         return;
@@ -535,10 +520,10 @@ fn gate(script: &mut Script, spec: &RedirectSpec) {
 }
 
 fn refuse(script: &mut Script, spec: &RedirectSpec) {
-    let Marks { proxy, reset, unreachable, .. } = spec.marks;
+    let Marks { proxy, reset, unreachable, flow, .. } = spec.marks;
     // With net.ipv4.fwmark_reflect the answer inherits the mark and would be routed to this node.
     let forget = !spec.marks.used();
-    script.chain("refuse", Some(("filter", "input", REFUSE_PRIORITY)));
+    script.chain("judged", None);
     datagrams::write_settle(script, spec);
     let mut rule = |bit: u32, family: &str, how: &str, comment: &str| {
         let bits = proxy | bit;
@@ -559,6 +544,30 @@ fn refuse(script: &mut Script, spec: &RedirectSpec) {
         rule(unreachable, "meta nfproto ipv6", "icmpv6 type addr-unreachable", "the gate found nobody");
     }
     script.end();
+    // Every packet to this node asks this chain, those of carried connections among them: one look at the mark, one at
+    // the connection's.
+    let verdict = reset | unreachable | flow;
+    script.chain("refuse", Some(("filter", "input", REFUSE_PRIORITY)));
+    script.rule(&format!("meta mark and {verdict:#x} != 0x0 jump judged"), "what the gate has judged");
+    revoked(script, spec);
+    script.end();
+}
+
+fn refuse_forward(script: &mut Script, spec: &RedirectSpec) {
+    script.chain("refuse_forward", Some(("filter", "forward", REFUSE_PRIORITY)));
+    datagrams::write_settle(script, spec);
+    revoked(script, spec);
+    script.end();
+}
+
+/// Connections that came about without the proxy and that no policy allows: the datapath has marked them in
+/// conntrack.
+fn revoked(script: &mut Script, spec: &RedirectSpec) {
+    let reset = spec.marks.reset;
+    script.rule(
+        &format!("meta l4proto tcp ct mark and {reset:#x} == {reset:#x} counter reject with tcp reset"),
+        "no longer allowed, and not carried",
+    );
 }
 
 /// ICMP errors, by family. They go to the source of the packet they are about, which on upstream legs is the
