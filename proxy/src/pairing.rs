@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use flow::Tuple;
+use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
 /// Accepted connections of type `T`, by tuple.
 #[derive(Debug)]
 pub(crate) struct Pairing<T> {
-    expected: DashMap<Tuple, (u64, oneshot::Sender<T>)>,
+    expected: DashMap<Tuple, (u64, oneshot::Sender<T>), RandomState>,
     places: AtomicU64,
 }
 
@@ -28,7 +29,7 @@ pub(crate) struct Expected<'a, T> {
 
 impl<T> Pairing<T> {
     pub(crate) fn new() -> Self {
-        Self { expected: DashMap::new(), places: AtomicU64::new(0) }
+        Self { expected: DashMap::default(), places: AtomicU64::new(0) }
     }
 
     /// Announces a connection. `None` when the same tuple is expected already.

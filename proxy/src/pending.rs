@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use flow::Tuple;
+use foldhash::fast::RandomState;
 
 use crate::packet::Syn;
 
@@ -44,9 +45,9 @@ pub(crate) enum Arrival {
 pub(crate) struct Pending {
     max_total: usize,
     max_per_client: usize,
-    held: HashMap<Tuple, Attempt>,
-    per_client: HashMap<IpAddr, usize>,
-    silenced: HashMap<Tuple, (u32, Instant)>,
+    held: HashMap<Tuple, Attempt, RandomState>,
+    per_client: HashMap<IpAddr, usize, RandomState>,
+    silenced: HashMap<Tuple, (u32, Instant), RandomState>,
     silenced_order: VecDeque<(Instant, Tuple)>,
 }
 
@@ -63,9 +64,9 @@ impl Pending {
         Self {
             max_total,
             max_per_client,
-            held: HashMap::new(),
-            per_client: HashMap::new(),
-            silenced: HashMap::new(),
+            held: HashMap::default(),
+            per_client: HashMap::default(),
+            silenced: HashMap::default(),
             silenced_order: VecDeque::new(),
         }
     }

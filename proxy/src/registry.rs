@@ -18,6 +18,7 @@ use audit::{Action, ConnectionId, Legs, Metrics, Record, Recorder, Timing, Tls, 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use flow::{Decision, EndCause, Endpoint, Generation, Outcome, Reason, Service, Tuple, UpstreamSource};
+use foldhash::fast::RandomState;
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
@@ -224,8 +225,8 @@ impl Live {
 /// All registered connections, found by tuple and by either address.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    by_tuple: DashMap<ByTuple, ()>,
-    by_address: DashMap<IpAddr, HashSet<ByPlace>>,
+    by_tuple: DashMap<ByTuple, (), RandomState>,
+    by_address: DashMap<IpAddr, HashSet<ByPlace, RandomState>, RandomState>,
     /// A connection was removed. One for all: hardly ever does anybody wait for one of them, and each would keep it.
     removed: Notify,
     recorder: Recorder,
@@ -278,8 +279,8 @@ impl Eq for ByPlace {}
 impl Registry {
     pub(crate) fn new(recorder: Recorder, metrics: Metrics) -> Self {
         Self {
-            by_tuple: DashMap::new(),
-            by_address: DashMap::new(),
+            by_tuple: DashMap::default(),
+            by_address: DashMap::default(),
             removed: Notify::new(),
             recorder,
             metrics,

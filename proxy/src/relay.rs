@@ -175,32 +175,33 @@ impl<'a> Directions<'a> {
     /// From the client to the server.
     fn upwards(&self) -> Way<'a> {
         let Self { carrier, legs: Legs { client, server }, live, .. } = *self;
-        Way { carrier, from: client, to: server, moved: &live.client_bytes, live }
+        Way { carrier, from: client, to: server, moved: &live.client_bytes, live, looks_for_fin: false }
     }
 
     /// From the server to the client.
     fn downwards(&self) -> Way<'a> {
         let Self { carrier, legs: Legs { client, server }, live, .. } = *self;
-        Way { carrier, from: server, to: client, moved: &live.server_bytes, live }
+        Way { carrier, from: server, to: client, moved: &live.server_bytes, live, looks_for_fin: true }
     }
 
     /// Lets what the client has sent by now travel along with the end of the server's handshake: its server then
-    /// wakes up once. A client that waits for the server has sent nothing when the runtime has looked at the
-    /// sockets once more: the handshake ends without.
-    fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// wakes up once. A client that waits for the server has sent nothing when every other task had its turn: the
+    /// handshake ends without.
+    fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         match self.progress.opening {
             Opening::Waiting => {
                 self.progress.opening = Opening::Looking;
-                yield_to_others(cx)
+                yield_to_others(cx).map(Ok)
             }
             Opening::Looking => {
                 self.progress.opening = Opening::Done;
-                if self.legs.client.poll_read_ready(cx).is_pending() {
+                let is_readable = self.legs.client.poll_read_ready(cx).is_ready();
+                if !is_readable && !self.up.take_arrived(self.upwards())? {
                     tcp::acknowledge(self.legs.server.get_ref());
                 }
-                Poll::Ready(())
+                Poll::Ready(Ok(()))
             }
-            Opening::Done => Poll::Ready(()),
+            Opening::Done => Poll::Ready(Ok(())),
         }
     }
 
@@ -232,7 +233,9 @@ impl<'a> Directions<'a> {
 
     /// Moves what can be moved. Ready when both directions have ended, or one has broken.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndCause> {
-        ready!(self.poll_opened(cx));
+        if let Err(broken) = ready!(self.poll_opened(cx)) {
+            return Poll::Ready(of_up(broken));
+        }
         if self.progress.up_open
             && let Poll::Ready(outcome) = self.up.poll(self.upwards(), cx)
         {

@@ -39,6 +39,21 @@ fn pair() -> (TcpStream, TcpStream) {
     (one, other)
 }
 
+fn carrier(
+    splice_threshold: usize,
+    max_pipes: usize,
+    idle_limit: Option<Duration>,
+    metrics: &Metrics,
+) -> Carrier {
+    Carrier {
+        pipes: PipePool::new(1 << 16, max_pipes, metrics.clone()),
+        splice_threshold,
+        idle_limit,
+        reads_hellos: true,
+        legs_after: Some(Duration::ZERO),
+    }
+}
+
 fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>) -> Carried {
     let metrics = Metrics::default();
     let (recorder, _) =
@@ -47,13 +62,7 @@ fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>
     let ((client, of_client), (of_server, server)) = (pair(), pair());
     let tuple = Tuple::tcp(client.local_addr().unwrap(), server.local_addr().unwrap());
     let connection = Arc::new(registry.register(tuple).unwrap());
-    let carrier = Carrier {
-        pipes: PipePool::new(1 << 16, max_pipes, metrics.clone()),
-        splice_threshold,
-        idle_limit,
-        reads_hellos: true,
-        legs_after: Some(Duration::ZERO),
-    };
+    let carrier = carrier(splice_threshold, max_pipes, idle_limit, &metrics);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let live = Arc::clone(connection.live());
     let handed_on = Arc::new(AtomicBool::new(false));
@@ -257,6 +266,60 @@ fn many_small_messages_are_no_stream() {
     relayed.client.shutdown(Shutdown::Write).unwrap();
     relayed.server.shutdown(Shutdown::Write).unwrap();
     assert_eq!(relayed.end().0, EndCause::ClientClosed);
+}
+
+/// What one look at the server's leg takes, though the runtime knows of nothing yet, after `says` was done to its end.
+fn taken_at_once(says: impl FnOnce(TcpStream)) -> (Result<bool, Broken>, bool, Vec<u8>) {
+    let metrics = Metrics::default();
+    let (recorder, _) =
+        Recorder::start(RecorderConfig::default(), Sink::Discard, "node1", metrics.clone()).unwrap();
+    let registry = Arc::new(Registry::new(recorder, metrics.clone()));
+    let connection =
+        registry.register(Tuple::tcp(([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into())).unwrap();
+    let carrier = carrier(16_384, 1, None, &metrics);
+    let ((client, of_client), (of_server, server)) = (pair(), pair());
+    for leg in [&of_client, &of_server] {
+        leg.set_nonblocking(true).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let legs = Legs { client: watch_stream(of_client).unwrap(), server: watch_stream(of_server).unwrap() };
+    says(server);
+    let live = connection.live();
+    let mut directions = Directions::new(&carrier, &legs, live, Progress::begin());
+    let way = directions.downwards();
+    let taken = directions.down.take_arrived(way);
+    let ended = directions.down.poll(way, &mut Context::from_waker(std::task::Waker::noop())).is_ready();
+    drop(directions);
+    drop(legs);
+    (taken, ended, all(&client))
+}
+
+#[test]
+fn the_fin_behind_an_answer_is_taken_with_it() {
+    let (taken, ended, answer) = taken_at_once(|mut server| server.write_all(b"answer").unwrap());
+    assert!(taken.unwrap() && ended, "answer and FIN in one look");
+    assert_eq!(answer, b"answer");
+    let mut open = None;
+    let (taken, ended, answer) = taken_at_once(|mut server| {
+        server.write_all(b"more follows").unwrap();
+        open = Some(server);
+    });
+    assert!(taken.unwrap() && !ended, "the server has not ended");
+    assert_eq!(answer, b"more follows");
+}
+
+#[test]
+fn what_came_before_a_reset_is_delivered() {
+    let (taken, _, answer) = taken_at_once(|mut server| {
+        server.write_all(b"answer").unwrap();
+        SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    });
+    assert!(
+        matches!(&taken, Err(Broken::From(error)) if error.raw_os_error() == Some(libc::ECONNRESET)),
+        "{taken:?}"
+    );
+    assert_eq!(answer, b"answer");
 }
 
 #[test]
