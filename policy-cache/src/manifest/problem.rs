@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 /// How many problems are listed; nobody reads more, and a hostile file has millions.
 const MAX_LISTED: usize = 1_000;
+/// How much of a name or a path a line says, in characters. Names that Kubernetes takes are shorter.
+const MAX_PART: usize = 600;
 
 /// One thing wrong with one field of one object, or with a whole file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +130,12 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// Control characters would let a manifest forge lines of output.
+/// Control characters would let a manifest forge lines of output, and a name may be as long as its author likes.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let mut line: String =
+        text.chars().take(MAX_PART).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(MAX_PART).is_some() {
+        line.push('…');
+    }
+    line
 }

@@ -80,6 +80,7 @@ pub(crate) fn read_node(node: &Node, kind: Option<Kind>) -> Reading {
 
 /// What is known of an object whose JSON cannot be read to its end.
 pub(crate) fn unreadable(kind: Option<Kind>, identity: Option<(String, String)>, message: &str) -> Reading {
+    let identity = identity.filter(|(namespace, name)| !name.is_empty() && !namespace.contains('/'));
     let key = kind.zip(identity).map(|(kind, (namespace, name))| key(kind, namespace, name));
     let problem = Problem {
         file: PathBuf::new(),
@@ -133,7 +134,8 @@ fn key(kind: Kind, namespace: String, name: String) -> ObjectKey {
 fn written_name(object: &Cursor) -> Option<(String, String)> {
     let name = metadata(object.node(), "name");
     let namespace = metadata(object.node(), "namespace");
-    (!name.is_empty()).then(|| (namespace.to_owned(), name.to_owned()))
+    // A namespace with a slash would be another's, together with a name.
+    (!name.is_empty() && !namespace.contains('/')).then(|| (namespace.to_owned(), name.to_owned()))
 }
 
 /// A policy of which nothing is known but its name: it isolates, or denies, whatever it could have.

@@ -59,8 +59,8 @@ pub(crate) enum From {
 pub(crate) enum Outcome {
     /// A page was read; without a token it was the last, and the list is as of the version.
     Page { token: Option<String>, version: String, empty: bool },
-    /// The pages lead back to one another.
-    Circling,
+    /// The pages do not make one list: they lead back to one another, or are of different versions.
+    Muddled,
     /// The version is one that the server has, or one that it has not reached.
     Probed { reached: bool },
     /// The server ended the watch.
@@ -92,6 +92,8 @@ pub(crate) struct Course {
     /// Pages of the list that is being read, and a token among theirs to compare later ones with.
     pages: u32,
     milestone: String,
+    /// The version that the first of them had.
+    list_version: String,
     /// Since the last request: whether an event or a bookmark came.
     heard: bool,
 }
@@ -113,6 +115,7 @@ impl Course {
             silences: 0,
             pages: 0,
             milestone: String::new(),
+            list_version: String::new(),
             heard: false,
         }
     }
@@ -152,6 +155,15 @@ impl Course {
         {
             version.clone_into(last);
         }
+    }
+
+    /// Takes in the version of a page. True when it is not that of the list's first page: objects of both are then as of
+    /// different times, and a watch from either version would miss what happened to some of them in between.
+    pub(crate) fn is_of_another_list(&mut self, version: &str) -> bool {
+        if self.pages == 0 {
+            version.clone_into(&mut self.list_version);
+        }
+        self.list_version != version
     }
 
     /// Takes in where the next page is said to begin. True when the pages lead back to one that was read: a later
@@ -234,7 +246,7 @@ impl Course {
                     self.streaming = false;
                 }
             }
-            Outcome::Circling => self.position = newest(true),
+            Outcome::Muddled => self.position = newest(true),
             Outcome::Expired => {
                 self.position = newest(matches!(self.position, Position::Listing { .. }));
             }

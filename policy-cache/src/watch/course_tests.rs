@@ -256,7 +256,7 @@ fn pages_without_items_are_asked_for_ever_more_slowly_and_circles_begin_anew_in_
         false,
         &[
             (list(From::Memory, None, false), page(Some("a"), "7")),
-            (list(From::Memory, Some("a"), false), Outcome::Circling),
+            (list(From::Memory, Some("a"), false), Outcome::Muddled),
             (list(From::Newest, None, true), page(None, "9")),
         ],
     );
@@ -268,4 +268,41 @@ fn pages_without_items_are_asked_for_ever_more_slowly_and_circles_begin_anew_in_
     }
     let mut course = Course::new(false);
     assert!((0..1_000).all(|page| !course.goes_in_circles(&page.to_string())), "a long list is no circle");
+}
+
+#[test]
+fn pages_of_different_versions_are_no_list_and_it_is_asked_for_in_one_piece() {
+    let mut course = Course::new(false);
+    course.ask();
+    assert!(!course.is_of_another_list("7"));
+    assert!(!course.goes_in_circles("a"));
+    course.after(page(Some("a"), "7"), SHORT, 0.5);
+    course.ask();
+    assert!(!course.is_of_another_list("7"));
+    assert!(course.is_of_another_list("8"), "the first page is still as of 7");
+    course.after(Outcome::Muddled, SHORT, 0.5);
+    assert_eq!(course.ask(), list(From::Newest, None, true));
+    assert!(!course.is_of_another_list("8"), "a new list begins");
+}
+
+#[test]
+fn an_hour_without_the_api_is_a_few_requests_and_the_next_one_is_never_far_away() {
+    for outcome in [Outcome::Broken, Outcome::Silent, REFUSED] {
+        let mut course = Course::new(true);
+        course.listed("7".to_owned());
+        let (mut away, mut asked) = (Duration::ZERO, 0);
+        while away < Duration::from_secs(3_600) {
+            assert_eq!(course.ask(), watch("7"), "what was known is not asked for anew");
+            let wait = course.after(outcome.clone(), Duration::ZERO, 0.5);
+            assert!(wait <= LONGEST_WAIT, "{wait:?}");
+            away += wait;
+            asked += 1;
+            // Two watches that bring nothing make it ask for the version.
+            if outcome == Outcome::Silent && asked % 2 == 0 {
+                assert_eq!(course.ask(), Ask::Probe { version: "7".to_owned() });
+                away += course.after(Outcome::Probed { reached: true }, Duration::ZERO, 0.5);
+            }
+        }
+        assert!((100..250).contains(&asked), "{outcome:?}: {asked}");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use kube::client::Body;
 use tokio::sync::mpsc;
 
 use super::chance;
@@ -14,7 +15,7 @@ use super::discover::Presence;
 use super::items::Items;
 use super::ledger::{Note, Origin, Sighting};
 use super::lines::{Lines, Piece};
-use super::request::{self, Door, Failure, query};
+use super::request::{self, Door, Failure, query, short};
 use super::resource::Resource;
 use super::status::Board;
 use crate::manifest::prune;
@@ -30,6 +31,8 @@ const STREAM_PAUSE: Duration = Duration::from_secs(10);
 /// How long the server is asked to keep a watch open, at least; every watch adds a part of it by chance.
 const WATCH_SECONDS: f64 = 290.0;
 
+const NAMELESS: &str = "there is a policy without a usable name, so that it cannot be told whom it closes";
+const UNVERSIONED: &str = "the list does not say of which version it is";
 /// The log tells of what cannot be read no more often than this.
 const GARBLED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -48,7 +51,8 @@ pub(crate) struct Ground {
 /// Follows a collection for as long as somebody listens.
 pub(crate) async fn follow(number: usize, resource: Resource, ground: Ground, presence: Option<Presence>) {
     let course = Course::new(ground.streaming);
-    let mut follower = Follower { number, resource, ground, course, notes: Vec::new(), garbled: None };
+    let mut follower =
+        Follower { number, resource, ground, course, notes: Vec::new(), garbled: None, nameless: false };
     // It ends when the owner of the cluster is gone.
     let _ = follower.run(presence).await;
 }
@@ -65,6 +69,8 @@ struct Follower {
     notes: Vec<Note>,
     /// When the log last told of what could not be read.
     garbled: Option<Instant>,
+    /// A policy without a usable name was among what was read: whom it closes cannot be told.
+    nameless: bool,
 }
 
 impl Follower {
@@ -117,6 +123,7 @@ impl Follower {
     }
 
     async fn attempt(&mut self, ask: &Ask) -> Result<Outcome, Failure> {
+        self.nameless = false;
         match ask {
             Ask::Stream => {
                 let pairs = [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")];
@@ -169,9 +176,10 @@ impl Follower {
             if left.is_zero() {
                 return Err(Failure::silent(silence));
             }
+            let mut moved = false;
             let more = request::next(&mut body, left, |bytes| {
                 lines.feed(bytes, |piece| {
-                    heard = Instant::now();
+                    moved = true;
                     if ended.is_none() {
                         ended = self.frame(piece, &mut initial);
                     }
@@ -183,6 +191,10 @@ impl Follower {
             };
             if self.tell().await.is_err() || !more {
                 break;
+            }
+            // After telling: that nobody took it for a while is not the server's silence.
+            if moved {
+                heard = Instant::now();
             }
         }
         ended.unwrap_or(Ok(Outcome::Ended))
@@ -217,7 +229,13 @@ impl Follower {
         let prune::Frame { event, object } = frame;
         let version = metadata(&object, "resourceVersion").to_owned();
         match event.as_str() {
-            "ADDED" | "MODIFIED" => self.object(object),
+            "ADDED" | "MODIFIED" => {
+                self.object(object);
+                if std::mem::take(&mut self.nameless) {
+                    let message = NAMELESS.to_owned();
+                    return Some(Err(Failure { outcome: Outcome::Garbled, message, status: None }));
+                }
+            }
             "DELETED" => {
                 if let Some(key) = read_node(&object, Some(self.resource.kind)).key {
                     self.notes.push(Note::Deleted(key));
@@ -225,6 +243,9 @@ impl Follower {
             }
             "BOOKMARK" if *initial => {
                 if ends_list(&object) {
+                    if !is_version(&version) {
+                        return Some(Err(Failure::broken(UNVERSIONED)));
+                    }
                     *initial = false;
                     self.end(version);
                     return None;
@@ -243,10 +264,11 @@ impl Follower {
                 return Some(Err(Failure { outcome: Outcome::Garbled, message, status: None }));
             }
         }
+        // What a list tells is not in force before its end.
         if !*initial {
             self.course.heard(&version);
+            self.heard();
         }
-        self.heard();
         None
     }
 
@@ -256,10 +278,16 @@ impl Follower {
         let mut body = self.ground.door.get(&path).await?;
         let mut items = Items::new(MAX_OBJECT);
         let mut broken = None;
-        let silence = self.ground.door.answer_timeout();
-        while request::next(&mut body, silence, |bytes| broken = items.feed(bytes, |_| {}).err()).await? {
+        let (limit, started) = (self.ground.door.answer_timeout(), Instant::now());
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            let more = request::next(&mut body, left, |bytes| broken = items.feed(bytes, |_| {}).err());
+            let more = more.await.map_err(|failure| failure.over(limit))?;
             if let Some(error) = broken {
                 return Err(Failure::broken(error.to_string()));
+            }
+            if !more {
+                break;
             }
         }
         let (found, _) = end_of_page(items, self.resource.kind)?;
@@ -291,40 +319,58 @@ impl Follower {
         if token.is_none() {
             self.begin();
         }
-        let silence = self.ground.door.answer_timeout();
         let mut items = Items::new(MAX_OBJECT);
-        let mut broken = None;
-        let mut found = 0_usize;
+        let found = self.items(&mut body, &mut items).await?;
+        if self.tell().await.is_err() {
+            return Ok(Outcome::Ended);
+        }
+        let (version, token) = end_of_page(items, self.resource.kind)?;
+        let muddled = |message: &str| {
+            Err(Failure { outcome: Outcome::Muddled, message: message.to_owned(), status: None })
+        };
+        if self.course.is_of_another_list(&version) {
+            return muddled("the pages of the list are of different versions");
+        }
+        match &token {
+            None => self.end(version.clone()),
+            Some(token) if self.course.goes_in_circles(token) => {
+                return muddled("the pages of the list lead back to one another");
+            }
+            Some(_) => {}
+        }
+        Ok(Outcome::Page { token, version, empty: found == 0 })
+    }
+
+    /// Reads the items of a page, and how many there were. Bytes alone are no progress: an object must come to its end
+    /// within the time that an answer may take.
+    async fn items(&mut self, body: &mut Body, items: &mut Items) -> Result<usize, Failure> {
+        let limit = self.ground.door.answer_timeout();
+        let (mut found, mut moved) = (0_usize, Instant::now());
         loop {
-            let more = request::next(&mut body, silence, |bytes| {
+            let (before, mut broken) = (found, None);
+            let left = limit.saturating_sub(moved.elapsed());
+            let more = request::next(body, left, |bytes| {
                 let fed = items.feed(bytes, |piece| {
                     found += 1;
                     self.item(piece);
                 });
                 broken = fed.err();
             });
-            let more = more.await?;
+            let more = more.await.map_err(|failure| failure.over(limit))?;
             if let Some(error) = broken {
                 return Err(Failure::broken(error.to_string()));
             }
-            if self.tell().await.is_err() {
-                return Ok(Outcome::Ended);
+            if std::mem::take(&mut self.nameless) {
+                return Err(Failure::broken(NAMELESS));
             }
-            self.heard();
-            if !more {
-                break;
+            if !more || self.tell().await.is_err() {
+                return Ok(found);
+            }
+            // After telling: that nobody took it for a while is not the server's silence.
+            if found > before {
+                moved = Instant::now();
             }
         }
-        let (version, token) = end_of_page(items, self.resource.kind)?;
-        match &token {
-            None => self.end(version.clone()),
-            Some(token) if self.course.goes_in_circles(token) => {
-                let message = "the pages of the list lead back to one another".to_owned();
-                return Err(Failure { outcome: Outcome::Circling, message, status: None });
-            }
-            Some(_) => {}
-        }
-        Ok(Outcome::Page { token, version, empty: found == 0 })
     }
 
     fn item(&mut self, piece: Piece<'_>) {
@@ -337,6 +383,7 @@ impl Follower {
             },
         };
         let reading = unreadable(Some(kind), prune::identity(json, false), &problem);
+        self.nameless |= reading.key.is_none() && matches!(kind, Kind::Policy(_));
         let content = self.ground.hasher.hash_one(&problem);
         self.notes.push(Note::Object(Box::new(Sighting {
             kind,
@@ -358,6 +405,7 @@ impl Follower {
         prune::drop_metadata(&mut node, "resourceVersion");
         let content = self.ground.hasher.hash_one(&node.value);
         let reading = read_node(&node, Some(self.resource.kind));
+        self.nameless |= reading.key.is_none() && matches!(self.resource.kind, Kind::Policy(_));
         let sighting = Sighting { kind: self.resource.kind, reading, content, origin };
         self.notes.push(Note::Object(Box::new(sighting)));
     }
@@ -421,8 +469,10 @@ fn error(status: &Node) -> Failure {
     Failure { outcome, message, status: code }
 }
 
-fn short(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(300).collect()
+/// Whether a watch can begin there: 0 is any version, and an empty one the newest, and both would miss what happened
+/// since the list.
+fn is_version(version: &str) -> bool {
+    !matches!(version, "" | "0")
 }
 
 /// The list's version, and where the next page begins when there is one. Without `items`, or when it says that it is
@@ -453,6 +503,9 @@ fn end_of_page(items: Items, kind: Kind) -> Result<(String, Option<String>), Fai
     if let Some(found) = page.kind.filter(|found| !of_kind(found)) {
         let (found, kind) = (short(&found), kind.as_str());
         return Err(Failure::broken(format!("the answer is a {found:?} and no list of {kind}")));
+    }
+    if !is_version(&page.metadata.resource_version) {
+        return Err(Failure::broken(UNVERSIONED));
     }
     let token = page.metadata.r#continue;
     Ok((page.metadata.resource_version, (!token.is_empty()).then_some(token)))

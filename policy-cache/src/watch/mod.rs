@@ -81,7 +81,8 @@ impl ApiSource {
         let (notes, noted) = mpsc::channel(owner::QUEUE);
         let (orders, ordered) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        let (reports, reported) = mpsc::channel(owner::QUEUE);
+        // Not bounded: what one is written for is looked at by its key, and none may be left out for want of room.
+        let (reports, reported) = mpsc::unbounded_channel();
         let node = options.node.clone().filter(|_| config.report);
         let owner = Owner::new(options, store.clone(), board.clone(), node.is_some().then_some(reports));
         let inbox = Inbox { notes: noted, orders: ordered };
@@ -122,7 +123,7 @@ impl ApiSource {
 }
 
 /// What this node, by its name, is to report.
-type Reports = (String, mpsc::Receiver<report::Report>);
+type Reports = (String, mpsc::UnboundedReceiver<report::Report>);
 
 async fn follow_all(ground: Ground, config: &ApiConfig, reports: Option<Reports>) {
     tokio::time::sleep(Duration::from_millis(config.start_jitter_ms).mul_f64(chance())).await;

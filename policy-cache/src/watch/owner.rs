@@ -43,7 +43,7 @@ pub(crate) struct Owner {
     ledger: Ledger,
     store: SnapshotStore,
     board: Board,
-    reports: Option<mpsc::Sender<Report>>,
+    reports: Option<mpsc::UnboundedSender<Report>>,
     /// Verdicts that wait until the nodes are known, for they share the reporting.
     unreported: Vec<Verdict>,
     /// The cluster is other than what is published.
@@ -55,7 +55,7 @@ impl Owner {
         options: Options,
         store: SnapshotStore,
         board: Board,
-        reports: Option<mpsc::Sender<Report>>,
+        reports: Option<mpsc::UnboundedSender<Report>>,
     ) -> Self {
         let ledger = Ledger::new(RESOURCES.iter().map(|resource| resource.kind));
         let cluster = Cluster::new(options.clone());
@@ -165,7 +165,7 @@ impl Owner {
             }
             if let Some(turn) = report::turn(&verdict.key, own, self.ledger.names(Kind::Node)) {
                 // Reports are a courtesy: the cluster does not wait for them.
-                let _ = reports.try_send(Report { verdict, turn });
+                let _ = reports.send(Report { verdict, turn });
             }
         }
     }

@@ -72,7 +72,7 @@ fn weight(policy: &str, node: &str) -> u64 {
 }
 
 /// Writes reports when their turn comes, until nobody sends any more.
-pub(crate) async fn run(door: Arc<Door>, node: String, mut reports: mpsc::Receiver<Report>) {
+pub(crate) async fn run(door: Arc<Door>, node: String, mut reports: mpsc::UnboundedReceiver<Report>) {
     let mut due: BTreeMap<ObjectKey, (Instant, u32, Verdict)> = BTreeMap::new();
     let mut refused = false;
     loop {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, StatusCode, header};
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -57,6 +58,14 @@ impl Failure {
 
     pub(crate) fn silent(limit: Duration) -> Self {
         Self { outcome: Outcome::Silent, message: format!("nothing came for {limit:?}"), status: None }
+    }
+
+    /// The same with the whole of a limit, when silence was waited for only through the rest of it.
+    pub(crate) fn over(self, limit: Duration) -> Self {
+        if self.outcome == Outcome::Silent {
+            return Self { message: format!("nothing whole came for {limit:?}"), ..self };
+        }
+        self
     }
 }
 
@@ -113,19 +122,25 @@ impl Door {
         };
         let status = response.status();
         if status.is_success() {
-            return Ok(response.into_body());
+            return match foreign(response.headers()) {
+                None => Ok(response.into_body()),
+                Some(message) => Err(Failure { status: Some(status), ..Failure::broken(message) }),
+            };
         }
         let retry_after = response
             .headers()
             .get(header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok().map(Duration::from_secs));
+        let response_location = header_text(response.headers(), &header::LOCATION).map(str::to_owned);
         let body = tokio::time::timeout(self.answer_timeout, bounded(response.into_body(), MAX_ERROR)).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();
         if status == StatusCode::UNAUTHORIZED {
             self.renew().await;
         }
         let outcome = outcome(status, retry_after);
-        Err(Failure { outcome, message: format!("{status}{}", reason(&body)), status: Some(status) })
+        let elsewhere = elsewhere(status, response_location);
+        let message = format!("{status}{}{elsewhere}", reason(&body));
+        Err(Failure { outcome, message, status: Some(status) })
     }
 
     /// Reads the credentials again: they may have been rotated.
@@ -210,6 +225,39 @@ pub(crate) async fn next(
     }
 }
 
+/// Why a successful answer is not what an API server says; `None` when it may be. A load balancer or a sign-in page
+/// answers whatever it is asked with 200 and a page.
+fn foreign(headers: &HeaderMap) -> Option<String> {
+    let encoding = header_text(headers, &header::CONTENT_ENCODING).filter(|text| *text != "identity");
+    if let Some(encoding) = encoding {
+        return Some(format!("the answer is encoded as {:?}, which was not asked for", short(encoding)));
+    }
+    let content = header_text(headers, &header::CONTENT_TYPE)?;
+    let is_json = content.split(';').next().is_some_and(|kind| kind.trim() == "application/json");
+    (!is_json).then(|| {
+        format!("the answer is {:?} and no JSON: another program than an API server gave it", short(content))
+    })
+}
+
+/// Where a redirection leads. It is not followed, for it would take the credentials along.
+fn elsewhere(status: StatusCode, location: Option<String>) -> String {
+    match location {
+        Some(location) if status.is_redirection() => {
+            format!(": it leads to {:?}, and redirections are not followed", short(&location))
+        }
+        _ => String::new(),
+    }
+}
+
+fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A stranger's text as it may stand in a line.
+pub(crate) fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
 /// The message of the Status that an error's body is.
 fn reason(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
@@ -217,8 +265,7 @@ fn reason(body: &[u8]) -> String {
         message: String,
     }
     let Ok(status) = serde_json::from_slice::<Status>(body) else { return String::new() };
-    let message: String = status.message.chars().filter(|c| !c.is_control()).take(300).collect();
-    format!(": {message}")
+    format!(": {}", short(&status.message))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -261,6 +308,29 @@ mod tests {
     fn queries_are_encoded() {
         assert_eq!(query(&[("a", "x y&="), ("b", "1-2")]), "?a=x%20y%26%3D&b=1-2");
         assert_eq!(query(&[]), "");
+    }
+
+    #[test]
+    fn what_no_api_server_says_is_told_by_its_headers() {
+        let told = |pairs: &[(HeaderName, &str)]| {
+            let pairs = pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            foreign(&pairs.collect())
+        };
+        for content in
+            ["application/json", "application/json;charset=utf-8", "application/json; stream=watch"]
+        {
+            assert_eq!(told(&[(header::CONTENT_TYPE, content)]), None, "{content}");
+        }
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[(header::CONTENT_ENCODING, "identity")]), None);
+        let page = told(&[(header::CONTENT_TYPE, "text/html; charset=utf-8")]).unwrap();
+        assert!(page.contains("text/html"), "{page}");
+        let packed =
+            told(&[(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "gzip")]).unwrap();
+        assert!(packed.contains("gzip"), "{packed}");
+        let moved = elsewhere(StatusCode::FOUND, Some("https://sign.in/".to_owned()));
+        assert!(moved.contains("https://sign.in/") && moved.contains("not followed"), "{moved}");
+        assert_eq!(elsewhere(StatusCode::FOUND, None), "");
     }
 
     #[test]

@@ -63,7 +63,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
     shared.note(Received {
         at: Instant::now(),
         method: parts.method.to_string(),
-        path,
+        path: path.clone(),
         body: written.clone(),
     });
     let behaviour = shared.behaviour();
@@ -83,8 +83,8 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         _ => Verb::Discover,
     };
     let plural = if let Target::Collection(plural) = target { plural } else { "" };
-    let mut break_after = None;
-    match shared.fault(plural, verb) {
+    let (mut break_after, mut drip) = (None, None);
+    match shared.fault(plural, verb, &path) {
         None => {}
         Some(Answer::Status(code, retry_after)) => return Ok(status(code, "on command", retry_after)),
         Some(Answer::Reset) => return Err(Reset),
@@ -92,6 +92,9 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         Some(Answer::Body(bytes)) => return Ok(whole(StatusCode::OK, bytes)),
         Some(Answer::BreakAfter(bytes)) => break_after = Some(bytes),
         Some(Answer::Late(pause)) => tokio::time::sleep(pause).await,
+        Some(Answer::Foreign(code, headers, bytes)) => return Ok(foreign(code, &headers, bytes)),
+        Some(Answer::Drip(pause)) => drip = Some(pause),
+        Some(Answer::Endless(head, piece, time)) => return Ok(endless(head, piece, time)),
     }
     let response = match (target, verb) {
         (target, Verb::Write) => write_answer(&target, written.unwrap_or_default(), &shared),
@@ -110,10 +113,11 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         }
         _ => status(404, "not found", None),
     };
-    Ok(match (break_after, behaviour.chunk) {
-        (None, 0) => response,
-        (Some(bytes), _) => cut(response, bytes, true),
-        (None, chunk) => cut(response, chunk, false),
+    Ok(match (break_after, drip, behaviour.chunk) {
+        (None, None, 0) => response,
+        (Some(bytes), ..) => cut(response, bytes, true),
+        (None, Some(pause), _) => slow(response, pause),
+        (None, None, chunk) => cut(response, chunk, false),
     })
 }
 
@@ -256,6 +260,53 @@ fn with_body(status: StatusCode, body: Body) -> Response<Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+fn foreign(code: u16, headers: &[(&'static str, &'static str)], bytes: Vec<u8>) -> Response<Body> {
+    let mut response = whole(StatusCode::from_u16(code).unwrap_or(StatusCode::OK), bytes);
+    response.headers_mut().clear();
+    for (name, value) in headers {
+        response.headers_mut().insert(*name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The same body, eight bytes at a time.
+fn slow(response: Response<Body>, pause: Duration) -> Response<Body> {
+    let (parts, mut body) = response.into_parts();
+    let (mut sender, channel) = Channel::new(1);
+    tokio::spawn(async move {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(data) = frame.into_data() else { continue };
+            for piece in data.chunks(8) {
+                tokio::time::sleep(pause).await;
+                if sender.send_data(Bytes::copy_from_slice(piece)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Response::from_parts(parts, channel.boxed())
+}
+
+/// Paced, for who reads it is in the same process.
+fn endless(head: Vec<u8>, piece: Vec<u8>, time: Duration) -> Response<Body> {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let (mut sender, channel) = Channel::new(1);
+    tokio::spawn(async move {
+        let ends = Instant::now() + time;
+        let mut next = Bytes::from(head);
+        let piece = Bytes::from(piece);
+        while sender.send_data(next).await.is_ok() {
+            if Instant::now() >= ends {
+                sender.abort(std::io::Error::other("broken off on command"));
+                return;
+            }
+            next = piece.clone();
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    with_body(StatusCode::OK, channel.boxed())
 }
 
 /// The same body in pieces of so many bytes; or only one piece, and then a reset.

@@ -32,6 +32,12 @@ pub enum Answer {
     BreakAfter(usize),
     /// The answer comes after a while.
     Late(Duration),
+    /// This status with these headers and this body, as another program than an API server may answer.
+    Foreign(u16, Vec<(&'static str, &'static str)>, Vec<u8>),
+    /// 200, and the right body, a few bytes at a time with this pause before each.
+    Drip(Duration),
+    /// 200, and a body of a beginning and then the same bytes again and again for this long; then a reset.
+    Endless(Vec<u8>, Vec<u8>, Duration),
 }
 
 /// An answer for some requests.
@@ -41,6 +47,8 @@ pub struct Fault {
     pub plural: String,
     /// What is wanted of it.
     pub verb: Verb,
+    /// Only requests whose path and query contain this.
+    pub containing: String,
     /// For how many requests.
     pub times: usize,
     /// What they get.
@@ -50,11 +58,19 @@ pub struct Fault {
 impl Fault {
     /// For the next `times` requests of this kind.
     pub fn new(plural: &str, verb: Verb, times: usize, answer: Answer) -> Self {
-        Self { plural: plural.to_owned(), verb, times, answer }
+        Self { plural: plural.to_owned(), verb, containing: String::new(), times, answer }
     }
 
-    pub(crate) fn concerns(&self, plural: &str, verb: Verb) -> bool {
-        (self.plural.is_empty() || self.plural == plural) && (self.verb == Verb::Any || self.verb == verb)
+    /// The same, for those only whose path and query contain a text: `continue=` is in those for later pages.
+    #[must_use]
+    pub fn containing(self, text: &str) -> Self {
+        Self { containing: text.to_owned(), ..self }
+    }
+
+    pub(crate) fn concerns(&self, plural: &str, verb: Verb, path: &str) -> bool {
+        (self.plural.is_empty() || self.plural == plural)
+            && (self.verb == Verb::Any || self.verb == verb)
+            && path.contains(&self.containing)
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -22,11 +22,21 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new(ip: IpAddr) -> Result<Self, rcgen::Error> {
+        Self::until(ip, 2120)
+    }
+
+    pub(crate) fn expired(ip: IpAddr) -> Result<Self, rcgen::Error> {
+        Self::until(ip, 2001)
+    }
+
+    /// Its certificate is good until the last day of a year.
+    fn until(ip: IpAddr, year: i32) -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::IpAddress(ip)];
+        params.not_after = date_time_ymd(year, 12, 31);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &ca)?;
         Ok(Self {

@@ -100,9 +100,9 @@ impl Shared {
     }
 
     /// The fault that a request runs into, when there is one for it.
-    pub(crate) fn fault(&self, plural: &str, verb: Verb) -> Option<Answer> {
+    pub(crate) fn fault(&self, plural: &str, verb: Verb, path: &str) -> Option<Answer> {
         let mut faults = lock(&self.faults);
-        let place = faults.iter().position(|fault| fault.concerns(plural, verb))?;
+        let place = faults.iter().position(|fault| fault.concerns(plural, verb, path))?;
         let fault = faults.get_mut(place)?;
         let answer = fault.answer.clone();
         fault.times = fault.times.saturating_sub(1);
@@ -144,9 +144,24 @@ impl ApiServer {
     ///
     /// When the socket cannot be used or the thread not started.
     pub fn on(listener: TcpListener) -> io::Result<Self> {
+        let identity = Identity::new(listener.local_addr()?.ip()).map_err(io::Error::other)?;
+        Self::with(listener, identity)
+    }
+
+    /// A server whose certificate expired long ago.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen.
+    pub fn start_expired() -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let identity = Identity::expired(listener.local_addr()?.ip()).map_err(io::Error::other)?;
+        Self::with(listener, identity)
+    }
+
+    fn with(listener: TcpListener, identity: Identity) -> io::Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let identity = Identity::new(address.ip()).map_err(io::Error::other)?;
         let shared = Arc::new(Shared {
             store: Store::default(),
             behaviour: Mutex::new(Behaviour::default()),

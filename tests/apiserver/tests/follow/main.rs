@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
+mod absurd;
 mod failures;
+mod halfway;
 mod hostile;
 mod plain;
 mod real;
 mod reports;
 mod scene;
+mod strangers;
