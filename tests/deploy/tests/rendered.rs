@@ -36,6 +36,7 @@ fn packages() -> Vec<(String, Vec<Value>, Vec<Value>)> {
         package("metrics", kustomize_with("generic", &["metrics"]), &metrics),
         package("hubble", kustomize_with("generic", &["hubble"]), &["--set", "hubble.enabled=true"]),
         package("records", kustomize_with("generic", &["records-on-host"]), &["--set", "records.to=host"]),
+        package("store", kustomize_with("generic", &["store-on-host"]), &["--set", "store.enabled=true"]),
     ]
 }
 

@@ -8,7 +8,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "sluice.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
 {{/* ADDR:PORT; an IPv6 address in brackets. */}}
@@ -56,9 +56,9 @@ capabilities:
 {{/* Where pods of both DaemonSets run. */}}
 {{- define "sluice.placement" -}}
 hostNetwork: true
-dnsPolicy: Default
+dnsPolicy: {{ .Values.dnsPolicy }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector:
@@ -75,7 +75,7 @@ tolerations:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-- name: {{ . }}
+- name: {{ . | quote }}
   {{- end }}
 {{- end }}
 securityContext:
