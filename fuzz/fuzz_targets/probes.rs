@@ -33,9 +33,9 @@ fuzz_target!(|bytes: &[u8]| {
         all_decided &= !answer.is_failed();
         let mut short = Vec::new();
         assert_eq!(PROBER.answer_into(line, None, &mut short), !answer.is_failed(), "{line}");
-        let long = serde_json::to_string(&answer).unwrap_or_default();
-        assert_eq!(String::from_utf8_lossy(&short), long, "{line}");
-        assert!(serde_json::from_str::<serde_json::Value>(&long).is_ok(), "{long}");
+        // Compared as values: an id that is a number is written as it was read.
+        let written = serde_json::from_slice::<serde_json::Value>(&short);
+        assert_eq!(written.ok(), serde_json::to_value(&answer).ok(), "{line}");
         PROBER.answer_into(line, Some(number), &mut expected);
         expected.push(b'\n');
     }

@@ -3,6 +3,7 @@
 //! The ends of a probe are named by pod or by address, destinations also by Service. A destination that leads to a
 //! Service is asked of every ready endpoint, because any of them may get the connection.
 
+mod members;
 mod plain;
 mod stream;
 
@@ -21,6 +22,9 @@ use crate::objects::{Objects, Phase, ServicePort};
 use crate::snapshot::Snapshot;
 
 pub use stream::{Tally, answer_stream};
+
+/// What every answer begins with.
+const ID: &str = "{\"id\":";
 
 /// Answers probes from one snapshot.
 #[derive(Debug)]
@@ -86,6 +90,14 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// The probe's `id`.
+    const fn id(&self) -> &Value {
+        match self {
+            Self::Decided(decided) => &decided.id,
+            Self::Failed { id, .. } => id,
+        }
+    }
+
     /// True when the probe could not be decided.
     pub const fn is_failed(&self) -> bool {
         matches!(self, Self::Failed { .. })
@@ -169,6 +181,8 @@ enum ProbeError {
     TooLong { limit: usize },
     #[error("{key}: unknown key, there are {}", known.join(", "))]
     UnknownKey { key: String, known: &'static [&'static str] },
+    #[error("{key}: stands twice")]
+    Twice { key: String },
     #[error("{field}: required")]
     Missing { field: &'static str },
     #[error("{field}: must be {expected}, got {value}")]
@@ -232,8 +246,9 @@ impl Prober {
         Self { snapshot, pods, doors: Doors::new(objects), services }
     }
 
-    /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes; `number` is that of
-    /// the line, from 1, where there are several. False when it could not be decided.
+    /// Answers one line at the end of `out`, as [`Prober::answer`] does and [`Answer`] serializes, but that an `id` which
+    /// is a number is written as it was: a value would lose digits. `number` is that of the line, from 1, where there are
+    /// several. False when it could not be decided.
     pub fn answer_into(&self, line: &str, number: Option<u64>, out: &mut Vec<u8>) -> bool {
         let lines = [Cow::Borrowed(line)];
         let decided = plain::decide(self, &lines).pop().flatten();
@@ -253,8 +268,16 @@ impl Prober {
             return true;
         }
         let answer = self.answer_at(line, number);
+        let start = out.len() + ID.len();
         // Texts are always JSON, and writing to memory cannot fail.
-        let _ = serde_json::to_writer(out, &answer);
+        let _ = serde_json::to_writer(&mut *out, &answer);
+        let id = answer.id().to_string();
+        if answer.id().is_number()
+            && let Some((_, written)) = members::members(line).into_iter().rfind(|(key, _)| key == "id")
+            && out.get(start..start + id.len()) == Some(id.as_bytes())
+        {
+            out.splice(start..start + id.len(), written.bytes());
+        }
         !answer.is_failed()
     }
 
@@ -275,7 +298,8 @@ impl Prober {
     fn read(&self, line: &str) -> (Value, Result<Probe, ProbeError>) {
         match serde_json::from_str::<Value>(line) {
             Ok(probe @ Value::Object(_)) => {
-                (probe.get("id").cloned().unwrap_or_default(), self.resolve(&probe))
+                let id = probe.get("id").cloned().unwrap_or_default();
+                (id, unequivocal(line).and_then(|()| self.resolve(&probe)))
             }
             Ok(_) => (Value::Null, Err(ProbeError::NotAnObject)),
             Err(error) => (Value::Null, Err(ProbeError::Syntax(error))),
@@ -454,6 +478,18 @@ fn same_family(sources: &[IpAddr], destinations: &[IpAddr]) -> Option<(IpAddr, I
     })
 }
 
+/// Refuses a probe in which a key stands twice: it would be two questions, and a parser takes the last. The `id` may be
+/// anything.
+fn unequivocal(line: &str) -> Result<(), ProbeError> {
+    let own = members::twice(line);
+    let of_end = |(key, end): (String, &str)| members::twice(end).map(|inner| format!("{key}.{inner}"));
+    let is_end = |member: &(String, &str)| matches!(member.0.as_str(), "src" | "dst");
+    match own.or_else(|| members::members(line).into_iter().filter(is_end).find_map(of_end)) {
+        Some(key) => Err(ProbeError::Twice { key }),
+        None => Ok(()),
+    }
+}
+
 /// Refuses a mapping with a key that is not known: a misspelt one would otherwise be another question.
 fn only(mapping: &Value, prefix: &str, known: &'static [&'static str]) -> Result<(), ProbeError> {
     let mut keys = mapping.as_object().into_iter().flat_map(|entries| entries.keys());
@@ -542,11 +578,8 @@ mod tests {
             let mut written = Vec::new();
             let decided = prober.answer_into(&line, None, &mut written);
             let answer = prober.answer(&line);
-            assert_eq!(
-                String::from_utf8(written).unwrap(),
-                serde_json::to_string(&answer).unwrap(),
-                "{line}"
-            );
+            let written: Value = serde_json::from_slice(&written).unwrap();
+            assert_eq!(written, serde_json::to_value(&answer).unwrap(), "{line}");
             assert_eq!(decided, !answer.is_failed(), "{line}");
         };
         for end in ends {
@@ -581,6 +614,55 @@ mod tests {
             assert_eq!(id, 7, "{line}");
             assert!(error.starts_with(&format!("{key}: unknown key, ")), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn an_id_that_is_a_number_is_written_as_it_was_read() {
+        let prober = prober();
+        let ids = [
+            "0",
+            "7",
+            "-7",
+            "1.50",
+            "1e3",
+            "18446744073709551615",
+            "18446744073709551616",
+            "123456789012345678901234567890",
+            "-0.10",
+        ];
+        let ends = r#""src":{"pod":"default/a"},"dst":{"pod":"default/b"}"#;
+        for id in ids {
+            for (rest, decided) in [(r#","port":80"#, true), ("", false)] {
+                for line in
+                    [format!(r#"{{"id":{id},{ends}{rest}}}"#), format!(r#"{{{ends}{rest} , "id" : {id} }}"#)]
+                {
+                    let mut out = b"before ".to_vec();
+                    assert_eq!(prober.answer_into(&line, None, &mut out), decided, "{line}");
+                    let text = String::from_utf8(out).unwrap();
+                    assert!(text.starts_with(&format!("before {{\"id\":{id},\"")), "{line}: {text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        let a = r#"{"pod":"default/a"}"#;
+        for (line, key) in [
+            (format!(r#"{{"src":{a},"dst":{a},"port":80,"port":81}}"#), "port"),
+            (format!(r#"{{"id":1,"src":{a},"dst":{a},"port":80,"id":1}}"#), "id"),
+            (format!(r#"{{"src":{a},"dst":{a},"src":{a},"port":80}}"#), "src"),
+            (format!(r#"{{"src":{a},"dst":{a},"port":80,"p\u006frt":80}}"#), "port"),
+            (format!(r#"{{"src":{{"pod":"default/b","pod":"default/a"}},"dst":{a},"port":80}}"#), "src.pod"),
+            (format!(r#"{{"src":{a},"dst":{{"ip":"10.0.0.2","ip":"10.0.0.2"}},"port":80}}"#), "dst.ip"),
+            (format!(r#"{{"src":{a},"dst":{{"service":"a/b","service":"a/b"}},"port":80}}"#), "dst.service"),
+        ] {
+            assert!(read_short(&prober(), &line).is_none(), "{line}");
+            let Answer::Failed { error, .. } = prober().answer(&line) else { panic!("decided: {line}") };
+            assert_eq!(error, format!("{key}: stands twice"), "{line}");
+        }
+        let deep = format!(r#"{{"id":{{"a":1,"a":2}},"src":{a},"dst":{a},"port":80}}"#);
+        assert!(!prober().answer(&deep).is_failed(), "an id is nobody's question");
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Agent {
         let mut spec =
             RedirectSpec::new(&config.redirect, backend, gate.ipv6, redirect::LocalPods::default())?;
         board.set_enforcement(
-            Enforcement::chosen(backend, gate.ipv6, config.redirect.fail_mode),
+            Enforcement::chosen(backend, gate.ipv6, config.redirect.fail_mode, &interception),
             gate.nft_version.as_deref(),
         );
         let (recorder, records) = Recorder::start(config.records, sink, &node, metrics.clone())?;

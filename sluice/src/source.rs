@@ -101,13 +101,14 @@ impl Policies {
             }
             Self::Api { api, place } => {
                 let status = api.status();
-                let source = Source::api(place.clone(), &status);
+                let remark = api_remark(&status);
+                let source = Source::api(place.clone(), &status, remark.clone());
                 Report {
                     condition: api_condition(&status),
                     confirmed: status.age().and_then(|age| SystemTime::now().checked_sub(age)),
                     rejected: rejected(&source),
                     source,
-                    remark: api_remark(&status),
+                    remark,
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use audit::{DeniedSide, Label, Metrics, PerLabel, Recorder};
 use flow::EndCause;
-use policy_cache::{ApiStatus, Counts, Problem, Snapshot, SnapshotStore, SourceStatus};
+use policy_cache::{ApiStatus, Counts, Interception, Problem, Snapshot, SnapshotStore, SourceStatus};
 use redirect::{FailMode, GateBackend, Health, IptablesVariant};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,8 @@ pub(crate) struct Enforcement {
     pub(crate) backend: String,
     /// Whether IPv6 is intercepted too.
     pub(crate) ipv6: bool,
+    /// Whose connections, besides those of isolated pods: `all`, `isolated` (nobody else's) or `namespaceSelector`.
+    pub(crate) interception: String,
     /// What becomes of new connections without a proxy: `isolation`, `closed` or `open`.
     pub(crate) fail_mode: String,
     /// Whether the rules are in the kernel.
@@ -98,6 +100,9 @@ pub(crate) struct Source {
     pub(crate) alive: bool,
     /// Seconds since it cannot be used; absent while it can. The last good policy stays in force meanwhile.
     pub(crate) failing_for_s: Option<f64>,
+    /// What a person should know of it although it can be used, one line: which kinds have not been heard of, for how
+    /// long and why.
+    pub(crate) remark: Option<String>,
     /// Objects that were refused, each problem.
     pub(crate) rejected: Vec<Rejected>,
 }
@@ -318,6 +323,7 @@ impl Source {
             places,
             alive: status.alive,
             failing_for_s: failing_for,
+            remark: None,
             rejected: status.problems.iter().map(Rejected::from).collect(),
         }
     }
@@ -325,7 +331,7 @@ impl Source {
 
 impl Source {
     /// The API server that `place` leads to, and how it is followed.
-    pub(crate) fn api(place: String, status: &ApiStatus) -> Self {
+    pub(crate) fn api(place: String, status: &ApiStatus, remark: Option<String>) -> Self {
         let failing = status.kinds.iter().filter(|kind| kind.error.is_some());
         let failing_for = failing.filter_map(|kind| kind.age).max();
         let rejected = status.rejected.iter().flat_map(|(key, problems)| {
@@ -336,6 +342,7 @@ impl Source {
             places: vec![place],
             alive: status.alive,
             failing_for_s: failing_for.map(|age| age.as_secs_f64()),
+            remark,
             rejected: rejected.collect(),
         }
     }
@@ -349,7 +356,17 @@ impl From<&Problem> for Rejected {
 
 impl Enforcement {
     /// As chosen at the start, with the rules in place.
-    pub(crate) fn chosen(backend: GateBackend, ipv6: bool, fail_mode: FailMode) -> Self {
+    pub(crate) fn chosen(
+        backend: GateBackend,
+        ipv6: bool,
+        fail_mode: FailMode,
+        interception: &Interception,
+    ) -> Self {
+        let interception = match interception {
+            Interception::All => "all",
+            Interception::Isolated => "isolated",
+            Interception::NamespaceSelector(_) => "namespaceSelector",
+        };
         let backend = match backend {
             GateBackend::NftQueue => "nft",
             GateBackend::IptablesNfqueue => "nft-nfqueue",
@@ -364,6 +381,7 @@ impl Enforcement {
         Self {
             backend: backend.to_owned(),
             ipv6,
+            interception: interception.to_owned(),
             fail_mode: fail_mode.to_owned(),
             rules_installed: false,
             repairs: 0,

@@ -100,11 +100,12 @@ fn a_source_that_fails_tells_since_when_and_every_object_by_its_name() {
 fn the_names_of_the_fields_are_stable() {
     let (board, ..) = board();
     board.set_enforcement(
-        Enforcement::chosen(GateBackend::NftQueue, true, FailMode::Isolation),
+        Enforcement::chosen(GateBackend::NftQueue, true, FailMode::Isolation, &Interception::All),
         Some("1.0.6"),
     );
     board.set_source(Source {
         failing_for_s: Some(1.0),
+        remark: Some("Pod".to_owned()),
         rejected: vec![Rejected::default()],
         ..Source::default()
     });
@@ -119,6 +120,7 @@ fn the_names_of_the_fields_are_stable() {
         "conditions.reason",
         "enforcement.backend",
         "enforcement.ipv6",
+        "enforcement.interception",
         "enforcement.fail_mode",
         "enforcement.rules_installed",
         "enforcement.repairs",
@@ -128,6 +130,7 @@ fn the_names_of_the_fields_are_stable() {
         "source.places",
         "source.alive",
         "source.failing_for_s",
+        "source.remark",
         "source.rejected.object",
         "source.rejected.problem",
         "objects",

@@ -222,3 +222,55 @@ fn verdict_says_how_many_probes_it_could_not_decide_and_where_they_stand() {
     assert_eq!(lines[2], r#"{"id":null,"line":4,"error":"not a JSON object: expected ident at column 2"}"#);
     assert_eq!(error, "sluice: 2 of 4 probes could not be decided; their answers say why\n");
 }
+
+#[test]
+fn a_node_that_nothing_names_is_told_by_verdict_and_explain() {
+    let folder = Folder::new(MANIFESTS);
+    let probes = folder.0.path().join("probes");
+    std::fs::write(&probes, r#"{"src":{"pod":"shop/client"},"dst":{"pod":"shop/web"},"port":80}"#).unwrap();
+    // The folder's other file is no manifest.
+    let file = format!("{}/a.yaml", folder.path());
+    let asked = |node: &str| {
+        let verdict = ["verdict", "--node", node, "--probes", probes.to_str().unwrap(), "--manifests", &file];
+        let explain = ["explain", "--node", node, "--manifests", &file, "shop/client", "shop/web", "80"];
+        [code_and_text(&verdict), code_and_text(&explain)]
+    };
+    for (code, text, said) in asked("n\u{1b}[2Jx") {
+        assert_eq!(code, Some(0), "{text}{said}");
+        assert!(said.contains("note: --node n\\u{1b}[2Jx: no Node is called so"), "{said}");
+        assert!(!said.contains('\u{1b}') && said.lines().count() == 1, "{said:?}");
+    }
+    let named = MANIFESTS.replace("status: {phase", "spec: {nodeName: n1}, status: {phase");
+    std::fs::write(&file, named).unwrap();
+    for (_, text, said) in asked("n1") {
+        assert_eq!(said, "", "{text}");
+    }
+}
+
+#[test]
+fn names_of_files_and_words_of_the_command_line_steer_no_terminal() {
+    let folder = Folder::new(MANIFESTS);
+    std::fs::write(folder.0.path().join("\u{1b}[2Jb.txt"), "x").unwrap();
+    std::fs::write(folder.0.path().join("\u{1b}]0;x\u{7}c.yaml"), "apiVersion: v1\nkind: Pod\n").unwrap();
+    let missing = format!("{}/\u{1b}[31mgone", folder.path());
+    let runs: [&[&str]; 4] = [
+        &["lint", "--manifests", folder.path()],
+        &["explain", "--manifests", folder.path(), "shop/client", "shop/web", "80"],
+        &["explain", "--manifests", &missing, "shop/client", "shop/web", "80"],
+        &["explain", "--manifests", folder.path(), "\u{1b}[31mx", "shop/web", "80"],
+    ];
+    for arguments in runs {
+        let (code, text, said) = code_and_text(arguments);
+        assert_eq!(code, Some(2), "{text}{said}");
+        let told = format!("{text}{said}");
+        assert!(!told.is_empty() && !told.contains(|c: char| c.is_control() && c != '\n'), "{told:?}");
+    }
+    let findings = Folder::new(MANIFESTS);
+    let nobody = MANIFESTS
+        .replace("podSelector: {matchLabels: {app: web}}", "podSelector: {matchLabels: {app: gone}}");
+    std::fs::remove_file(findings.0.path().join("a.yaml")).unwrap();
+    std::fs::write(findings.0.path().join("\u{1b}[2Ja.yaml"), nobody).unwrap();
+    let (code, text, said) = code_and_text(&["lint", "--manifests", findings.path()]);
+    assert_eq!(code, Some(1), "{text}{said}");
+    assert!(text.contains("\\u{1b}[2Ja.yaml") && !text.contains('\u{1b}'), "{text:?}");
+}

@@ -4,13 +4,16 @@
 //! whoever its peers are, and one for all ports when its peers may well include DNS.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use flow::{Protocol, Tier};
+use ipnet::IpNet;
 
 use super::Findings;
 use super::known::{Known, NAMESPACE_NAME_LABEL, includes, is_inside, name, tier_ways};
 use crate::objects::{
-    Action, NetworkPolicy, Numbers, Operator, Peer, Pod, Rule, Selector, TierPeer, TierPort, TierRule,
+    Action, NetworkPolicy, Numbers, Operator, Peer, Pod, Rule, Selector, Service, TierPeer, TierPort,
+    TierRule,
 };
 
 /// The port of DNS, which every cluster serves over UDP.
@@ -29,6 +32,8 @@ pub(super) struct Dns<'k> {
     known: &'k Known<'k>,
     /// Each with the port it serves. Empty: the manifests do not show them.
     servers: Vec<(&'k Pod, u16)>,
+    /// What pods dial. A rule never sees it: it is translated to a server's own address before.
+    cluster_ips: Vec<IpAddr>,
     /// They are the cluster's by label or Service, not just somebody who serves the port.
     are_the_clusters: bool,
 }
@@ -54,7 +59,24 @@ impl<'k> Dns<'k> {
             };
             servers.extend(known.pods.iter().filter(serves).map(|pod| (pod, PORT)));
         }
-        Self { known, servers, are_the_clusters }
+        let own = |service: &&Service| service.namespace == NAMESPACE && service.name == SERVICE;
+        let services = known.objects.services.iter().filter(own);
+        let cluster_ips = services.flat_map(|service| service.cluster_ips.iter().copied()).collect();
+        Self { known, servers, cluster_ips, are_the_clusters }
+    }
+
+    /// True for a block that was meant for the DNS Service's own address, and so matches nobody. A wide one may hold the
+    /// servers too, where their addresses are not shown.
+    fn is_of_the_service(&self, block: &IpNet) -> bool {
+        let is_one = block.prefix_len() == block.max_prefix_len();
+        let are_shown = !self.servers.is_empty() && self.servers.iter().all(|(pod, _)| !pod.ips.is_empty());
+        (is_one || are_shown) && self.cluster_ips.iter().any(|ip| block.contains(ip))
+    }
+
+    fn names_the_service(&self, rule: &Rule) -> bool {
+        let of_service =
+            |peer: &Peer| matches!(peer, Peer::Block { cidr, .. } if self.is_of_the_service(cidr));
+        rule.peers.iter().flatten().any(of_service)
     }
 
     fn is_allowed_by(&self, policy: &NetworkPolicy) -> bool {
@@ -67,15 +89,19 @@ impl<'k> Dns<'k> {
         let Some(peers) = &rule.peers else { return self.ports().any(to_port) };
         if self.servers.is_empty() {
             let by_name = rule.ports.is_some();
+            let other =
+                |peer: &&Peer| !matches!(peer, Peer::Block { cidr, .. } if self.is_of_the_service(cidr));
             return to_port(PORT)
-                && (by_name || peers.iter().any(|peer| may_be_dns(self.known, policy, peer)));
+                && peers.iter().filter(other).any(|peer| by_name || may_be_dns(self.known, policy, peer));
         }
         let leads = |peer: &Peer| {
             let to = |(pod, port): &(&Pod, u16)| {
                 to_port(*port) && self.known.matches(peer, &policy.namespace, pod)
             };
             // A resolver of the node's, or outside: whoever names the port means it.
-            let elsewhere = matches!(peer, Peer::Block { .. }) && rule.ports.is_some() && to_port(PORT);
+            let elsewhere = matches!(peer, Peer::Block { cidr, .. } if !self.is_of_the_service(cidr))
+                && rule.ports.is_some()
+                && to_port(PORT);
             elsewhere || self.servers.iter().any(to)
         };
         peers.iter().any(leads)
@@ -114,11 +140,12 @@ impl<'k> Dns<'k> {
             let one = |own: &TierPort| matches!(own, TierPort::Named(_)) || covers(own, port);
             rule.ports.as_ref().is_none_or(|ports| ports.iter().any(one))
         };
-        let elsewhere = || {
-            rule.ports.is_some()
-                && takes(PORT)
-                && rule.peers.iter().any(|peer| matches!(peer, TierPeer::Networks(_) | TierPeer::Nodes(_)))
+        let is_elsewhere = |peer: &TierPeer| match peer {
+            TierPeer::Networks(networks) => networks.iter().any(|network| !self.is_of_the_service(network)),
+            TierPeer::Nodes(_) => true,
+            _ => false,
         };
+        let elsewhere = || rule.ports.is_some() && takes(PORT) && rule.peers.iter().any(is_elsewhere);
         rule.action != Action::Deny
             && if self.servers.is_empty() {
                 takes(PORT)
@@ -151,7 +178,15 @@ pub(super) fn check(known: &Known<'_>, dns: &Dns<'_>, findings: &mut Findings<'_
         let others = allowing.get(policy.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
         if let Some(victims) = victims(known, dns, policy, others) {
             let whom = if dns.servers.is_empty() { "" } else { " of the cluster's DNS pods" };
-            let message = format!("cuts DNS: no policy allows {victims} to send to port 53/UDP{whom}");
+            let dialled = policy.egress.iter().flatten().any(|rule| dns.names_the_service(rule));
+            let dialled = if dialled {
+                "; a block with the address of the Service kube-system/kube-dns matches nobody, for rules see the pods' own \
+                 addresses"
+            } else {
+                ""
+            };
+            let message =
+                format!("cuts DNS: no policy allows {victims} to send to port 53/UDP{whom}{dialled}");
             findings.report("cuts-dns", &name(policy), "spec.egress", message);
         }
     }

@@ -13,7 +13,7 @@ pub struct ApiConfig {
     /// The API server sends a bookmark about every minute, for a quiet collection too where etcd tells it of its
     /// progress (etcd's watch-progress-notify-interval, which kubeadm sets). Default 150000.
     pub silence_ms: u64,
-    /// How long the API server may take to begin an answer, and be silent within a list, in milliseconds.
+    /// How long the API server may take to begin an answer, and for each object of a list, in milliseconds.
     /// Default 30000.
     pub answer_timeout_ms: u64,
     /// Objects asked for at a time where lists come in pages. Default 500.

@@ -229,7 +229,8 @@ async fn ask<T: serde::de::DeserializeOwned>(door: &Door, path: &str) -> Result<
     let limit = door.answer_timeout();
     let bytes = tokio::time::timeout(limit, request::bounded(body, MAX_ANSWER)).await;
     let bytes = bytes.map_err(|_| Failure::silent(limit))??;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| Failure::broken(format!("the answer at {path} cannot be read: {error}")))
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        let error = request::short(&error.to_string());
+        Failure::broken(format!("the answer at {path} cannot be read: {error}"))
+    })
 }

@@ -207,7 +207,8 @@ impl Follower {
             Piece::TooLarge(head) => (head, format!("larger than {MAX_OBJECT} bytes")),
             Piece::Whole(json) => match prune::frame(json, kind) {
                 Ok(frame) => return self.event(frame, initial),
-                Err(error) => (json, error.to_string()),
+                // What a parser says may quote all of it.
+                Err(error) => (json, short(&error.to_string())),
             },
         };
         // Until the list that follows has said what there really is, the object counts as unreadable.
@@ -237,9 +238,11 @@ impl Follower {
                 }
             }
             "DELETED" => {
-                if let Some(key) = read_node(&object, Some(self.resource.kind)).key {
-                    self.notes.push(Note::Deleted(key));
-                }
+                let Some(key) = read_node(&object, Some(self.resource.kind)).key else {
+                    let message = "a watch event does not say what is gone".to_owned();
+                    return Some(Err(Failure { outcome: Outcome::Garbled, message, status: None }));
+                };
+                self.notes.push(Note::Deleted(key));
             }
             "BOOKMARK" if *initial => {
                 if ends_list(&object) {
@@ -379,7 +382,7 @@ impl Follower {
             Piece::TooLarge(head) => (head, format!("larger than {MAX_OBJECT} bytes")),
             Piece::Whole(json) => match prune::object(json, Some(kind)) {
                 Ok(node) => return self.object(node),
-                Err(error) => (json, error.to_string()),
+                Err(error) => (json, short(&error.to_string())),
             },
         };
         let reading = unreadable(Some(kind), prune::identity(json, false), &problem);
@@ -494,8 +497,9 @@ fn end_of_page(items: Items, kind: Kind) -> Result<(String, Option<String>), Fai
         r#continue: String,
     }
     let around = items.finish().map_err(|error| Failure::broken(error.to_string()))?;
-    let page: Page = serde_json::from_slice(&around)
-        .map_err(|error| Failure::broken(format!("the list cannot be read: {error}")))?;
+    let page: Page = serde_json::from_slice(&around).map_err(|error| {
+        Failure::broken(format!("the list cannot be read: {}", short(&error.to_string())))
+    })?;
     if !(page.items.is_null() || page.items.is_array()) {
         return Err(Failure::broken("the list cannot be read: its items are no list"));
     }

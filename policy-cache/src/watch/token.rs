@@ -88,6 +88,15 @@ mod tests {
         }
         std::fs::remove_file(&file).unwrap();
         assert_eq!(token.header(now + FRESH * 2), "Bearer 3");
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(token.header(now + FRESH * 4), "Bearer 3", "a folder in its place");
+        assert!(Token::read(&file).is_err());
+        std::fs::remove_dir(&file).unwrap();
+        // As kubelet does it: the file is a link, and where it leads is exchanged.
+        std::fs::write(folder.path().join("next"), "4").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("next"), &file).unwrap();
+        assert_eq!(token.header(now + FRESH * 6), "Bearer 4");
+        std::fs::remove_file(&file).unwrap();
         assert!(Token::read(&file).unwrap_err().to_string().contains("token"));
     }
 }

@@ -440,6 +440,16 @@ items:
     assert!(!cuts_dns(service, &format!("{{{to}, ports: [{{port: 5353, protocol: UDP}}]}}")));
     assert!(!cuts_dns(service, &format!("{{{to}}}")));
     assert!(cuts_dns(service, "{to: [{podSelector: {}}]}"));
+    // What is dialled is translated before any rule sees it.
+    let block =
+        |cidr: &str| format!("{{to: [{{ipBlock: {{cidr: {cidr}}}}}], ports: [{{port: 53, protocol: UDP}}]}}");
+    assert!(cuts_dns(service, &block("10.96.0.10/32")) && cuts_dns(service, &block("10.96.0.0/12")));
+    assert!(!cuts_dns(service, &block("169.254.20.10/32")), "a resolver of the node's");
+    let unshown = service.replace(", podIP: 10.1.9.9", "");
+    assert!(cuts_dns(&unshown, &block("10.96.0.10/32")));
+    assert!(!cuts_dns(&unshown, &block("0.0.0.0/0")), "the servers may be in it");
+    let alone = r#"{apiVersion: v1, kind: Service, metadata: {name: kube-dns, namespace: kube-system}, spec: {clusterIP: 10.96.0.10, ports: [{port: 53, protocol: UDP}]}}"#;
+    assert!(cuts_dns(alone, &block("10.96.0.10/32")) && !cuts_dns(alone, &block("10.1.9.9/32")));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use anyhow::Context;
 use flow::Generation;
 use policy_cache::Question;
 
-use super::verdict::options;
+use super::verdict::{node_note, options};
 
 /// The words of a question. They may follow the paths directly, which then seem to go on.
 const WORDS: usize = 3;
@@ -65,9 +65,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     print_notes(&objects.notes());
     let options = options(args.node, args.config.as_deref())?;
     let snapshot = policy_cache::compile(&objects, &options, Generation(1));
+    print_notes(&node_note(&options, &snapshot));
     let explanation = policy_cache::explain(&objects, &snapshot, &question)?;
     let text = match args.output {
-        Output::Text => explanation.to_string(),
+        Output::Text => crate::complaint::harmless(&explanation.to_string()),
         Output::Json => serde_json::to_string_pretty(&explanation)? + "\n",
     };
     print(&text)?;
@@ -76,7 +77,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Says on standard error what was not used.
 pub(crate) fn print_notes(notes: &[String]) {
-    notes.iter().for_each(|note| crate::complaint::complain(format_args!("note: {note}")));
+    for note in notes {
+        // A note is one line, whatever the names in it.
+        crate::complaint::complain(format_args!("note: {}", note.replace('\n', "\\n")));
+    }
 }
 
 /// Prints an answer; a reader that has seen enough is no failure.

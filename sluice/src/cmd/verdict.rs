@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::Context;
 use flow::Generation;
-use policy_cache::{Options, Prober, ReadError, Tally};
+use policy_cache::{Options, Prober, ReadError, Snapshot, Tally};
 
 use super::explain::print_notes;
 use crate::config::Config;
@@ -46,6 +46,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     print_notes(&objects.notes());
     let options = options(args.node, args.config.as_deref())?;
     let snapshot = Arc::new(policy_cache::compile(&objects, &options, Generation(1)));
+    print_notes(&node_note(&options, &snapshot));
     let prober = Prober::new(&objects, snapshot);
     drop(objects);
     let input = open(&args.probes).with_context(|| format!("open {}", args.probes.display()))?;
@@ -69,6 +70,17 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
 pub(super) fn options(node: Option<String>, config: Option<&Path>) -> anyhow::Result<Options> {
     let policy = config.map(Config::load).transpose()?.unwrap_or_default().policy;
     Ok(Options { node, own_node_egress: policy.own_node_egress, ..Options::default() })
+}
+
+/// What to say of a node that is asked for and not there: its decisions are those of no node at all.
+pub(super) fn node_note(options: &Options, snapshot: &Snapshot) -> Vec<String> {
+    let unknown = options.node.as_ref().filter(|_| !snapshot.knows_own_node());
+    let note = |name| {
+        format!(
+            "--node {name}: no Node is called so and no pod's spec.nodeName says so in the manifests; it has no pods of its own"
+        )
+    };
+    unknown.map(note).into_iter().collect()
 }
 
 /// Standard input, or a regular file: with anything else it could wait for ever.

@@ -42,6 +42,22 @@ pub fn kustomize_with(overlay: &str, components: &[&str]) -> Vec<Value> {
     documents(&succeeded(tools::kubectl(home.path()).arg("kustomize").arg(folder.path())))
 }
 
+/// What `kubectl kustomize` makes of a kustomization that a page shows, in a folder of its own beside a `config.yaml`; the
+/// repository is where the page has it, at `../sluice`.
+///
+/// # Panics
+/// When it refuses.
+pub fn kustomize_text(text: &str, config: &str) -> Vec<Value> {
+    let home = tempfile::tempdir().expect("a folder");
+    let top = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink(tools::repository(), top.path().join("sluice")).expect("a link");
+    let folder = top.path().join("own");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(folder.join("kustomization.yaml"), text).expect("written");
+    std::fs::write(folder.join("config.yaml"), config).expect("written");
+    documents(&succeeded(tools::kubectl(home.path()).arg("kustomize").arg(folder)))
+}
+
 /// What `helm template` makes of the chart with `arguments`, or what it says against them.
 pub fn helm(arguments: &[&str]) -> Result<Vec<Value>, String> {
     let home = tempfile::tempdir().expect("a folder");

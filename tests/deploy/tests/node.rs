@@ -16,13 +16,19 @@ use suite::stage::{ALLOWED, DENIED, LIMIT, Stage};
 
 /// The agent's container, reading the stage's manifests in place of the API.
 fn agent(stage: &Stage, pod: &Value, container: &Value) -> Container {
+    agent_with(stage, pod, container, &[])
+}
+
+/// The same, with more mounts.
+fn agent_with(stage: &Stage, pod: &Value, container: &Value, more: &[Mount]) -> Container {
     let own: Vec<String> =
         container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
     let mut arguments: Vec<&str> = own.iter().map(String::as_str).collect();
     arguments[1] = "--node=node1";
     arguments.push("--manifests=/manifests");
     let config = config_folder(stage, "agent", "log: {format: json}\n");
-    let mounts = [mount(stage.cluster.manifest_folder(), "/manifests"), mount(config, "/etc/sluice")];
+    let own = [mount(stage.cluster.manifest_folder(), "/manifests"), mount(config, "/etc/sluice")];
+    let mounts = [&own, more].concat();
     Container::start(stage.cluster.node("node1").unwrap(), pod, container, Some(&arguments), &mounts)
 }
 
@@ -136,6 +142,41 @@ fn the_agents_container_enforces_with_no_right_beyond_those_its_manifest_names()
     agent.signal("TERM");
     let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
     assert_eq!(agent.wait_exit(grace), Some(0), "{}", agent.stderr());
+}
+
+#[test]
+fn the_store_on_the_host_is_written_with_these_rights_and_answers_the_next_agent() {
+    let objects = render::kustomize_with("generic", &["store-on-host"]);
+    let (pod, container) = (render::pod(&objects), &render::pod(&objects)["containers"][0]);
+    let stage = Stage::without_sluice("").unwrap();
+    let node = stage.cluster.node("node1").unwrap();
+    let (client, server) = (stage.pod("client"), stage.pod("server"));
+    let _servers = [server.serve(ALLOWED).unwrap(), server.serve(DENIED).unwrap()];
+    // As the kubelet makes a hostPath: of root, and nobody else may write there.
+    let folder = stage.cluster.folder().join("store");
+    fs::create_dir(&folder).unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let store = volumes.iter().find(|volume| volume["name"] == "store").unwrap();
+    assert_eq!(store["hostPath"]["type"], "DirectoryOrCreate");
+    let mounted = [(folder, "/var/lib/sluice".to_owned(), true)];
+    let observed = || {
+        let mut command = node.command(lab::sluice_binary().unwrap());
+        let output = command.args(["observe", "--since", "5m", "-o", "json"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let tells = |action: &str| observed().contains(&format!("\"action\":\"connection-{action}\""));
+    for round in 0..2 {
+        let mut agent = agent_with(&stage, pod, container, &mounted);
+        assert!(wait_until(LIMIT, || probe(node, &container["readinessProbe"])), "{}", agent.stderr());
+        if round == 0 {
+            drop(client.netns().connect(server.at(ALLOWED), LIMIT).unwrap());
+            assert!(client.netns().connect(server.at(DENIED), LIMIT).is_err());
+        }
+        let told = wait_until(LIMIT, || tells("ended") && tells("denied"));
+        assert!(told, "round {round}: {} {}", observed(), agent.stderr());
+        agent.signal("TERM");
+        assert_eq!(agent.wait_exit(LIMIT), Some(0), "{}", agent.stderr());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use deploy_tests::tools;
+use deploy_tests::{render, tools};
 
 fn pages() -> Vec<PathBuf> {
     let deploy = tools::repository().join("deploy");
@@ -48,7 +48,27 @@ fn every_file_of_the_repository_that_a_page_names_exists() {
             }
         }
     }
-    assert!(found > 10, "{found}");
+    assert!(found >= 10, "{found}");
+}
+
+#[test]
+fn the_kustomizations_that_pages_show_render_with_the_image_and_the_configuration_that_they_give() {
+    let config = "redirect: {mark_mask: 0x7e00}\n";
+    for (page, pods) in [("install.md", "sluice"), ("uninstall.md", "sluice-cleanup")] {
+        let text = read(&tools::repository().join("deploy/docs").join(page));
+        let shown = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let shown: Vec<&str> = shown.filter(|block| block.contains("kind: Kustomization")).collect();
+        assert_eq!(shown.len(), 1, "{page}");
+        // A name as a registry has it.
+        let objects = render::kustomize_text(&shown[0].replace("REGISTRY", "r.example:5000"), config);
+        assert_eq!(render::object(&objects, "DaemonSet")["metadata"]["name"], pods, "{page}");
+        let pod = render::pod(&objects);
+        let containers = ["initContainers", "containers"].map(|key| pod[key].as_array().cloned());
+        for container in containers.into_iter().flatten().flatten() {
+            assert_eq!(container["image"], "r.example:5000/sluice:0.1.0", "{page}");
+        }
+        assert_eq!(render::config(&objects), config, "{page}");
+    }
 }
 
 /// The sources of the program, without tests, in one.

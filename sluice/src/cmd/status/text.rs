@@ -20,6 +20,9 @@ pub(crate) fn for_a_person(status: &Status) -> String {
     part(&mut text, "in order", &or_none(holding.join(", ")));
     part(&mut text, "enforcing", &status.enforcement.as_ref().map_or("not yet".to_owned(), enforcement));
     part(&mut text, "policy", &policy(status.snapshot.as_ref(), status.source.as_ref()));
+    if let Some(remark) = status.source.as_ref().and_then(|source| source.remark.as_ref()) {
+        line(&mut text, "", remark);
+    }
     part(&mut text, "objects", &objects(status));
     let rejected = status.source.as_ref().map_or(&[][..], |source| &source.rejected);
     part(&mut text, "rejected", &rejections(rejected));
@@ -47,9 +50,21 @@ fn enforcement(enforcement: &Enforcement) -> String {
     let families = if enforcement.ipv6 { "IPv4 and IPv6" } else { "IPv4 only" };
     let rules = if enforcement.rules_installed { "rules in place" } else { "RULES NOT IN PLACE" };
     format!(
-        "with {}, {families}, fail mode {}, {rules}, {} repairs",
-        enforcement.backend, enforcement.fail_mode, enforcement.repairs
+        "with {}, {families}, {}, fail mode {}, {rules}, {} repairs",
+        enforcement.backend,
+        scope(&enforcement.interception),
+        enforcement.fail_mode,
+        enforcement.repairs
     )
+}
+
+fn scope(interception: &str) -> &str {
+    match interception {
+        "isolated" => "isolated pods only",
+        "namespaceSelector" => "isolated pods and chosen namespaces",
+        // An agent that does not say has no other.
+        _ => "every pod",
+    }
 }
 
 fn policy(policy: Option<&Policy>, source: Option<&Source>) -> String {
@@ -142,6 +157,50 @@ mod tests {
     fn a_duration_is_told_in_its_two_largest_units() {
         let told = [0.0, 9.96, 59.9, 61.0, 7_260.0, 90_000.0, -1.0, f64::NAN].map(duration);
         assert_eq!(told, ["0.0 s", "10.0 s", "59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h", "0.0 s", "0 s"]);
+    }
+
+    #[test]
+    fn whose_connections_are_intercepted_and_why_the_source_fails_are_told() {
+        let source = Source {
+            kind: "api".to_owned(),
+            places: vec!["kubeconfig".to_owned()],
+            alive: true,
+            failing_for_s: Some(3_600.0),
+            remark: Some(
+                "the last state stays in force: Pod last heard of 3600 s ago (refused)\nx".to_owned(),
+            ),
+            rejected: Vec::new(),
+        };
+        let told = |interception: &str| {
+            let enforcement = Enforcement {
+                backend: "nft".to_owned(),
+                interception: interception.to_owned(),
+                fail_mode: "isolation".to_owned(),
+                rules_installed: true,
+                ..Enforcement::default()
+            };
+            let status = Status {
+                enforcement: Some(enforcement),
+                snapshot: Some(Policy { generation: 3, age_s: 3_600.0 }),
+                source: Some(source.clone()),
+                ..Status::default()
+            };
+            for_a_person(&status)
+        };
+        let text = told("isolated");
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.contains(
+            &"enforcing    with nft, IPv4 only, isolated pods only, fail mode isolation, rules in place, 0 repairs"
+        ));
+        let policy = lines.iter().position(|line| line.starts_with("policy ")).unwrap();
+        assert!(
+            lines[policy].contains("3, 1 h 0 min old") && lines[policy].contains("FAILING for 1 h 0 min")
+        );
+        assert_eq!(
+            lines[policy + 1],
+            "             the last state stays in force: Pod last heard of 3600 s ago (refused) x"
+        );
+        assert!(told("namespaceSelector").contains("chosen namespaces") && told("").contains(", every pod,"));
     }
 
     #[test]

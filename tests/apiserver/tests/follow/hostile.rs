@@ -84,6 +84,46 @@ fn a_frame_that_cannot_be_read_closes_what_it_names_until_a_new_list_says_what_i
 }
 
 #[test]
+fn a_deletion_that_does_not_say_of_what_makes_a_new_list() {
+    let scene = Scene::new();
+    let nameless = json!({ "type": "DELETED", "object": { "metadata": { "namespace": "shop" } } });
+    scene.server.delete_silently("pods", "shop", "web");
+    scene.server.send_to_watches("pods", format!("{nameless}\n"));
+    scene.wait("all is listed anew", |scene| scene.kind("Pod").relists >= 1 && !scene.knows("10.0.0.1"));
+}
+
+#[test]
+fn what_is_told_is_never_as_long_as_what_it_is_about() {
+    let long = "x".repeat(1 << 20);
+    let told = |scene: &Scene| {
+        let status = scene.status();
+        let errors = status.kinds.into_iter().filter_map(|kind| kind.error);
+        errors.chain(status.rejected.into_iter().flat_map(|(_, lines)| lines)).map(|line| line.len()).max()
+    };
+    let bodies = [
+        format!("{long:?}"),
+        format!(r#"{{"metadata":{long:?},"items":[]}}"#),
+        format!(r#"{{"kind":{long:?},"metadata":{{"resourceVersion":"7"}},"items":[]}}"#),
+        format!(r#"{{"metadata":{{"resourceVersion":"7"}},"items":{long:?}}}"#),
+    ];
+    for body in bodies {
+        let scene = Scene::with(ApiConfig { streaming_lists: false, ..config() }, |_| {});
+        scene.server.compact();
+        scene.server.fail(Fault::new("", Verb::Any, usize::MAX, Answer::Body(body.into_bytes())));
+        scene.server.end_watches("pods", apiserver::WatchEnd::Expired);
+        scene.wait("it is told", |scene| scene.kind("Pod").error.is_some());
+        scene.holds_for(Duration::from_millis(700), "in a line", |scene| {
+            told(scene).is_none_or(|most| most < 2_000)
+        });
+        assert!(scene.knows("10.0.0.1"));
+    }
+    let scene = Scene::new();
+    scene.server.put(policy("p", json!({ long.as_str(): { long.as_str(): long } })));
+    scene.wait("it is rejected", |scene| scene.rejected() == ["NetworkPolicy/shop/p"]);
+    assert!(told(&scene).is_some_and(|most| most < 2_000), "{:?}", told(&scene));
+}
+
+#[test]
 fn a_frame_that_breaks_off_is_never_half_believed() {
     let scene = Scene::new();
     // A deletion without its line's end: it may have been the beginning of anything.
