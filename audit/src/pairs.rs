@@ -3,12 +3,14 @@
 //! The number of pairs is bounded. What finds no place is counted in one series whose workloads are `other`, so
 //! that sums stay right. Addresses, label values and (unless asked for) names of pods never become labels.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use flow::Endpoint;
+use foldhash::fast::RandomState;
+use hashbrown::{Equivalent, HashMap};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -77,7 +79,7 @@ pub(crate) struct Pairs {
 struct Shared {
     named: Named,
     max: usize,
-    table: RwLock<HashMap<Pair, Arc<Counts>>>,
+    table: RwLock<HashMap<Pair, Arc<Counts>, RandomState>>,
     other: Counts,
     beyond: AtomicU64,
     searched_at: AtomicU64,
@@ -95,20 +97,102 @@ pub(crate) struct Counts {
     used_at: AtomicU64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A pair as the table keeps it.
+#[derive(Clone, Debug)]
 struct Pair {
     source: Party,
     destination: Party,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 enum Party {
     External,
     Node,
     Unknown,
-    Namespace(Arc<str>),
-    Workload { namespace: Arc<str>, owner: Option<flow::Owner> },
-    Pod { namespace: Arc<str>, name: Box<str> },
+    Namespace(Box<str>),
+    /// With kind and name of the owner.
+    Workload(Box<str>, Option<(Box<str>, Box<str>)>),
+    Pod(Box<str>, Box<str>),
+}
+
+/// A pair as it is asked for, for every connection several times: nothing of it is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Asked<'a> {
+    source: AskedParty<'a>,
+    destination: AskedParty<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum AskedParty<'a> {
+    External,
+    Node,
+    Unknown,
+    Namespace(&'a str),
+    Workload(&'a str, Option<(&'a str, &'a str)>),
+    Pod(&'a str, &'a str),
+}
+
+impl Asked<'_> {
+    fn kept(self) -> Pair {
+        Pair { source: self.source.kept(), destination: self.destination.kept() }
+    }
+}
+
+impl AskedParty<'_> {
+    fn kept(self) -> Party {
+        match self {
+            Self::External => Party::External,
+            Self::Node => Party::Node,
+            Self::Unknown => Party::Unknown,
+            Self::Namespace(namespace) => Party::Namespace(namespace.into()),
+            Self::Workload(namespace, owner) => {
+                Party::Workload(namespace.into(), owner.map(|(kind, name)| (kind.into(), name.into())))
+            }
+            Self::Pod(namespace, name) => Party::Pod(namespace.into(), name.into()),
+        }
+    }
+}
+
+impl Pair {
+    fn asked(&self) -> Asked<'_> {
+        Asked { source: self.source.asked(), destination: self.destination.asked() }
+    }
+}
+
+impl Party {
+    fn asked(&self) -> AskedParty<'_> {
+        match self {
+            Self::External => AskedParty::External,
+            Self::Node => AskedParty::Node,
+            Self::Unknown => AskedParty::Unknown,
+            Self::Namespace(namespace) => AskedParty::Namespace(namespace),
+            Self::Workload(namespace, owner) => {
+                AskedParty::Workload(namespace, owner.as_ref().map(|(kind, name)| (&**kind, &**name)))
+            }
+            Self::Pod(namespace, name) => AskedParty::Pod(namespace, name),
+        }
+    }
+}
+
+// Both forms are one key: whatever is kept is hashed and compared as it is asked for.
+impl Hash for Pair {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.asked().hash(state);
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.asked() == other.asked()
+    }
+}
+
+impl Eq for Pair {}
+
+impl Equivalent<Pair> for Asked<'_> {
+    fn equivalent(&self, kept: &Pair) -> bool {
+        *self == kept.asked()
+    }
 }
 
 impl Pairs {
@@ -137,8 +221,9 @@ impl Pairs {
         if shared.named == Named::Off {
             return;
         }
-        let pair = Pair { source: shared.party(source), destination: shared.party(destination) };
-        match shared.counts(pair, now) {
+        let asked = Asked { source: shared.asked(source), destination: shared.asked(destination) };
+        let known = shared.table.read().unwrap_or_else(PoisonError::into_inner).get(&asked).cloned();
+        match known.or_else(|| shared.begin(asked, now)) {
             Some(counts) => {
                 counts.used_at.store(now, Ordering::Relaxed);
                 add(&counts);
@@ -152,38 +237,35 @@ impl Pairs {
 }
 
 impl Shared {
-    fn party(&self, endpoint: &Endpoint) -> Party {
+    fn asked<'a>(&self, endpoint: &'a Endpoint) -> AskedParty<'a> {
         match endpoint {
-            Endpoint::External => Party::External,
-            Endpoint::Node { .. } => Party::Node,
-            Endpoint::UnknownLocal => Party::Unknown,
-            Endpoint::Pod(pod) => {
-                let namespace = Arc::clone(&pod.namespace);
-                match self.named {
-                    Named::Off | Named::Namespaces => Party::Namespace(namespace),
-                    Named::Workloads => Party::Workload { namespace, owner: pod.owner.clone() },
-                    Named::Pods => Party::Pod { namespace, name: (&*pod.name).into() },
+            Endpoint::External => AskedParty::External,
+            Endpoint::Node { .. } => AskedParty::Node,
+            Endpoint::UnknownLocal => AskedParty::Unknown,
+            Endpoint::Pod(pod) => match self.named {
+                Named::Off | Named::Namespaces => AskedParty::Namespace(&pod.namespace),
+                Named::Workloads => {
+                    let owner = pod.owner.as_ref().map(|owner| (&*owner.kind, &*owner.name));
+                    AskedParty::Workload(&pod.namespace, owner)
                 }
-            }
+                Named::Pods => AskedParty::Pod(&pod.namespace, &pod.name),
+            },
         }
     }
 
-    /// The counts of `pair`; `None` when there is no room for it.
-    fn counts(&self, pair: Pair, now: u64) -> Option<Arc<Counts>> {
-        if let Some(counts) = self.table.read().unwrap_or_else(PoisonError::into_inner).get(&pair) {
-            return Some(Arc::clone(counts));
-        }
+    /// Begins to count a pair; `None` when there is no room for it.
+    fn begin(&self, asked: Asked<'_>, now: u64) -> Option<Arc<Counts>> {
         if self.is_full() && !self.is_search_due(now) {
             return None;
         }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.len() >= self.max && !table.contains_key(&pair) {
+        if table.len() >= self.max && !table.contains_key(&asked) {
             table.retain(|_, counts| now < counts.used_at.load(Ordering::Relaxed) + FORGOTTEN_AFTER);
             if table.len() >= self.max {
                 return None;
             }
         }
-        Some(Arc::clone(table.entry(pair).or_default()))
+        Some(Arc::clone(table.entry(asked.kept()).or_default()))
     }
 
     fn is_full(&self) -> bool {
@@ -301,29 +383,28 @@ impl Pairs {
 }
 
 fn labels(pair: &Pair) -> Labels {
-    let sides = [("source", &pair.source), ("destination", &pair.destination)];
-    let of_side = |(side, party): (&str, &Party)| {
+    let asked = pair.asked();
+    let sides = [("source", asked.source), ("destination", asked.destination)];
+    let of_side = |(side, party): (&str, AskedParty<'_>)| {
         let (namespace, workload) = party.names();
         [(format!("{side}_namespace"), namespace), (format!("{side}_workload"), workload)]
     };
     sides.into_iter().flat_map(of_side).collect()
 }
 
-impl Party {
+impl AskedParty<'_> {
     /// Namespace and workload. Owners are written with their kind, so that none is mistaken for one of the words
     /// that stand for ends which are no pods.
-    fn names(&self) -> (String, String) {
+    fn names(self) -> (String, String) {
         let outside = |word: &str| (String::new(), word.to_owned());
         match self {
             Self::External => outside("external"),
             Self::Node => outside("node"),
             Self::Unknown => outside("unknown"),
-            Self::Namespace(namespace) => (namespace.to_string(), String::new()),
-            Self::Workload { namespace, owner: Some(owner) } => {
-                (namespace.to_string(), format!("{}/{}", owner.kind, owner.name))
-            }
-            Self::Workload { namespace, owner: None } => (namespace.to_string(), "Pod".to_owned()),
-            Self::Pod { namespace, name } => (namespace.to_string(), format!("Pod/{name}")),
+            Self::Namespace(namespace) => (namespace.to_owned(), String::new()),
+            Self::Workload(namespace, Some((kind, name))) => (namespace.to_owned(), format!("{kind}/{name}")),
+            Self::Workload(namespace, None) => (namespace.to_owned(), "Pod".to_owned()),
+            Self::Pod(namespace, name) => (namespace.to_owned(), format!("Pod/{name}")),
         }
     }
 }

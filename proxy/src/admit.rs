@@ -25,7 +25,9 @@ pub(crate) async fn admit(
     };
     live.enter(Phase::Handshake);
     let _handshake = syn.release();
-    listener::accept_arrived(path, &live.tuple);
+    if let Some(client) = listener::accept_arrived(path, &live.tuple) {
+        return Ok(client);
+    }
     let outcome = tokio::select! {
         biased;
         stop = live.stopped() => Err(match stop {

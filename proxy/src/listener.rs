@@ -9,6 +9,7 @@ use flow::Tuple;
 use nix::libc;
 
 use crate::datapath::Datapath;
+use crate::relay::LegSocket;
 use crate::sys::readiness::{watch_listener, watch_stream};
 use crate::sys::tcp;
 
@@ -82,21 +83,20 @@ impl Listeners {
     }
 }
 
-/// Accepts what has arrived up to the connection of `tuple`, without waiting. A client on this node has finished its
-/// handshake within the verdict that released its SYN: its connection needs nobody else to wake up.
-pub(crate) fn accept_arrived(path: &Datapath, tuple: &Tuple) {
-    let Some(listener) = path.listeners.of(tuple.client.0.ip()) else { return };
+/// Accepts what has arrived up to the connection of `tuple`, without waiting, and returns that one. A client on this
+/// node has finished its handshake within the verdict that released its SYN: nobody else needs to wake up for it.
+pub(crate) fn accept_arrived(path: &Datapath, tuple: &Tuple) -> Option<LegSocket> {
+    let listener = path.listeners.of(tuple.client.0.ip())?;
     for _ in 0..BURST {
-        match tcp::accept(&*listener) {
-            Ok((stream, peer)) => {
-                if deliver(path, stream, peer).as_ref() == Some(tuple) {
-                    return;
-                }
-            }
-            // The task of the listener sees whatever it is.
-            Err(_) => return,
+        // The task of the listener sees whatever error it is.
+        let (stream, peer) = tcp::accept(&*listener).ok()?;
+        match whose(stream, peer) {
+            Some((accepted, leg)) if accepted == *tuple => return Some(leg),
+            Some((accepted, leg)) => deliver(path, &accepted, leg),
+            None => {}
         }
     }
+    None
 }
 
 /// Accepts until the task is aborted.
@@ -112,7 +112,11 @@ pub(crate) async fn accept(path: Arc<Datapath>, listener: Arc<TcpListener>) -> i
         };
         for _ in 0..BURST {
             match tcp::accept(&**listener.get_ref()) {
-                Ok((stream, peer)) => drop(deliver(&path, stream, peer)),
+                Ok((stream, peer)) => {
+                    if let Some((tuple, leg)) = whose(stream, peer) {
+                        deliver(&path, &tuple, leg);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
                     break;
@@ -135,12 +139,8 @@ fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Hands an accepted connection to whoever expects it. Returns whose it was.
-fn deliver(
-    path: &Datapath,
-    stream: std::net::TcpStream,
-    peer: Option<std::net::SocketAddr>,
-) -> Option<Tuple> {
+/// Whose connection was accepted. `None` when it is gone already, or cannot be watched.
+fn whose(stream: std::net::TcpStream, peer: Option<std::net::SocketAddr>) -> Option<(Tuple, LegSocket)> {
     let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
     let tuple = peer
         .and_then(|peer| Ok(Tuple::tcp(peer, stream.local_addr()?)))
@@ -149,10 +149,14 @@ fn deliver(
     let leg = watch_stream(stream)
         .inspect_err(|error| tracing::warn!(%error, "an accepted connection cannot be watched"))
         .ok()?;
-    if let Err(unexpected) = path.pairing.deliver(&tuple, leg) {
+    Some((tuple, leg))
+}
+
+/// Hands an accepted connection to whoever expects it.
+fn deliver(path: &Datapath, tuple: &Tuple, leg: LegSocket) {
+    if let Err(unexpected) = path.pairing.deliver(tuple, leg) {
         // Nobody permitted it: its attempt was given up, or its SYN never met the gate.
         tracing::debug!(%tuple, "refusing an accepted connection that nobody expects");
         tcp::reset_on_close(unexpected.get_ref());
     }
-    Some(tuple)
 }
