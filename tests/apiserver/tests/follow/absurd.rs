@@ -21,7 +21,11 @@ fn labelled(name: &str, labels: Value) -> Value {
 
 /// Both ways of listing, and everything that is put in before and after the first list.
 fn in_every_way(objects: &[Value], check: impl Fn(&Scene)) {
-    let put = |server: &ApiServer| objects.iter().for_each(|object| drop(server.put(object.clone())));
+    let put = |server: &ApiServer| {
+        for object in &objects {
+            server.put(object.clone());
+        }
+    };
     for streaming_lists in [true, false] {
         let config = ApiConfig { streaming_lists, ..config() };
         let listed = Scene::with(config.clone(), |server| {
