@@ -22,7 +22,7 @@ fn labelled(name: &str, labels: Value) -> Value {
 /// Both ways of listing, and everything that is put in before and after the first list.
 fn in_every_way(objects: &[Value], check: impl Fn(&Scene)) {
     let put = |server: &ApiServer| {
-        for object in &objects {
+        for object in objects {
             server.put(object.clone());
         }
     };
