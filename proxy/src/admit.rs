@@ -1,13 +1,18 @@
 //! Releases a held SYN and turns the handshake that follows into the client's leg.
 
-use flow::EndCause;
+use std::time::Duration;
+
+use flow::{EndCause, Tuple};
 
 use crate::datapath::Datapath;
 use crate::held::HeldSyn;
 use crate::listener;
 use crate::registry::{Phase, Registered, Stop};
 use crate::relay::LegSocket;
-use crate::sys::tcp;
+use crate::sys::{diag, tcp};
+
+/// When the kernel is first asked whether a handshake is still under way, and how often it is then at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Lets the client's kernel finish `connect()`. The connection is expected before the SYN is released, so
 /// that the listener always knows whose it is.
@@ -36,6 +41,10 @@ pub(crate) async fn admit(
             Stop::Shutdown => EndCause::Shutdown,
         }),
         client = expected.accepted() => Ok(client),
+        client = broken_off(path, &live.tuple) => match client.or_else(|| expected.take()) {
+            Some(client) => Ok(client),
+            None => Err(EndCause::ClientGone),
+        },
         () = tokio::time::sleep(path.handshake_limit) => Err(EndCause::ClientGone),
     };
     if outcome.is_err()
@@ -45,4 +54,18 @@ pub(crate) async fn admit(
         tcp::reset_on_close(client.get_ref());
     }
     outcome
+}
+
+/// Ready when the kernel no longer has a handshake: its client has reset it before it was done, which the kernel tells
+/// no listener (`tcp_check_req` in net/ipv4/tcp_minisocks.c, "embryonic_reset"). Brings the connection if it was done
+/// after all and waits to be accepted, reset or not. Cancel safe.
+async fn broken_off(path: &Datapath, tuple: &Tuple) -> Option<LegSocket> {
+    let (mut pause, longest) = LOOKS;
+    loop {
+        tokio::time::sleep(pause).await;
+        if diag::has_connection(tuple.destination.0, tuple.client.0) == Some(false) {
+            return listener::accept_arrived(path, tuple);
+        }
+        pause = (2 * pause).min(longest);
+    }
 }

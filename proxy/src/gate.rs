@@ -146,13 +146,19 @@ fn is_question(mark: u32, marks: &Marks) -> bool {
 ///
 /// Most often that connection has ended a moment ago, in the kernel but not yet in its task: the SYN waits
 /// for the task. Else the connection is established, and its socket answers the SYN (RFC 9293, section
-/// 3.10.7.4): a client that has lost its side of the connection then resets ours, and tries again.
+/// 3.10.7.4): a client that has lost its side of the connection then resets ours, and tries again. One that is still in
+/// its handshake has no client: that would have answered, and not begun anew.
 async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn) {
-    if tokio::time::timeout(SUCCESSION, path.registry.left(&older)).await.is_err() {
+    let left = async || tokio::time::timeout(SUCCESSION, path.registry.left(&older)).await.is_ok();
+    if !left().await {
         if older.is_in(Phase::Carrying) {
             drop(held.release());
+            return;
         }
-        return;
+        older.stop(Stop::ClientGone);
+        if !left().await {
+            return;
+        }
     }
     match path.registry.register(older.tuple) {
         Ok(registered) => connection::carry(path, registered, held).await,

@@ -70,6 +70,11 @@ impl<T> Expected<'_, T> {
         }
     }
 
+    /// The connection, if it was delivered by now.
+    pub(crate) fn take(&mut self) -> Option<T> {
+        self.accepted.try_recv().ok()
+    }
+
     /// Expects it no longer. The connection that was delivered and not yet taken is given back: one that is
     /// delivered from now on goes back to who delivers it.
     pub(crate) fn give_up(mut self) -> Option<T> {

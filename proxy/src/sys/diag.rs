@@ -15,12 +15,19 @@ use nix::libc;
 use super::nfqueue::{attribute, field};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// The type of an answer that is an error: netlink(7).
+const NLMSG_ERROR: u16 = 2;
 const FLAG_REQUEST: u16 = 1;
 const INET_DIAG_INFO: u16 = 2;
 /// Lengths of nlmsghdr, inet_diag_req_v2 and inet_diag_msg.
 const HEADER: usize = 16;
 const REQUEST: usize = HEADER + 56;
 const ANSWER: usize = HEADER + 72;
+/// Place in inet_diag_msg.
+const STATE: usize = HEADER + 1;
+/// States of sockets that are no connection, or none any more: TIME_WAIT, CLOSE, and LISTEN, the socket that new ones
+/// of these addresses would go to. Source: include/net/tcp_states.h.
+const NO_CONNECTION: [u8; 3] = [6, 7, 10];
 /// Places in tcp_info, which only ever grows at its end.
 const RTT: usize = 68;
 const TOTAL_RETRANS: usize = 100;
@@ -37,6 +44,12 @@ pub(crate) fn leg_info(stream: &TcpStream) -> Option<LegInfo> {
     QUESTIONS.with_borrow(|questions| questions.as_ref()?.ask(local, peer).ok()?)
 }
 
+/// Whether the kernel has a connection between these two, a handshake that is under way included. `None` when it does
+/// not say. Source: `inet_diag_find_one_icsk` in net/ipv4/inet_diag.c, which answers ENOENT.
+pub(crate) fn has_connection(local: SocketAddr, peer: SocketAddr) -> Option<bool> {
+    QUESTIONS.with_borrow(|questions| existence(&questions.as_ref()?.answer(local, peer).ok()?))
+}
+
 struct Questions {
     socket: Socket,
 }
@@ -50,9 +63,12 @@ impl Questions {
     }
 
     fn ask(&self, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<LegInfo>> {
+        self.answer(local, peer).map(|answer| parse(&answer))
+    }
+
+    fn answer(&self, local: SocketAddr, peer: SocketAddr) -> io::Result<Vec<u8>> {
         self.socket.send_to(&request(local, peer), &NetlinkAddress::new(0, 0), 0)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        Ok(parse(&answer))
+        Ok(self.socket.recv_from_full()?.0)
     }
 }
 
@@ -97,6 +113,15 @@ fn parse(answer: &[u8]) -> Option<LegInfo> {
     })
 }
 
+/// Whether an answer tells of a socket, or of there being none.
+fn existence(answer: &[u8]) -> Option<bool> {
+    match u16::from_ne_bytes(field(answer, 4)?) {
+        SOCK_DIAG_BY_FAMILY => Some(!NO_CONNECTION.contains(&field::<1>(answer, STATE)?[0])),
+        NLMSG_ERROR if i32::from_ne_bytes(field(answer, HEADER)?) == -libc::ENOENT => Some(false),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -138,10 +163,28 @@ mod tests {
         assert_eq!(leg_info(&client), None);
     }
 
+    #[test]
+    fn a_connection_is_there_before_it_is_accepted_and_no_more_after_a_reset() {
+        for address in ["127.0.0.1", "::1"] {
+            let listener = TcpListener::bind((address, 0)).unwrap();
+            let to = listener.local_addr().unwrap();
+            let client = TcpStream::connect(to).unwrap();
+            let from = client.local_addr().unwrap();
+            assert_eq!(has_connection(to, from), Some(true), "{address}");
+            socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            drop(client);
+            assert_eq!(
+                has_connection(to, from),
+                Some(false),
+                "{address}: it waits to be accepted, and is none"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&bytes);
+            let _ = (parse(&bytes), existence(&bytes));
         }
     }
 }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure report")]
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use lab::{Cluster, ClusterBuilder, Netns, PodSpec, ServiceSpec, patiently, wait_until};
@@ -12,6 +12,7 @@ use socket2::Socket;
 use suite::carried::{Carried, accept};
 use suite::enforced::{Enforced, LIMIT, told};
 use suite::packets::{Hole, SynCount};
+use suite::syn::SynSender;
 
 /// A Linux client sends its first SYN again after a second (RFC 6298, section 2): whatever is quicker met no
 /// lost packet.
@@ -316,6 +317,36 @@ fn a_client_that_gives_up_is_recorded_once_and_its_leg_is_given_up_too() {
     assert!(wait_until(LIMIT, || cluster.metric("node1", "sluice_gate_pending") == 0.0));
     let legs = sockets_to(cluster.node("node1").unwrap(), web.at(8080));
     assert_eq!(legs, "", "the upstream leg is closed");
+}
+
+#[test]
+fn a_client_that_resets_within_its_handshake_is_gone_at_once_and_may_come_again_from_the_same_port() {
+    let cluster = Enforced::start(one_node(), &POLICIES, "");
+    let (client, web) = (cluster.pod("shop/client"), cluster.pod("shop/web"));
+    let listener = web.listen(8080).unwrap();
+    let (SocketAddr::V4(source), SocketAddr::V4(to)) = (client.at(0), web.at(8080)) else { panic!("IPv4") };
+    let scanner = SynSender::open(client, *source.ip()).unwrap();
+    let scan = |port| {
+        // Its kernel knows of no attempt and resets what the SYN/ACK begins, as a scan for open ports does.
+        scanner.send(port, 1_000, to).unwrap();
+        SocketAddr::V4(SocketAddrV4::new(*source.ip(), port))
+    };
+    let local = scan(40_000);
+    let record = cluster.last_record("node1", local);
+    assert_eq!(told(&record), "connection-failed client-gone");
+    let lasted = Duration::from_nanos(record["event"]["duration"].as_u64().unwrap());
+    assert!(lasted < patiently(Duration::from_secs(3)), "held for {lasted:?}, with a leg to the server");
+    let legs = || sockets_to(cluster.node("node1").unwrap(), web.at(8080));
+    assert!(wait_until(LIMIT, || legs().is_empty()), "{}", legs());
+
+    let local = scan(40_001);
+    cluster.wait_metric("node1", "sluice_gate_packets_total", 2.0);
+    let socket = client.bound(local).unwrap();
+    let (outcome, took) = dial(&socket, web.at(8080), LIMIT);
+    outcome.unwrap();
+    assert!(took < patiently(ONE_STALL), "the SYN was answered after {took:?}");
+    let mut carried = Carried::accept(TcpStream::from(socket), &listener);
+    carried.exchange(3, 5).unwrap();
 }
 
 /// The TCP sockets of a node towards an address.
