@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
@@ -67,13 +68,14 @@ fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<
     let (ends, bulk) = (subject.ends(short)?, subject.ends(stream)?);
     let stranger = subject.stranger()?;
     let listener = load::listen(ends)?;
+    let failed = OnceLock::new();
     thread::scope(|scope| {
-        let stop = &stop;
+        let (stop, failed) = (&stop, &failed);
         load::serve(scope, &listener, |peer| drop(answer(peer)));
         for client in 0..CLIENTS {
-            spawn_inside(scope, ends.client, stop, done, move |turn| one(ends.to, turn + client));
+            spawn_inside(scope, ends.client, (stop, failed), done, move |turn| one(ends.to, turn + client));
         }
-        spawn_inside(scope, stranger, stop, done, move |_| {
+        spawn_inside(scope, stranger, (stop, failed), done, move |_| {
             thread::sleep(Duration::from_millis(1));
             match TcpStream::connect_timeout(&ends.to, LIMIT) {
                 Err(_) => Ok(()),
@@ -86,7 +88,7 @@ fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<
             }
             Ok(())
         });
-        let watched = watch(subject, span, done);
+        let watched = watch(subject, span, done, failed);
         stop.store(true, Ordering::Relaxed);
         load::end_serving(&listener);
         streams.join().map_err(|_| anyhow::anyhow!("the streams' thread panicked"))??;
@@ -94,10 +96,18 @@ fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<
     })
 }
 
-fn watch(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<(Sample, Sample)> {
+fn watch(
+    subject: &Subject,
+    span: Duration,
+    done: &AtomicU64,
+    failed: &OnceLock<String>,
+) -> anyhow::Result<(Sample, Sample)> {
     let (begun, mut early) = (Instant::now(), None);
     loop {
         thread::sleep((span / 12).min(span.saturating_sub(begun.elapsed())));
+        if let Some(failed) = failed.get() {
+            bail!("{failed}");
+        }
         let now = sample(subject, done)?;
         println!(
             "{:>6.0}  {:>12} {:>11} {:>6} {:>10.1} {:>8}",
@@ -177,7 +187,7 @@ fn live(subject: &Subject) -> anyhow::Result<f64> {
 fn spawn_inside<'scope>(
     scope: &'scope Scope<'scope, '_>,
     inside: &'scope Netns,
-    stop: &'scope AtomicBool,
+    (stop, failed): (&'scope AtomicBool, &'scope OnceLock<String>),
     done: &'scope AtomicU64,
     attempt: impl Fn(usize) -> std::io::Result<()> + Send + 'scope,
 ) {
@@ -190,7 +200,10 @@ fn spawn_inside<'scope>(
                 match attempt(turn) {
                     Ok(()) => done.fetch_add(1, Ordering::Relaxed),
                     Err(_) if stop.load(Ordering::Relaxed) => return,
-                    Err(error) => panic!("a connection failed: {error}"),
+                    Err(error) => {
+                        let _ = failed.set(format!("the connection {turn} of a client failed: {error}"));
+                        return;
+                    }
                 };
             }
         });

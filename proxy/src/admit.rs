@@ -15,7 +15,7 @@ use crate::sys::{diag, tcp};
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Lets the client's kernel finish `connect()`. The connection is expected before the SYN is released, so
-/// that the listener always knows whose it is.
+/// that the listener always knows whose it is. `server` is the leg that waits for it.
 ///
 /// Errors: the cause for the record when the client does not finish the handshake in time, or the connection
 /// is stopped meanwhile.
@@ -23,6 +23,7 @@ pub(crate) async fn admit(
     path: &Datapath,
     connection: &Registered,
     syn: HeldSyn,
+    server: &LegSocket,
 ) -> Result<LegSocket, EndCause> {
     let live = connection.live();
     let Some(mut expected) = path.pairing.expect(live.tuple) else {
@@ -41,7 +42,7 @@ pub(crate) async fn admit(
             Stop::Shutdown => EndCause::Shutdown,
         }),
         client = expected.accepted() => Ok(client),
-        client = broken_off(path, &live.tuple) => match client.or_else(|| expected.take()) {
+        client = broken_off(path, &live.tuple, server) => match client.or_else(|| expected.take()) {
             Some(client) => Ok(client),
             None => Err(EndCause::ClientGone),
         },
@@ -59,11 +60,13 @@ pub(crate) async fn admit(
 /// Ready when the kernel no longer has a handshake: its client has reset it before it was done, which the kernel tells
 /// no listener (`tcp_check_req` in net/ipv4/tcp_minisocks.c, "embryonic_reset"). Brings the connection if it was done
 /// after all and waits to be accepted, reset or not. Cancel safe.
-async fn broken_off(path: &Datapath, tuple: &Tuple) -> Option<LegSocket> {
+async fn broken_off(path: &Datapath, tuple: &Tuple, server: &LegSocket) -> Option<LegSocket> {
     let (mut pause, longest) = LOOKS;
     loop {
         tokio::time::sleep(pause).await;
-        if diag::has_connection(tuple.destination.0, tuple.client.0) == Some(false) {
+        let is_gone = diag::has_connection(tuple.destination.0, tuple.client.0) == Some(false);
+        // A kernel without tcp_diag knows of no connection at all, and says so with the same error.
+        if is_gone && diag::leg_info(server.get_ref()).is_some() {
             return listener::accept_arrived(path, tuple);
         }
         pause = (2 * pause).min(longest);

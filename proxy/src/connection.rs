@@ -151,7 +151,7 @@ async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Opti
         return None;
     };
     let (server, syn) = dial(&path, &connection, &permit, syn).await?;
-    let client = match admit(&path, &connection, syn).await {
+    let client = match admit(&path, &connection, syn, &server).await {
         Ok(client) => client,
         Err(cause) => {
             tcp::reset_on_close(server.get_ref());

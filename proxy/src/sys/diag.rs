@@ -45,7 +45,8 @@ pub(crate) fn leg_info(stream: &TcpStream) -> Option<LegInfo> {
 }
 
 /// Whether the kernel has a connection between these two, a handshake that is under way included. `None` when it does
-/// not say. Source: `inet_diag_find_one_icsk` in net/ipv4/inet_diag.c, which answers ENOENT.
+/// not say. Without tcp_diag it says that there is none. Source: `inet_diag_find_one_icsk` and `inet_diag_lock_handler`
+/// in net/ipv4/inet_diag.c, which both answer ENOENT.
 pub(crate) fn has_connection(local: SocketAddr, peer: SocketAddr) -> Option<bool> {
     QUESTIONS.with_borrow(|questions| existence(&questions.as_ref()?.answer(local, peer).ok()?))
 }

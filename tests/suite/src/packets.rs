@@ -30,16 +30,24 @@ impl<'a> SynCount<'a> {
     }
 }
 
-/// Swallows connection attempts to a port of a namespace, as a firewall without manners does, until dropped.
+/// Swallows what belongs to handshakes of a namespace, as a firewall without manners does, until dropped.
 #[derive(Debug)]
 pub struct Hole<'a>(&'a Netns);
 
 impl<'a> Hole<'a> {
-    /// Opens the hole. One at a time per namespace.
+    /// Swallows connection attempts to a port. One hole at a time per namespace.
     pub fn dig(netns: &'a Netns, port: u16) -> Self {
+        Self::swallow(netns, &format!("tcp dport {port} tcp flags & (syn | ack) == syn"))
+    }
+
+    /// Swallows the answers to connection attempts that come from a port elsewhere.
+    pub fn dig_for_answers(netns: &'a Netns, port: u16) -> Self {
+        Self::swallow(netns, &format!("tcp sport {port} tcp flags & (syn | ack) == (syn | ack)"))
+    }
+
+    fn swallow(netns: &'a Netns, what: &str) -> Self {
         let table = format!(
-            "table inet hole {{\n chain arriving {{\n type filter hook prerouting priority -350\n \
-             tcp dport {port} tcp flags & (syn | ack) == syn drop\n }}\n}}\n"
+            "table inet hole {{\n chain arriving {{\n type filter hook prerouting priority -350\n {what} drop\n }}\n}}\n"
         );
         netns.nft(&table).expect("swallow packets");
         Self(netns)

@@ -349,6 +349,31 @@ fn a_client_that_resets_within_its_handshake_is_gone_at_once_and_may_come_again_
     carried.exchange(3, 5).unwrap();
 }
 
+#[test]
+fn a_handshake_may_take_long() {
+    let cluster = Enforced::start(one_node(), &POLICIES, "");
+    let (client, web) = (cluster.pod("shop/client"), cluster.pod("shop/web"));
+    let listener = web.listen(8080).unwrap();
+    let hole = Hole::dig_for_answers(client, 8080);
+    let (socket, local) = caller(client);
+    std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| dial(&socket, web.at(8080), LIMIT));
+        // The SYN again, after a second, comes into the same handshake.
+        cluster.wait_metric("node1", "sluice_gate_packets_total", 2.0);
+        drop(hole);
+        let (outcome, took) = dialling.join().unwrap();
+        outcome.unwrap();
+        assert!(took > Duration::from_millis(900), "{took:?}: the first answer was not lost");
+    });
+    let mut carried = Carried::accept(TcpStream::from(socket), &listener);
+    carried.exchange(3, 5).unwrap();
+    assert_eq!(carried.peer, local);
+    assert!(wait_until(LIMIT, || !cluster.records("node1").is_empty()));
+    let actions: Vec<_> =
+        cluster.records("node1").iter().map(|record| record["event"]["action"].clone()).collect();
+    assert_eq!(actions, ["connection-started"], "one attempt, whose handshake took long");
+}
+
 /// The TCP sockets of a node towards an address.
 fn sockets_to(node: &Netns, to: SocketAddr) -> String {
     let output = node.command("ss").args(["-Htan", "dst", &to.to_string()]).output().unwrap();
