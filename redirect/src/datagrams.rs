@@ -9,6 +9,7 @@
 
 use crate::config::Icmp;
 use crate::marks::Marks;
+use crate::overlays;
 use crate::ruleset::{GATE_PRIORITY, GateBackend, RedirectSpec, Script, families};
 
 /// The protocols of which flows are judged by their first packet and left to the kernel.
@@ -18,9 +19,12 @@ pub(crate) const DATAGRAM: &str = "meta l4proto { udp, sctp }";
 pub(crate) fn write_interception(script: &mut Script, spec: &RedirectSpec) {
     let flow = spec.marks.flow;
     script.chain("datagram", None);
+    // Before the marks: conntrack tells a flow by its addresses, and anybody can write those.
+    script.rule("fib saddr . iif oif missing jump of_pods", "nobody speaks for others");
     script.rule(&format!("ct mark and {flow:#x} == {flow:#x} accept"), "its flow was accepted");
     script.rule("ct direction reply accept", "replies belong to their flow");
     script.rule("ct state related accept", "expected by a helper that the node's owner set up");
+    overlays::write_ports(script, spec);
     script.rule("goto first_packet", "a flow that nobody has judged");
     script.end();
     if spec.icmp == Icmp::Isolate {

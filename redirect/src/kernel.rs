@@ -167,6 +167,7 @@ impl Kernel {
         };
         kernel.read_links().await?;
         kernel.spec.bridges = kernel.bridges().await;
+        kernel.spec.overlays = kernel.links.overlays();
         // What a former process left keeps isolated pods closed; only what is ours alone is taken back.
         let is_first = !kernel.finds_rules().await?;
         let mut outcome = kernel.replace().await;
@@ -388,7 +389,7 @@ impl Kernel {
         self.watch.changed().await;
     }
 
-    /// Follows the bridges of pods: the rules go with their ports, and settings that would hide their traffic are
+    /// Follows the bridges of pods and the node's tunnels: the rules go with their ports, and settings that would hide their traffic are
     /// off. Gives back the settings that somebody had turned on.
     pub(crate) async fn follow_bridges(&mut self) -> Result<Vec<Difference>, InstallError> {
         self.links_are_old |= self.watch.has_changed();
@@ -403,12 +404,17 @@ impl Kernel {
             .filter(|setting| !self.stuck.contains(setting))
             .map(|setting| Difference::Setting(setting.name()))
             .collect();
-        if bridges != self.spec.bridges || !turned_on.is_empty() {
+        let overlays = self.links.overlays();
+        if overlays != self.spec.overlays {
+            tracing::info!(?overlays, "tunnels of this node, which take nothing from pods");
+        }
+        if bridges != self.spec.bridges || overlays != self.spec.overlays || !turned_on.is_empty() {
             let names: Vec<&str> = bridges.iter().map(|bridge| bridge.name.as_str()).collect();
             if names != self.spec.bridges.iter().map(|bridge| bridge.name.as_str()).collect::<Vec<_>>() {
                 tracing::info!(bridges = ?names, "pods of this node share a bridge");
             }
             self.spec.bridges = bridges;
+            self.spec.overlays = overlays;
             self.replace().await?;
         }
         self.obstacles = self.look_for_obstacles();

@@ -16,12 +16,15 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::bridges::{HardwareAddr, PodBridge};
 use crate::kernel::InstallError;
+use crate::overlays::Overlays;
 use crate::pods::LocalPods;
 use crate::routes::Routes;
 
@@ -55,6 +58,18 @@ struct Link {
     address: Option<HardwareAddr>,
     /// The bridge itself asks for br_netfilter, whatever the node's settings say.
     calls_iptables: bool,
+    /// What the device takes its packets out of, where it is a tunnel.
+    tunnel: Option<Tunnel>,
+    is_up: bool,
+}
+
+/// How the packets of a tunnel come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tunnel {
+    /// By UDP, to this port.
+    Port(u16),
+    /// As protocols of IP.
+    Protocols(&'static [u8]),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +99,19 @@ impl Links {
             .collect();
         found.sort();
         found
+    }
+
+    /// What the tunnels that are up are reached by. The kernel makes some of itself, which are down and take nothing.
+    pub(crate) fn overlays(&self) -> Overlays {
+        let mut overlays = Overlays::default();
+        for link in self.links.iter().filter(|link| link.is_up) {
+            match link.tunnel {
+                Some(Tunnel::Port(port)) => drop(overlays.ports.insert(port)),
+                Some(Tunnel::Protocols(protocols)) => overlays.protocols.extend(protocols),
+                None => {}
+            }
+        }
+        overlays
     }
 
     /// What keeps traffic of these bridges from being seen.
@@ -130,7 +158,8 @@ impl Links {
 
 impl Link {
     fn of(message: &LinkMessage) -> Self {
-        let mut link = Self { index: message.header.index, ..Self::default() };
+        let is_up = message.header.flags.contains(LinkFlags::Up);
+        let mut link = Self { index: message.header.index, is_up, ..Self::default() };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -149,6 +178,26 @@ impl Link {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => self.kind = Kind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => self.kind = Kind::Veth,
+            LinkInfo::Kind(InfoKind::IpIp | InfoKind::SitTun | InfoKind::Ip6Tnl) => {
+                self.tunnel = Some(Tunnel::Protocols(&[4, 41]));
+            }
+            LinkInfo::Kind(InfoKind::GreTun | InfoKind::GreTun6 | InfoKind::GreTap | InfoKind::GreTap6) => {
+                self.tunnel = Some(Tunnel::Protocols(&[47]));
+            }
+            LinkInfo::Data(InfoData::Vxlan(settings)) => {
+                let port = settings.iter().find_map(|setting| match setting {
+                    InfoVxlan::Port(port) => Some(*port),
+                    _ => None,
+                });
+                self.tunnel = port.map(Tunnel::Port);
+            }
+            LinkInfo::Data(InfoData::Geneve(settings)) => {
+                let port = settings.iter().find_map(|setting| match setting {
+                    InfoGeneve::Port(port) => Some(*port),
+                    _ => None,
+                });
+                self.tunnel = port.map(Tunnel::Port);
+            }
             LinkInfo::Data(InfoData::Bridge(settings)) => {
                 self.calls_iptables = settings.iter().any(|setting| {
                     matches!(setting, InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true))
@@ -242,7 +291,7 @@ mod tests {
     fn link(index: u32, name: &str, kind: Kind, bridge: Option<u32>) -> Link {
         let last = u8::try_from(index).unwrap();
         let address = Some(HardwareAddr([2, 0, 0, 0, 0, last]));
-        Link { index, name: name.to_owned(), kind, bridge, address, calls_iptables: false }
+        Link { index, name: name.to_owned(), kind, bridge, address, ..Link::default() }
     }
 
     fn node(ranges: &[(u32, &str)]) -> Links {
@@ -291,6 +340,20 @@ mod tests {
         assert_eq!(names(&links, &none, &["veth1"]), ["cni0"]);
         assert_eq!(names(&links, &none, &["veth*"]), ["cni0", "docker0"]);
         assert_eq!(names(&links, &none, &["eth0", "lo"]), [""; 0]);
+    }
+
+    #[test]
+    fn tunnels_that_are_up_are_reached_by_their_ports_and_protocols() {
+        let mut links = node(&[]);
+        let tunnels =
+            [Tunnel::Port(8472), Tunnel::Protocols(&[4, 41]), Tunnel::Port(4789), Tunnel::Protocols(&[47])];
+        for (link, tunnel) in links.links.iter_mut().zip(tunnels) {
+            (link.tunnel, link.is_up) = (Some(tunnel), true);
+        }
+        links.links[2].is_up = false;
+        let expected = Overlays { ports: [8472].into(), protocols: [4, 41, 47].into() };
+        assert_eq!(links.overlays(), expected);
+        assert_eq!(node(&[]).overlays(), Overlays::default());
     }
 
     #[test]

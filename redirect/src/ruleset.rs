@@ -14,6 +14,7 @@ use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::datagrams;
 use crate::first_packet;
 use crate::marks::{Marks, MarksError};
+use crate::overlays::{self, Overlays};
 use crate::pods::{LocalPods, SetElements, element_list, name_list};
 use crate::xtables::{self, IptablesVariant, Stale, Version};
 
@@ -186,6 +187,8 @@ pub struct RedirectSpec {
     pub bridge_settings: bool,
     /// The interfaces that lead to them and nowhere else. The installer finds them.
     pub pod_links: BTreeSet<String>,
+    /// What the node's tunnels are reached by, which is not for pods. The installer finds it.
+    pub overlays: Overlays,
     /// Known to the installer; the default elsewhere.
     pub created: CreatedBases,
     /// Tables and base chains that iptables' nf_tables variant made for ours, beside those. Known to the installer.
@@ -221,6 +224,7 @@ impl RedirectSpec {
             quieted: BTreeSet::new(),
             bridge_settings: config.bridge_settings,
             pod_links: BTreeSet::new(),
+            overlays: Overlays::default(),
             created: CreatedBases::default(),
             made_bases: BTreeSet::new(),
         })
@@ -354,6 +358,7 @@ fn table(spec: &RedirectSpec) -> String {
         }
     }
     first_packet::write(&mut script, spec);
+    overlays::write_of_pods(&mut script, spec);
     datagrams::write_interception(&mut script, spec);
     datagrams::write_settlement(&mut script, spec);
     stray(&mut script, spec);
@@ -433,6 +438,7 @@ fn intercept(script: &mut Script, spec: &RedirectSpec) {
     let proxy = spec.marks.proxy;
     script.chain("no_tcp", None);
     datagrams::write_dispatch(script, spec);
+    overlays::write_protocols(script, spec);
     for (protocol, errors) in icmp_errors(spec) {
         script.rule(
             &format!(

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use netns::Netns;
 use redirect::{
-    Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, IptablesVariant, LocalPods, PodBridge,
-    RedirectConfig, RedirectSpec, probe, ruleset,
+    Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, IptablesVariant, LocalPods, Overlays,
+    PodBridge, RedirectConfig, RedirectSpec, probe, ruleset,
 };
 
 fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
@@ -36,6 +36,7 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
         quieted: spec.quieted,
         passes: spec.passes,
         pod_links: spec.pod_links,
+        overlays: spec.overlays,
         made_bases: spec.made_bases,
         ..changed
     }
@@ -67,6 +68,15 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
         ("dual-stack", spec(|_, _| {})),
         ("v4-only", spec(|_, spec| spec.ipv6 = false)),
         ("pod-links", spec(|_, spec| spec.pod_links = ["cali1", "cni0"].map(str::to_owned).into())),
+        (
+            "overlays",
+            spec(|config, spec| {
+                config.pod_interfaces = interfaces();
+                spec.pod_links = ["cali1".to_owned()].into();
+                spec.overlays = Overlays { ports: [4789, 8472].into(), protocols: [4, 41].into() };
+                passed(spec);
+            }),
+        ),
         ("no-pods", spec(|_, spec| spec.pods = LocalPods::default())),
         ("fail-closed", spec(|config, _| config.fail_mode = FailMode::Closed)),
         ("fail-open", spec(|config, _| config.fail_mode = FailMode::Open)),

@@ -113,6 +113,25 @@ pub(super) fn sources(table: &mut Table, spec: &RedirectSpec, version: Version) 
     table.add(chain);
 }
 
+/// Drops what has a pod's address or comes from where pods are.
+pub(super) fn of_pods(spec: &RedirectSpec, version: Version) -> Chain {
+    let mut chain = Chain::new("SLUICE-OF-PODS");
+    let mut sets = vec!["isolated", "observed"];
+    if spec.passes {
+        sets.push("passed");
+    }
+    for name in sets {
+        chain.rule(&is(name, version, "src"), "with a pod's address", "-j DROP");
+    }
+    let in_range = format!("{} -m addrtype ! --src-type LOCAL", is("ranges", version, "src"));
+    chain.rule(&in_range, "with a pod's address", "-j DROP");
+    for interface in &spec.pod_interfaces {
+        chain.rule(&format!("-i {}", pattern(interface)), "from a pod", "-j DROP");
+    }
+    chain.rule("", "interfaces of known pods", &format!("-j {LINKS}"));
+    chain
+}
+
 /// The chain of the interfaces that lead to known pods.
 pub(super) fn links(spec: &RedirectSpec) -> Chain {
     let mut chain = Chain::new(LINKS);

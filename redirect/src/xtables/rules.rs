@@ -7,6 +7,7 @@ use super::classify;
 use super::script::{Chain, Place, Table};
 use crate::config::{FailMode, Icmp};
 use crate::marks::Marks;
+use crate::overlays::Overlays;
 use crate::ruleset::{RedirectSpec, closed};
 
 /// SYN alone.
@@ -285,8 +286,11 @@ fn mangle(spec: &RedirectSpec, version: Version) -> Table {
             "-g SLUICE-STRAY-FROM",
         );
     }
+    overlays(&mut table, &mut prerouting, spec, version);
     for protocol in ["udp", "sctp"] {
-        prerouting.rule(&format!("-p {protocol}"), "whose address is it", "-g SLUICE-SOURCE-OF-FLOW");
+        // Whatever the connection's mark says: conntrack tells a flow by its addresses, and anybody can write those.
+        let asks = format!("-p {protocol} -m rpfilter --invert");
+        prerouting.rule(&asks, "nobody speaks for others", "-g SLUICE-SOURCE");
     }
     table.hook("PREROUTING", Place::First, prerouting);
 
@@ -394,18 +398,28 @@ fn datagram(table: &mut Table, spec: &RedirectSpec) {
     opening.rule(&of_connection(flow), "it was accepted", "-j RETURN");
     opening.rule("", "a connection that nobody has judged", "-g SLUICE-FLOW");
     table.add(opening);
-    for (name, then) in [("SLUICE-DATAGRAM", "-g SLUICE-FLOW"), ("SLUICE-SOURCE-OF-FLOW", "-g SLUICE-SOURCE")]
-    {
-        let mut chain = Chain::new(name);
-        chain.rule(&of_connection(flow), "its flow was accepted", "-j RETURN");
-        chain.rule("-m conntrack --ctdir REPLY", "replies belong to their flow", "-j RETURN");
-        chain.rule(
-            "-m conntrack --ctstate RELATED",
-            "expected by a helper that the node's owner set up",
-            "-j RETURN",
-        );
-        chain.rule("", "a flow that nobody has judged", then);
-        table.add(chain);
+    let mut chain = Chain::new("SLUICE-DATAGRAM");
+    chain.rule(&of_connection(flow), "its flow was accepted", "-j RETURN");
+    chain.rule("-m conntrack --ctdir REPLY", "replies belong to their flow", "-j RETURN");
+    chain.rule(
+        "-m conntrack --ctstate RELATED",
+        "expected by a helper that the node's owner set up",
+        "-j RETURN",
+    );
+    chain.rule("", "a flow that nobody has judged", "-g SLUICE-FLOW");
+    table.add(chain);
+}
+
+/// What the node's tunnels take is not for pods; see the nft rules (`overlays`).
+fn overlays(table: &mut Table, prerouting: &mut Chain, spec: &RedirectSpec, version: Version) {
+    let Overlays { ports, protocols } = &spec.overlays;
+    if ports.is_empty() && protocols.is_empty() {
+        return;
+    }
+    table.add(classify::of_pods(spec, version));
+    let tunnels = protocols.iter().map(|number| format!("-p {number}"));
+    for asks in ports.iter().map(|port| format!("-p udp -m udp --dport {port}")).chain(tunnels) {
+        prerouting.rule(&asks, "pods speak for no overlay", "-j SLUICE-OF-PODS");
     }
 }
 

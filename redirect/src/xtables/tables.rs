@@ -65,7 +65,8 @@ const CHAINS: [&str; 46] = [
     "SLUICE-SYN-TO-OBSERVED",
     "SLUICE-TPROXY",
 ];
-const MORE_CHAINS: [&str; 3] = ["SLUICE-UNREACHABLE", "SLUICE-UNTRACKED-IN", "SLUICE-UNTRACKED-OUT"];
+const MORE_CHAINS: [&str; 4] =
+    ["SLUICE-OF-PODS", "SLUICE-UNREACHABLE", "SLUICE-UNTRACKED-IN", "SLUICE-UNTRACKED-OUT"];
 const SETS: [&str; 4] = ["isolated", "ranges", "observed", "passed"];
 
 /// The tools by which one node's rules are kept.

@@ -6,6 +6,7 @@ pub mod cells;
 pub mod ends;
 pub mod enforced;
 pub mod flows;
+pub mod forged;
 pub mod packets;
 pub mod pattern;
 pub mod procfs;

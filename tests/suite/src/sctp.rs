@@ -148,7 +148,7 @@ pub fn init(from: u16, to: u16) -> Vec<u8> {
 }
 
 /// RFC 9260, appendix A.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     let of_byte = |crc: u32, byte: &u8| {
         (0..8).fold(
             crc ^ u32::from(*byte),
