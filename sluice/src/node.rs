@@ -1,5 +1,5 @@
-//! What of this node keeps its pods from being enforced: settings under which connections cannot be carried, and a
-//! name that is no node's.
+//! What of this node keeps its pods from being enforced: settings under which connections cannot be carried or pass by
+//! the rules, and a name that is no node's.
 
 use std::fs;
 
@@ -22,6 +22,16 @@ pub(crate) fn check() -> Result<(), String> {
             read("net/ipv4/tcp_syncookies") == Some(2),
             "net.ipv4.tcp_syncookies=2 answers every SYN with a cookie, and such connections never reach the \
              proxy; set it to 1",
+        ),
+        (
+            read("net/ipv4/conf/all/accept_source_route") == Some(1),
+            "net.ipv4.conf.all.accept_source_route=1 lets a pod write the way of its packets into them: the rules see \
+             where they go first, and not whom they reach; set it to 0",
+        ),
+        (
+            read("net/ipv6/conf/all/seg6_enabled") == Some(1),
+            "net.ipv6.conf.all.seg6_enabled=1 lets a pod write the way of its packets into them: the rules see where \
+             they go first, and not whom they reach; set it to 0",
         ),
     ]
     .into_iter()

@@ -97,6 +97,43 @@ fn on_a_node_without_faults_the_self_test_passes_and_nothing_is_left() {
     assert_eq!(snapshot(&netns), before);
 }
 
+/// Whatever the configuration asks for is what is tried; what the kernel lacks for it is named, and nothing else is tried.
+#[test]
+fn each_backend_that_may_be_asked_for_is_tried_or_what_it_lacks_is_named() {
+    let netns = node();
+    let before = snapshot(&netns);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    for (backend, words) in [
+        ("auto", "the rules are nft's"),
+        ("nft", "the gate is NftQueue"),
+        ("nft-nfqueue", "the gate is IptablesNfqueue"),
+        ("iptables", "the rules are those of iptables-nft"),
+        ("iptables-nft", "the rules are those of iptables-nft"),
+        ("iptables-legacy", "the rules are those of iptables-legacy"),
+    ] {
+        fs::write(&config, format!("redirect: {{backend: {backend}}}\n")).unwrap();
+        let output = doctor(&netns, &["--config", config.to_str().unwrap()]);
+        let report = report(&output);
+        let lacks_queue = report["findings"].as_array().unwrap().iter().any(|finding| {
+            finding["name"] == "kernel.parts" && finding["found"].as_str().unwrap().contains("no nft queue")
+        });
+        if backend == "nft" && lacks_queue {
+            assert_eq!(output.status.code(), Some(1), "{report:#}");
+            assert_found(&report, "self-test", "warn", "not run");
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0), "{backend}: {report:#}");
+        assert_found(&report, "kernel.parts", "ok", words);
+        for case in ["self-test.tcp4", "self-test.udp4", "self-test.tcp6", "self-test.udp6"] {
+            if case.ends_with('4') || Path::new("/proc/sys/net/ipv6").exists() {
+                assert_found(&report, case, "ok", "one refused in");
+            }
+        }
+    }
+    assert_eq!(snapshot(&netns), before);
+}
+
 #[test]
 fn settings_that_break_connections_are_found() {
     let netns = node();
@@ -104,6 +141,8 @@ fn settings_that_break_connections_are_found() {
         ("net.ipv4.tcp_syncookies", "2"),
         ("net.ipv4.tcp_fwmark_accept", "1"),
         ("net.ipv4.ip_forward", "0"),
+        ("net.ipv4.conf.all.accept_source_route", "1"),
+        ("net.ipv6.conf.all.seg6_enabled", "1"),
         ("net.ipv4.conf.lo.route_localnet", "1"),
         ("net.core.somaxconn", "128"),
         ("net.netfilter.nf_conntrack_acct", "0"),
@@ -117,6 +156,8 @@ fn settings_that_break_connections_are_found() {
     assert_found(&report, "settings.tcp_syncookies", "fail", "=2");
     assert_found(&report, "settings.tcp_fwmark_accept", "fail", "=1");
     assert_found(&report, "settings.ip_forward", "warn", "=0");
+    assert_found(&report, "settings.routes_in_packets", "fail", "accept_source_route=1");
+    assert_found(&report, "settings.routes_in_packets", "fail", "seg6_enabled=1");
     assert_found(&report, "settings.route_localnet", "warn", "on lo");
     assert_found(&report, "settings.nf_conntrack_acct", "ok", "sluice run turns it on");
     assert_found(&report, "limits.somaxconn", "warn", "somaxconn=128");

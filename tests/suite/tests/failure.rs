@@ -619,11 +619,15 @@ fn a_second_sluice_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn settings_of_the_node_under_which_nothing_can_be_carried_are_told_and_end_readiness() {
+fn settings_of_the_node_under_which_nothing_can_be_carried_or_seen_are_told_and_end_readiness() {
     let stage = Stage::new("").unwrap();
     let node = stage.cluster.node("node1").unwrap();
-    for (key, bad, good) in [("net.ipv4.tcp_fwmark_accept", "1", "0"), ("net.ipv4.tcp_syncookies", "2", "1")]
-    {
+    for (key, bad, good) in [
+        ("net.ipv4.tcp_fwmark_accept", "1", "0"),
+        ("net.ipv4.tcp_syncookies", "2", "1"),
+        ("net.ipv4.conf.all.accept_source_route", "1", "0"),
+        ("net.ipv6.conf.all.seg6_enabled", "1", "0"),
+    ] {
         node.sysctl(key, bad).unwrap();
         let told =
             || stage.sluice().get("/readyz").is_ok_and(|(code, text)| code == 503 && text.contains(key));

@@ -10,7 +10,7 @@ use redirect::survey::{Place, Survey, setting};
 use crate::config::Config;
 
 /// Settings that are looked at, by their path under /proc/sys.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 21] = [
     "kernel/osrelease",
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
@@ -21,6 +21,8 @@ const SETTINGS: [&str; 19] = [
     "net/ipv4/conf/all/route_localnet",
     "net/ipv4/conf/default/route_localnet",
     "net/ipv4/conf/all/send_redirects",
+    "net/ipv4/conf/all/accept_source_route",
+    "net/ipv6/conf/all/seg6_enabled",
     "net/core/somaxconn",
     "net/netfilter/nf_conntrack_acct",
     "net/netfilter/nf_conntrack_max",

@@ -8,6 +8,7 @@ use super::finding::{Finding, fail, ok, shortened, warn};
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![forwarding(facts), accepted_marks(facts), cookies(facts)];
     findings.extend(forwarding_6(facts));
+    findings.extend(routes_in_packets(facts));
     findings.extend([reverse_path(facts), loopback(facts), accounting(facts)]);
     findings
 }
@@ -66,6 +67,29 @@ fn cookies(facts: &Facts) -> Finding {
         ),
         value => ok(NAME, format!("net.ipv4.tcp_syncookies={}", shown(value))),
     }
+}
+
+/// The setting for all interfaces and an interface's own must both be on (ip-sysctl.rst).
+fn routes_in_packets(facts: &Facts) -> Vec<Finding> {
+    const NAME: &str = "settings.routes_in_packets";
+    const SETTINGS: [(&str, &str); 2] = [
+        ("net/ipv4/conf/all/accept_source_route", "net.ipv4.conf.all.accept_source_route"),
+        ("net/ipv6/conf/all/seg6_enabled", "net.ipv6.conf.all.seg6_enabled"),
+    ];
+    let on: Vec<_> = SETTINGS.into_iter().filter(|(path, _)| facts.number(path) == Some(1)).collect();
+    if on.is_empty() {
+        return vec![ok(NAME, "the node does not send packets on by ways that are written in them")];
+    }
+    let finding = |(_, name): (&str, &str)| {
+        fail(
+            NAME,
+            format!("{name}=1"),
+            "a pod writes the way of its packets into them: the rules see where they go first, and not whom they reach; \
+             the agent is not ready",
+            format!("sysctl -w {name}=0"),
+        )
+    };
+    on.into_iter().map(finding).collect()
 }
 
 /// Strict filtering asks whether the answer would leave by the interface a packet came from. The larger of `all` and
