@@ -43,6 +43,7 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Node {
     name: String,
+    more: Vec<IpAddr>,
     address: Ipv4Addr,
     address_6: Option<Ipv6Addr>,
     has_v4: bool,
@@ -113,6 +114,7 @@ impl Cluster {
         for (node, name) in plan.nodes.iter().zip(&names.nodes) {
             nodes.push(Node {
                 name: node.name.clone(),
+                more: node.more.iter().map(|more| more.ip).collect(),
                 address: node.address,
                 address_6: node.address_6,
                 has_v4: node.pod_cidr.is_some(),
@@ -334,6 +336,12 @@ impl Node {
     /// Its address on the fabric.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// All its addresses of one family that its Node object names; the first is that of [`address_in`](Self::address_in).
+    pub fn addresses_in(&self, family: Family) -> Vec<IpAddr> {
+        let more = self.more.iter().copied().filter(|ip| ip.is_ipv4() == (family == Family::V4));
+        [self.address_in(family)].into_iter().chain(more).collect()
     }
 
     /// Its address with a port, for a NodePort.

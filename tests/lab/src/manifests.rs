@@ -63,6 +63,7 @@ fn node(node: &NodePlan) -> Value {
     let addresses = families.iter().filter_map(|family| node.ip(*family));
     let mut addresses: Vec<Value> =
         addresses.map(|address| json!({ "type": "InternalIP", "address": address })).collect();
+    addresses.extend(node.more.iter().map(|more| json!({ "type": more.kind, "address": more.ip })));
     addresses.push(json!({ "type": "Hostname", "address": node.name }));
     json!({
         "apiVersion": "v1",

@@ -240,6 +240,7 @@ pub struct ClusterBuilder {
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) declared_elsewhere: BTreeSet<String>,
     pub(crate) rp_filter: u8,
+    pub(crate) more_addresses: bool,
     pub(crate) families: Families,
     pub(crate) topology: Topology,
     pub(crate) kube_proxy: KubeProxy,
@@ -256,6 +257,7 @@ impl ClusterBuilder {
             namespaces: BTreeMap::new(),
             declared_elsewhere: BTreeSet::new(),
             rp_filter: 0,
+            more_addresses: false,
             families: Families::default(),
             topology: Topology::default(),
             kube_proxy: KubeProxy::default(),
@@ -299,6 +301,14 @@ impl ClusterBuilder {
     /// Reverse path filtering on every interface of the nodes: 0 off (the default), 1 strict, 2 loose.
     pub fn rp_filter(mut self, mode: u8) -> Self {
         self.rp_filter = mode;
+        self
+    }
+
+    /// Gives every node two more addresses of each family, which its Node object names: a second InternalIP on its
+    /// uplink, 172.18.0.11N or fd00:172:18::11N, and an ExternalIP on a device of its own, 198.51.100.N or
+    /// 2001:db8:100::N.
+    pub fn more_addresses(mut self) -> Self {
+        self.more_addresses = true;
         self
     }
 

@@ -37,7 +37,20 @@ pub(crate) struct NodePlan {
     pub(crate) pod_cidr: Option<String>,
     pub(crate) address_6: Option<Ipv6Addr>,
     pub(crate) pod_cidr_6: Option<String>,
+    pub(crate) more: Vec<MoreAddress>,
 }
+
+/// An address of a node beside its first.
+#[derive(Clone, Debug)]
+pub(crate) struct MoreAddress {
+    /// As Node.status.addresses has it.
+    pub(crate) kind: &'static str,
+    pub(crate) ip: IpAddr,
+    pub(crate) device: &'static str,
+}
+
+/// The device of a node's ExternalIPs.
+pub(crate) const PUBLIC: &str = "public";
 
 /// A pod with its node and address. `veth` is its interface on the node; pods on the host network have none.
 #[derive(Clone, Debug)]
@@ -134,6 +147,12 @@ pub(crate) fn plan(builder: &ClusterBuilder) -> Result<Plan, LabError> {
             address_6: has_v6
                 .then(|| Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 0x10 + u16::from(number))),
             pod_cidr_6: has_v6.then(|| format!("fd00:10:244:{number}::/64")),
+            more: families
+                .each()
+                .iter()
+                .filter(|_| builder.more_addresses)
+                .flat_map(|family| more_addresses(*family, number))
+                .collect(),
         })
         .collect();
     let pods = plan_pods(&builder.pods, &nodes)?;
@@ -154,6 +173,20 @@ pub(crate) fn plan(builder: &ClusterBuilder) -> Result<Plan, LabError> {
         topology: builder.topology,
         kube_proxy: builder.kube_proxy,
     })
+}
+
+fn more_addresses(family: Family, number: u8) -> [MoreAddress; 2] {
+    let [internal, external]: [IpAddr; 2] = match family {
+        Family::V4 => [[172, 18, 0, 110 + number].into(), [198, 51, 100, number].into()],
+        Family::V6 => [
+            [0xfd00, 0x172, 0x18, 0, 0, 0, 0, 0x110 + u16::from(number)].into(),
+            [0x2001, 0xdb8, 0x100, 0, 0, 0, 0, u16::from(number)].into(),
+        ],
+    };
+    [
+        MoreAddress { kind: "InternalIP", ip: internal, device: "eth0" },
+        MoreAddress { kind: "ExternalIP", ip: external, device: PUBLIC },
+    ]
 }
 
 fn plan_pods(specs: &[PodSpec], nodes: &[NodePlan]) -> Result<Vec<PodPlan>, LabError> {

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use crate::shape::{Family, Topology};
-use crate::topology::{EXTERNAL, EXTERNAL_6, NODE_CIDR, NODE_CIDR_6, Names, NodePlan, Plan, PodPlan};
+use crate::topology::{EXTERNAL, EXTERNAL_6, NODE_CIDR, NODE_CIDR_6, Names, NodePlan, PUBLIC, Plan, PodPlan};
 
 const EXTERNAL_GATEWAY: &str = "203.0.113.1";
 const EXTERNAL_GATEWAY_6: &str = "2001:db8:113::1";
@@ -72,6 +72,12 @@ pub(crate) fn fabric_script(plan: &Plan) -> String {
     }
     for node in &plan.nodes {
         let _ = writeln!(script, "link set port{0} master br0\nlink set port{0} up", node.number);
+        for more in node.more.iter().filter(|more| more.device == PUBLIC) {
+            let family = if more.ip.is_ipv4() { Family::V4 } else { Family::V6 };
+            if let Some(way) = node.ip(family) {
+                let _ = writeln!(script, "route add {} via {way}", more.ip);
+            }
+        }
     }
     script
 }
@@ -88,6 +94,14 @@ pub(crate) fn external_script(plan: &Plan) -> String {
                 "address add {EXTERNAL_6}/64 dev eth0 nodad\nroute add {NODE_CIDR_6} via {EXTERNAL_GATEWAY_6}\n"
             ),
         });
+    }
+    if plan.nodes.iter().any(|node| !node.more.is_empty()) {
+        for family in plan.families.each() {
+            script.push_str(&match family {
+                Family::V4 => format!("route add 198.51.100.0/24 via {EXTERNAL_GATEWAY}\n"),
+                Family::V6 => format!("route add 2001:db8:100::/64 via {EXTERNAL_GATEWAY_6}\n"),
+            });
+        }
     }
     script
 }
@@ -136,6 +150,18 @@ pub(crate) fn node_script(plan: &Plan, index: usize) -> String {
                 "address add {address}/64 dev eth0 nodad\nroute add default via {NODE_GATEWAY_6}"
             ),
         };
+    }
+    if node.more.iter().any(|more| more.device == PUBLIC) {
+        let _ = writeln!(script, "link add name {PUBLIC} type bridge\nlink set {PUBLIC} up");
+    }
+    for more in &node.more {
+        let (length, nodad) = match (more.ip.is_ipv4(), more.device == PUBLIC) {
+            (true, true) => ("32", ""),
+            (true, false) => ("24", ""),
+            (false, true) => ("128", " nodad"),
+            (false, false) => ("64", " nodad"),
+        };
+        let _ = writeln!(script, "address add {}/{length} dev {}{nodad}", more.ip, more.device);
     }
     if plan.topology.is_bridged() {
         script.push_str(&bridged_pods(plan, index));
