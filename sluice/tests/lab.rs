@@ -90,10 +90,16 @@ fn everything_seen_is_as_expected_and_nothing_is_left() {
 }
 
 #[test]
-fn everything_seen_is_as_expected_on_a_bridge_and_across_an_overlay_in_each_family() {
-    for (topology, family, rows) in [("bridge", "6", 38), ("vxlan", "dual", 76)] {
-        let lab = Lab::new(topology);
-        let output = lab.output(&["--topology", topology, "--family", family]);
+fn everything_seen_is_as_expected_on_a_bridge_and_across_an_overlay_with_each_family_and_backend() {
+    let shapes = [
+        ("bridge", "6", "auto", 38),
+        ("vxlan", "dual", "auto", 76),
+        ("routed", "dual", "iptables-nft", 76),
+        ("bridge", "4", "iptables-legacy", 38),
+    ];
+    for (number, (topology, family, backend, rows)) in shapes.into_iter().enumerate() {
+        let lab = Lab::new(&format!("shape{number}of"));
+        let output = lab.output(&["--topology", topology, "--family", family, "--backend", backend]);
         let stdout = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{stdout}\n{}", text(&output.stderr));
         assert!(stdout.contains(&format!("All {rows} connections as expected.")), "{stdout}");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lab::{SluiceOptions, UdpServer, ask, wait_until};
 use serde_json::Value;
 use suite::enforced::{Enforced, LIMIT, is_from, told};
-use suite::flows::{ANSWER, POLICY, counted, ended, enforced, greeting, refused, socket};
+use suite::flows::{ANSWER, END, POLICY, counted, ended, enforced, greeting, refused, socket};
 
 const DENIED: &str = "sluice_connections_denied_total{side=\"ingress\"}";
 
@@ -119,9 +119,12 @@ fn every_way_a_datagram_can_go_is_judged_by_pods_and_pod_ports() {
         ErrorKind::ConnectionRefused,
         "the error is about the address that was dialled"
     );
-    let told_by: Vec<Value> =
-        ["node1", "node2"].iter().flat_map(|node| cluster.records_of(node, from)).collect();
-    assert!(told_by.iter().any(|record| told(record) == "connection-denied policy-denied"), "{told_by:#?}");
+    // The refusal is sent before its record is written.
+    let is_told = |node: &&str| {
+        let told_by = cluster.records_of(node, from);
+        told_by.iter().any(|record| told(record) == "connection-denied policy-denied")
+    };
+    assert!(wait_until(LIMIT, || ["node1", "node2"].iter().any(is_told)));
     assert_eq!(
         servers.iter().filter(|server| server.address().port() == 9999).map(UdpServer::received).sum::<u64>(),
         0
@@ -329,6 +332,51 @@ fn a_revoked_flow_does_not_go_on_turned_round_while_its_server_streams() {
     cluster.write_policy("policy.yaml", &denied).unwrap();
     cluster.start_again("node1", &SluiceOptions::default());
     none_goes_on(&cluster);
+}
+
+/// As QUIC speaks: packets of one size in bursts, pauses that are shorter than conntrack's limit, and a path whose
+/// size is found by errors.
+#[test]
+fn a_long_flow_stays_one_flow_through_pauses_policies_and_a_smaller_path() {
+    const SIZE: usize = 1_200;
+    let cluster = enforced("records: { update_every_s: 1 }\n");
+    let (client, far) = (cluster.pod("shop/client"), cluster.pod("shop/far"));
+    let server = far.serve_udp(8000).unwrap();
+    let (socket, local) = socket(client, far.at(8000));
+    for node in cluster.nodes() {
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "5").unwrap();
+    }
+    let judged = |node: &str| cluster.metric(node, "sluice_gate_packets_total");
+    assert_eq!(ask(&socket, &[b'Q'; SIZE], ANSWER).unwrap(), local);
+    let before = [judged("node1"), judged("node2")];
+    let end = Instant::now() + Duration::from_secs(6);
+    let mut packets = 1;
+    while Instant::now() < end {
+        for _ in 0..20 {
+            assert_eq!(ask(&socket, &[b'Q'; SIZE], ANSWER).unwrap(), local);
+            packets += 1;
+        }
+        // Shorter than the limit, and with a policy's change in it that concerns nobody here.
+        let other = if packets % 40 == 1 { "9000" } else { "9001" };
+        cluster.apply("policy.yaml", &POLICY.replace("port: 53}", &format!("port: {other}}}")));
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    assert_eq!([judged("node1"), judged("node2")], before, "only the first came to the gate");
+    // The node tells of a path that has become too small, and the client's kernel believes it: udp(7), IP_MTU_DISCOVER.
+    let to = cluster.node("node2").unwrap();
+    let way = format!("route replace {} via {} mtu lock 1000\n", to.pod_cidr(), to.address());
+    cluster.node("node1").unwrap().ip(&way).unwrap();
+    let once = Duration::from_millis(200);
+    assert!(wait_until(LIMIT, || ask(&socket, &[b'Q'; SIZE], once).is_ok_and(|seen| seen == local)));
+    let is_last = |record: &Value| is_from(record, local) && told(record) == "connection-ended flow-timeout";
+    cluster.sluice("node1").wait_record(is_last, END).unwrap();
+    let mut records = cluster.sluice("node1").records().unwrap();
+    records.retain(|record| is_from(record, local));
+    let mut told_of: Vec<String> = records.iter().map(told).collect();
+    told_of.dedup();
+    let once = ["connection-started -", "connection-updated -", "connection-ended flow-timeout"];
+    assert_eq!(told_of, once, "one flow");
+    assert!(server.received() > packets);
 }
 
 #[test]

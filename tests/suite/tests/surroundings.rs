@@ -293,6 +293,13 @@ fn pod_object(name: &str, app: &str, address: IpAddr) -> String {
     )
 }
 
+/// Asks from an address and port.
+fn ask_from(netns: &Netns, from: SocketAddr, to: SocketAddr) -> std::io::Result<SocketAddr> {
+    let socket = netns.udp(from)?;
+    socket.connect(to)?;
+    ask(&socket, b"HELLO\n", ANSWER)
+}
+
 /// One address goes from pod to pod: the first may reach the server, the second may not, and so on.
 fn pods_come_and_go(topology: Topology) {
     let builder = builder(topology, KubeProxy::Nftables).families(Families::V4);
@@ -300,6 +307,7 @@ fn pods_come_and_go(topology: Topology) {
     let near = cluster.pod("near");
     let listener = near.listen(8000).unwrap();
     let mut kept = Carried::open(cluster.pod("client"), &listener, near.at(8000));
+    let _answers = near.serve_udp(8001).unwrap();
     let own = IpAddr::from([10, 244, 1, 200]);
     for round in 0..6_u8 {
         let (name, app) = (format!("late{round}"), if round % 2 == 0 { "client" } else { "other" });
@@ -317,12 +325,17 @@ fn pods_come_and_go(topology: Topology) {
         let expected = if app == "client" {
             let mut carried = Carried::accept(outcome.unwrap(), &listener);
             assert!(carried.is_alive());
+            let answer = ask_from(&late, SocketAddr::new(own, 41_000), near.at(8001));
+            assert_eq!(answer.unwrap(), SocketAddr::new(own, 41_000));
             // Its pod goes, and the connection with it.
             cluster.change(|cluster| cluster.remove_policy("late.yaml").unwrap());
             assert!(carried.is_reset());
             "connection-ended policy-revoked"
         } else {
             assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            // The flow of the pod that had the address before is no excuse for the one that has it now.
+            let answer = ask_from(&late, SocketAddr::new(own, 41_000), near.at(8001));
+            assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionRefused);
             cluster.change(|cluster| cluster.remove_policy("late.yaml").unwrap());
             "connection-denied policy-denied"
         };
