@@ -1,6 +1,6 @@
 #!/bin/sh
 # fetch.sh RELEASE FOLDER: Debian's own kernel of a release, unpacked into FOLDER/RELEASE (boot/vmlinuz-*, lib/modules/*),
-# and the same release's nft, iptables, ip and conntrack with their libraries, into FOLDER/RELEASE/tools.
+# and the same release's nft, iptables, ipset, ip and conntrack with their libraries, into FOLDER/RELEASE/tools.
 #
 # From deb.debian.org alone, by apt with lists, state and sources of its own under FOLDER/apt: this machine's are neither
 # read nor changed. What is there already is not fetched again; remove the folder to take a newer one.
@@ -12,7 +12,8 @@ apt_root=$folder/apt/$release
 unpacked=$folder/$release
 keys=/usr/share/keyrings
 
-if [ -e "$unpacked/version" ]; then
+tools="nftables iptables ipset iproute2 conntrack"
+if [ "$(cat "$unpacked/fetched" 2>/dev/null)" = "$tools" ]; then
     exit 0
 fi
 # The machine's own release needs nothing else; others' keys come with the same package.
@@ -46,12 +47,14 @@ package=$(own_apt apt-cache show linux-image-amd64 | sed -n 's/^Depends: \(linux
 # One file: a name with an epoch or a build's suffix is written with other characters.
 deb=$(find "$apt_root/download" -name "${package}_*.deb" | head -n 1)
 # Nothing counts as installed, so their libraries come along.
-own_apt apt-get -qq install --download-only --no-install-recommends nftables iptables iproute2 conntrack
+# shellcheck disable=SC2086 # a list of package names
+own_apt apt-get -qq install --download-only --no-install-recommends $tools
 
 rm -rf "$unpacked" "$unpacked.new"
 mkdir -p "$unpacked.new/tools"
 dpkg-deb -x "$deb" "$unpacked.new"
-for tool in "$apt_root/cache/archives"/*.deb; do dpkg-deb -x "$tool" "$unpacked.new/tools"; done
+for package in "$apt_root/cache/archives"/*.deb; do dpkg-deb -x "$package" "$unpacked.new/tools"; done
 rm -f "$deb" "$apt_root/cache/archives"/*.deb
 basename "$(echo "$unpacked.new"/boot/vmlinuz-*)" | sed 's/^vmlinuz-//' > "$unpacked.new/version"
+echo "$tools" > "$unpacked.new/fetched"
 mv "$unpacked.new" "$unpacked"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# initramfs.sh KERNEL_FOLDER OUTPUT FILE...: a file system for one boot: busybox; nft, iptables, ip and conntrack of the
-# kernel's own Debian release; its network modules; and FILEs under /test. /init is this folder's `init`.
+# initramfs.sh KERNEL_FOLDER OUTPUT FILE...: a file system for one boot: busybox; nft, iptables, ipset, ip and conntrack of
+# the kernel's own Debian release; its network modules, save those that WITHOUT names; and FILEs under /test. /init is this
+# folder's `init`.
 set -eu
 
 here=$(dirname "$(readlink -f "$0")")
@@ -49,7 +50,7 @@ tool() { # name, program and its first arguments
         "$program${*:+ $*}" > "$root/sbin/$name"
     chmod +x "$root/sbin/$name"
 }
-for name in nft ip bridge ss conntrack; do tool "$name" "$name"; done
+for name in nft ip bridge ss conntrack ipset; do tool "$name" "$name"; done
 for variant in nft legacy; do
     for family in iptables ip6tables; do
         for act in "" -save -restore; do
@@ -88,8 +89,14 @@ mkdir -p "$to/kernel"
 find "$to" -name '*.ko.xz' -exec xz -d {} +
 cp "$modules/modules.builtin" "$modules/modules.order" "$to/"
 [ ! -e "$modules/modules.builtin.modinfo" ] || cp "$modules/modules.builtin.modinfo" "$to/"
+for module in ${WITHOUT:-}; do
+    found=$(find "$to" -name "$module.ko")
+    [ -n "$found" ] || { echo "initramfs.sh: $version has no module $module" >&2; exit 1; }
+    rm "$found"
+done
 PATH=$PATH:/usr/sbin:/sbin depmod -b "$root" "$version"
 
 cp "$here/init" "$root/init"
-chmod +x "$root/init"
+cp "$here/twice" "$root/test/twice"
+chmod +x "$root/init" "$root/test/twice"
 (cd "$root" && find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0) | gzip -1 > "$output"
