@@ -96,7 +96,7 @@ bench-compare: setup-bench ## This tree beside a revision: make bench-compare BA
 bench-stages: ## Micro benches of the stages of a connection's way
 	$(CARGO) bench --locked -p benches --bench stages
 
-soak: setup ## Two minutes of churn of every kind on one node; fails when anything grows (root)
+soak: setup ## Two minutes of churn of every kind on one node; fails when anything grows or stalls (root)
 	$(CARGO) build --release --locked -p sluice -p benches
 	$(SUDO) $(TARGET)/release/bench-datapath soak --sluice $(TARGET)/release/sluice $(SOAK_ARGS)
 

@@ -39,14 +39,38 @@ struct Sample {
     connections: u64,
 }
 
-/// Runs for `span` and fails when something has grown.
+/// A connect() that takes this long has lost its SYN: the client's kernel sent it again.
+const STALL: Duration = Duration::from_millis(900);
+
+/// What the clients have done so far.
+#[derive(Debug, Default)]
+struct Done {
+    /// Connections, refused ones included.
+    connections: AtomicU64,
+    /// The slowest connect(), in microseconds.
+    slowest: AtomicU64,
+    stalled: AtomicU64,
+    /// The first that failed.
+    failed: OnceLock<String>,
+}
+
+impl Done {
+    fn note(&self, connect: Duration) {
+        let micros = u64::try_from(connect.as_micros()).unwrap_or(u64::MAX);
+        self.slowest.fetch_max(micros, Ordering::Relaxed);
+        self.stalled.fetch_add(u64::from(connect >= STALL), Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs for `span` and fails when something has grown, or an attempt to connect has stalled.
 pub(crate) fn run(binary: &Path, span: Duration) -> anyhow::Result<()> {
     let subject = Subject::sluice("sluice", binary)?;
     let node = subject.node()?;
     for state in ["time_wait", "close", "last_ack", "close_wait", "fin_wait"] {
         node.sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), CONNTRACK_RESTS_S)?;
     }
-    let done = AtomicU64::new(0);
+    let done = Done::default();
     let before = sample(&subject, &done)?;
     println!(
         "{:>6}  {:>12} {:>11} {:>6} {:>10} {:>8}",
@@ -58,27 +82,27 @@ pub(crate) fn run(binary: &Path, span: Duration) -> anyhow::Result<()> {
         bail!("{} connections are live though all have ended", live(&subject)?);
     }
     let after = sample(&subject, &done)?;
-    judge(before, early, late, after)
+    judge(before, early, late, after, &done)
 }
 
 /// Loads the node for `span`: the samples after a third of it and at its end.
-fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<(Sample, Sample)> {
+fn churn(subject: &Subject, span: Duration, done: &Done) -> anyhow::Result<(Sample, Sample)> {
     let stop = AtomicBool::new(false);
     let (short, stream, _) = subject.ports();
     let (ends, bulk) = (subject.ends(short)?, subject.ends(stream)?);
     let stranger = subject.stranger()?;
     let listener = load::listen(ends)?;
-    let failed = OnceLock::new();
     thread::scope(|scope| {
-        let (stop, failed) = (&stop, &failed);
+        let stop = &stop;
         load::serve(scope, &listener, |peer| drop(answer(peer)));
         for client in 0..CLIENTS {
-            spawn_inside(scope, ends.client, (stop, failed), done, move |turn| one(ends.to, turn + client));
+            spawn_inside(scope, ends.client, stop, done, move |turn| one(ends.to, turn + client));
         }
-        spawn_inside(scope, stranger, (stop, failed), done, move |_| {
+        spawn_inside(scope, stranger, stop, done, move |_| {
             thread::sleep(Duration::from_millis(1));
+            let begun = Instant::now();
             match TcpStream::connect_timeout(&ends.to, LIMIT) {
-                Err(_) => Ok(()),
+                Err(_) => Ok(begun.elapsed()),
                 Ok(_) => Err(std::io::Error::other("a denied connection was let in")),
             }
         });
@@ -88,7 +112,7 @@ fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<
             }
             Ok(())
         });
-        let watched = watch(subject, span, done, failed);
+        let watched = watch(subject, span, done);
         stop.store(true, Ordering::Relaxed);
         load::end_serving(&listener);
         streams.join().map_err(|_| anyhow::anyhow!("the streams' thread panicked"))??;
@@ -96,16 +120,11 @@ fn churn(subject: &Subject, span: Duration, done: &AtomicU64) -> anyhow::Result<
     })
 }
 
-fn watch(
-    subject: &Subject,
-    span: Duration,
-    done: &AtomicU64,
-    failed: &OnceLock<String>,
-) -> anyhow::Result<(Sample, Sample)> {
+fn watch(subject: &Subject, span: Duration, done: &Done) -> anyhow::Result<(Sample, Sample)> {
     let (begun, mut early) = (Instant::now(), None);
     loop {
         thread::sleep((span / 12).min(span.saturating_sub(begun.elapsed())));
-        if let Some(failed) = failed.get() {
+        if let Some(failed) = done.failed.get() {
             bail!("{failed}");
         }
         let now = sample(subject, done)?;
@@ -127,10 +146,10 @@ fn watch(
     }
 }
 
-fn judge(before: Sample, early: Sample, late: Sample, after: Sample) -> anyhow::Result<()> {
-    let mut grown = Vec::new();
+fn judge(before: Sample, early: Sample, late: Sample, after: Sample, done: &Done) -> anyhow::Result<()> {
+    let mut wrong = Vec::new();
     if late.memory > early.memory * 1.1 + MEMORY_MAY_GROW {
-        grown.push(format!(
+        wrong.push(format!(
             "memory: {:.1} to {:.1} MiB",
             early.memory / 1_048_576.0,
             late.memory / 1_048_576.0
@@ -138,28 +157,33 @@ fn judge(before: Sample, early: Sample, late: Sample, after: Sample) -> anyhow::
     }
     // Pooled pipes stay open, two descriptors each; a look at conntrack has a socket for a moment.
     if after.descriptors > before.descriptors + 2 * after.pipes + MOMENTARY {
-        grown.push(format!(
+        wrong.push(format!(
             "descriptors: {} to {}, {} pipes",
             before.descriptors, after.descriptors, after.pipes
         ));
     }
     if late.pipes > early.pipes.max(128) {
-        grown.push(format!("pipes: {} to {}", early.pipes, late.pipes));
+        wrong.push(format!("pipes: {} to {}", early.pipes, late.pipes));
     }
     if late.tracked > early.tracked * 3 / 2 + 1_000 {
-        grown.push(format!("conntrack: {} to {}", early.tracked, late.tracked));
+        wrong.push(format!("conntrack: {} to {}", early.tracked, late.tracked));
     }
     if late.connections == early.connections {
-        grown.push("nothing but the time: no connection was made".to_owned());
+        wrong.push("nothing but the time: no connection was made".to_owned());
     }
-    if grown.is_empty() {
-        println!("nothing has grown over {} connections", after.connections);
+    let stalled = done.stalled.load(Ordering::Relaxed);
+    println!("slowest connect(): {:.1} ms", done.slowest.load(Ordering::Relaxed) as f64 / 1e3);
+    if stalled > 0 {
+        wrong.push(format!("stalls: {stalled} attempts took longer than {STALL:?}"));
+    }
+    if wrong.is_empty() {
+        println!("nothing has grown or stalled over {} connections", after.connections);
         return Ok(());
     }
-    bail!("grown: {}", grown.join("; "))
+    bail!("{}", wrong.join("; "))
 }
 
-fn sample(subject: &Subject, done: &AtomicU64) -> anyhow::Result<Sample> {
+fn sample(subject: &Subject, done: &Done) -> anyhow::Result<Sample> {
     let pids = subject.pids()?.context("no proxy")?;
     let (mut descriptors, mut pipes) = (0, 0);
     for pid in &pids {
@@ -175,7 +199,7 @@ fn sample(subject: &Subject, done: &AtomicU64) -> anyhow::Result<Sample> {
         pipes: pipes / 2,
         memory: usage::memory(&pids)?.anonymous,
         tracked: subject.node()?.sysctl_value("net.netfilter.nf_conntrack_count")?.parse()?,
-        connections: done.load(Ordering::Relaxed),
+        connections: done.connections.load(Ordering::Relaxed),
     })
 }
 
@@ -187,9 +211,9 @@ fn live(subject: &Subject) -> anyhow::Result<f64> {
 fn spawn_inside<'scope>(
     scope: &'scope Scope<'scope, '_>,
     inside: &'scope Netns,
-    (stop, failed): (&'scope AtomicBool, &'scope OnceLock<String>),
-    done: &'scope AtomicU64,
-    attempt: impl Fn(usize) -> std::io::Result<()> + Send + 'scope,
+    stop: &'scope AtomicBool,
+    done: &'scope Done,
+    attempt: impl Fn(usize) -> std::io::Result<Duration> + Send + 'scope,
 ) {
     scope.spawn(move || {
         inside.run(move || {
@@ -198,10 +222,10 @@ fn spawn_inside<'scope>(
                     return;
                 }
                 match attempt(turn) {
-                    Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+                    Ok(connect) => done.note(connect),
                     Err(_) if stop.load(Ordering::Relaxed) => return,
                     Err(error) => {
-                        let _ = failed.set(format!("the connection {turn} of a client failed: {error}"));
+                        let _ = done.failed.set(format!("the connection {turn} of a client failed: {error}"));
                         return;
                     }
                 };
@@ -211,8 +235,12 @@ fn spawn_inside<'scope>(
 }
 
 /// One short connection: closed by the server, half closed first, reset by the client, or given up at once.
-fn one(to: SocketAddr, turn: usize) -> std::io::Result<()> {
+///
+/// Returns how long connect() took.
+fn one(to: SocketAddr, turn: usize) -> std::io::Result<Duration> {
+    let begun = Instant::now();
     let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    let connect = begun.elapsed();
     stream.set_read_timeout(Some(LIMIT))?;
     let mut byte = [1];
     match turn % 4 {
@@ -230,7 +258,8 @@ fn one(to: SocketAddr, turn: usize) -> std::io::Result<()> {
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
         }
         _ => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
-    }
+    }?;
+    Ok(connect)
 }
 
 fn answer(mut peer: TcpStream) -> std::io::Result<()> {
