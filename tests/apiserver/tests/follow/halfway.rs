@@ -33,9 +33,10 @@ fn a_page_that_fails_takes_no_policy_away_and_the_next_whole_list_is_right() {
         });
         scene.server.fail(Fault::new("networkpolicies", Verb::List, 2, answer).containing("continue="));
         scene.server.delete_silently("networkpolicies", "shop", "z");
-        scene.server.put(deny("zz", "db"));
         let relists = scene.kind("NetworkPolicy").relists;
+        // What is made after it comes by a list only, and by no watch.
         scene.server.compact();
+        scene.server.put(deny("zz", "db"));
         scene.server.end_watches("networkpolicies", WatchEnd::Expired);
         let ends = std::time::Instant::now() + Duration::from_secs(40);
         // Nothing of the new list is in force before all of it: neither the deletion nor the new policy alone.
