@@ -109,7 +109,7 @@ bench-records: ## Each sink of records on one core: records/s, processor time, b
 	$(TARGET)/release/bench-records sinks
 
 RECORDS_DAY ?= 10000000
-bench-records-day: ## A store with a day of records (RECORDS_DAY of them, 14 GB of disk), and how long questions to it take
+bench-records-day: ## A store with a day of records (RECORDS_DAY of them), and how long questions to it take
 	$(CARGO) build --release --locked -p records-bench -p sluice
 	$(TARGET)/release/bench-records day $(TARGET)/records-day-$(RECORDS_DAY) --records $(RECORDS_DAY) --sluice $(TARGET)/release/sluice
 

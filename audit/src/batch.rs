@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::SystemTime;
 
-use crate::line;
+use crate::community::CommunityId;
+use crate::line::{self, LineWriter};
 use crate::record::{Action, Record};
 use crate::summary::{Pair, Sums};
 use crate::summary_line;
@@ -96,6 +97,8 @@ pub(crate) struct Entry {
     /// `event.sequence`.
     pub(crate) sequence: u64,
     pub(crate) told: Told,
+    /// Of a record.
+    pub(crate) community: Option<CommunityId>,
     place: Range<usize>,
 }
 
@@ -111,15 +114,12 @@ impl Batch {
         Self { lines: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries) }
     }
 
-    /// Adds a record; false when it cannot be written as JSON, and nothing is added.
-    pub(crate) fn add_record(&mut self, sequence: u64, node: &str, record: Box<Record>) -> bool {
+    /// Adds a record.
+    pub(crate) fn add_record(&mut self, sequence: u64, writer: &mut LineWriter, record: Box<Record>) {
         let start = self.lines.len();
-        if line::append(&mut self.lines, sequence, node, &record).is_err() {
-            return false;
-        }
+        let community = Some(writer.append(&mut self.lines, sequence, &record));
         let place = start..self.lines.len();
-        self.entries.push(Entry { sequence, told: Told::Record(record), place });
-        true
+        self.entries.push(Entry { sequence, told: Told::Record(record), community, place });
     }
 
     /// Adds the line that stands for missing records.
@@ -127,7 +127,7 @@ impl Batch {
         let start = self.lines.len();
         line::append_lost(&mut self.lines, node, &lost);
         let place = start..self.lines.len();
-        self.entries.push(Entry { sequence: lost.last, told: Told::Lost(lost), place });
+        self.entries.push(Entry { sequence: lost.last, told: Told::Lost(lost), community: None, place });
     }
 
     /// Adds the line of a row of a summary. It has no number: it is not one record.
@@ -141,7 +141,7 @@ impl Batch {
         let start = self.lines.len();
         summary_line::append(&mut self.lines, node, pair, sums, interval);
         let place = start..self.lines.len();
-        self.entries.push(Entry { sequence: 0, told: Told::Summary, place });
+        self.entries.push(Entry { sequence: 0, told: Told::Summary, community: None, place });
     }
 
     /// Adds a copy of a line of another batch.
@@ -149,7 +149,7 @@ impl Batch {
         let start = self.lines.len();
         self.lines.extend_from_slice(from.line(entry));
         let place = start..self.lines.len();
-        self.entries.push(Entry { sequence: entry.sequence, told: entry.told.clone(), place });
+        self.entries.push(Entry { place, ..entry.clone() });
     }
 
     /// A batch of those lines that `keep` names.

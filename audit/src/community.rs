@@ -12,7 +12,7 @@ use sha1_smol::Sha1;
 const LENGTH: usize = 30;
 
 /// A Community ID, kept in place: one is made for every record.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CommunityId([u8; LENGTH]);
 
 impl CommunityId {

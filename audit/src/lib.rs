@@ -10,6 +10,8 @@
 mod batch;
 mod community;
 mod complaint;
+mod glance;
+mod json;
 mod lane;
 mod line;
 mod metric_labels;
@@ -17,6 +19,7 @@ mod metrics;
 mod otlp;
 mod output;
 mod pairs;
+mod parts;
 mod pressure;
 mod queue;
 mod record;
@@ -32,6 +35,7 @@ mod syslog;
 mod tap;
 mod writer;
 
+pub use glance::{End, Glance};
 pub use line::{ECS_VERSION, LOST_ACTION, SCHEMA};
 pub use metric_labels::{ByteDirection, DeniedSide, GateDrop, Label, PerLabel};
 pub use metrics::{Age, Metrics};
@@ -43,7 +47,8 @@ pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};
 pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
 pub use store::{
-    MOST_NAMED, PodNamed, ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store, store_size,
+    IpBlock, MOST_NAMED, PodNamed, ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store,
+    read_store_where, scan_store, store_size,
 };
 pub use syslog::SyslogSink;
 pub use tap::Listener;
@@ -52,5 +57,11 @@ pub use writer::{CloseReport, Writer};
 /// The JSON Schema that every line of the records keeps to.
 pub const RECORD_SCHEMA: &str = include_str!("../schema/record.schema.json");
 
+#[cfg(test)]
+mod any_record;
+#[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
+mod line_oracle;
 #[cfg(test)]
 mod schema_tests;

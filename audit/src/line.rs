@@ -1,18 +1,21 @@
 //! A record to one line of JSON with the names of the Elastic Common Schema (ECS).
 //!
-//! Everything is borrowed from the record and written straight into the caller's buffer. What ECS has no
-//! name for lives under `sluice`. A line never contains a newline other than the one that ends it.
+//! Everything is written straight into the caller's buffer, in a fixed order; what says who a pod is is copied from
+//! the last time. What ECS has no name for lives under `sluice`. A line never contains a newline other than the one
+//! that ends it.
 
-use std::fmt::{self, Display};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flow::{Decision, EndCause, Endpoint, Labels, Service, SideVerdict, Uid};
-use jiff::Timestamp;
-use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
+use flow::{Endpoint, Pod};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::batch::Lost;
 use crate::community::CommunityId;
+use crate::json;
+use crate::parts::{self, shown_decision};
 use crate::record::{Action, LegInfo, Legs, Record};
 
 /// The version of the line's fields, in `sluice.schema`. It grows when a field changes its name or meaning;
@@ -22,20 +25,265 @@ pub const SCHEMA: u32 = 1;
 /// The version of the Elastic Common Schema whose names a line uses, in `ecs.version`.
 pub const ECS_VERSION: &str = "9.5.0";
 
-/// Appends `record` to `lines`, its newline included. On an error nothing is appended.
-pub(crate) fn append(
-    lines: &mut Vec<u8>,
-    sequence: u64,
-    node: &str,
-    record: &Record,
-) -> Result<(), serde_json::Error> {
-    let before = lines.len();
-    let written = serde_json::to_writer(&mut *lines, &Line::new(sequence, node, record));
-    match written {
-        Ok(()) => lines.push(b'\n'),
-        Err(_) => lines.truncate(before),
+/// Pods whose words are remembered, and which are kept in memory for it.
+const REMEMBERED: usize = 8192;
+
+/// Makes the lines of one node.
+#[derive(Debug)]
+pub(crate) struct LineWriter {
+    /// `"observer":{…},"sluice":{"schema":1,"generation":`
+    observer: Vec<u8>,
+    pods: Words,
+}
+
+/// What is said of pods, by where each is in memory: it stays there while it is held here, and nobody changes it.
+#[derive(Debug, Default)]
+struct Words(HashMap<usize, (Arc<Pod>, Box<[u8]>)>);
+
+impl LineWriter {
+    pub(crate) fn new(node: &str) -> Self {
+        let mut observer = b"\"observer\":{\"name\":".to_vec();
+        json::text(&mut observer, node);
+        observer.extend_from_slice(b",\"product\":\"sluice\"},\"sluice\":{\"schema\":");
+        json::number(&mut observer, SCHEMA.into());
+        observer.extend_from_slice(b",\"generation\":");
+        Self { observer, pods: Words::default() }
     }
-    written
+
+    /// Appends the line of `record`, its newline included, and returns the Community ID in it.
+    pub(crate) fn append(&mut self, lines: &mut Vec<u8>, sequence: u64, record: &Record) -> CommunityId {
+        let community = CommunityId::of(&record.tuple);
+        push(lines, "{\"@timestamp\":");
+        json::time(lines, told_at(record));
+        push(lines, ",\"ecs\":{\"version\":\"");
+        push(lines, ECS_VERSION);
+        push(lines, "\"},");
+        event(lines, sequence, record);
+        push(lines, ",\"network\":{\"transport\":\"");
+        push(lines, record.tuple.protocol.as_lower_str());
+        push(lines, "\",\"type\":\"");
+        push(lines, if record.tuple.client.0.is_ipv4() { "ipv4" } else { "ipv6" });
+        push(lines, "\",\"direction\":\"");
+        push(lines, direction(record));
+        push(lines, "\",\"community_id\":\"");
+        push(lines, community.as_str());
+        push(lines, "\"},\"source\":{");
+        let traffic = &record.traffic;
+        let counts = is_counted(record).then_some((traffic.client_bytes, traffic.client_packets));
+        self.end(lines, record.tuple.client.0, counts, &record.source);
+        push(lines, "},\"destination\":{");
+        let counts = is_counted(record).then_some((traffic.server_bytes, traffic.server_packets));
+        self.end(lines, record.tuple.destination.0, counts, &record.destination);
+        if let Some(service) = &record.service {
+            push(lines, ",\"service\":");
+            parts::service(lines, service);
+        }
+        push(lines, "},");
+        if record.legs != Legs::default() {
+            legs(lines, &record.legs);
+        }
+        if let Some(hello) = &record.tls {
+            push(lines, "\"tls\":");
+            parts::tls(lines, hello);
+            lines.push(b',');
+        }
+        lines.extend_from_slice(&self.observer);
+        own(lines, record);
+        push(lines, "}}\n");
+        community
+    }
+
+    fn end(
+        &mut self,
+        lines: &mut Vec<u8>,
+        address: SocketAddr,
+        counts: Option<(u64, Option<u64>)>,
+        endpoint: &Endpoint,
+    ) {
+        parts::address(lines, b"\"ip\":", address);
+        if let Some((bytes, packets)) = counts {
+            push(lines, ",\"bytes\":");
+            json::number(lines, bytes);
+            if let Some(packets) = packets {
+                push(lines, ",\"packets\":");
+                json::number(lines, packets);
+            }
+        }
+        let before = lines.len();
+        push(lines, ",\"k8s\":");
+        let said = match endpoint {
+            Endpoint::Pod(pod) => {
+                lines.extend_from_slice(self.pods.of(pod, endpoint));
+                true
+            }
+            other => parts::k8s(lines, other),
+        };
+        if !said {
+            lines.truncate(before);
+        }
+    }
+}
+
+impl Words {
+    fn of(&mut self, pod: &Arc<Pod>, endpoint: &Endpoint) -> &[u8] {
+        let place = Arc::as_ptr(pod).addr();
+        if self.0.len() >= REMEMBERED && !self.0.contains_key(&place) {
+            self.0.clear();
+        }
+        let (_, words) = self.0.entry(place).or_insert_with(|| {
+            let mut words = Vec::with_capacity(512);
+            parts::k8s(&mut words, endpoint);
+            (Arc::clone(pod), words.into())
+        });
+        words
+    }
+}
+
+fn push(to: &mut Vec<u8>, text: &str) {
+    to.extend_from_slice(text.as_bytes());
+}
+
+fn event(lines: &mut Vec<u8>, sequence: u64, record: &Record) {
+    push(lines, "\"event\":{\"kind\":\"event\",\"category\":[\"network\"],\"type\":[");
+    push(lines, types(record.action));
+    push(lines, "],\"action\":\"");
+    push(lines, record.action.as_str());
+    push(lines, "\",\"outcome\":\"");
+    push(lines, outcome(record.action));
+    push(lines, "\",\"id\":\"");
+    record.id.append(lines);
+    push(lines, "\",\"sequence\":");
+    json::number(lines, sequence);
+    push(lines, ",\"start\":");
+    json::time(lines, record.start);
+    if let Some(end) = record.end {
+        push(lines, ",\"end\":");
+        json::time(lines, end);
+    }
+    if let Some(duration) = record.duration {
+        push(lines, ",\"duration\":");
+        json::number(lines, nanos_of(duration));
+    }
+    let before = lines.len();
+    push(lines, ",\"reason\":");
+    if !parts::reason(lines, record) {
+        lines.truncate(before);
+    }
+    lines.push(b'}');
+}
+
+/// What the kernel told of both legs.
+fn legs(lines: &mut Vec<u8>, legs: &Legs) {
+    let mut leg = |name: &str, info: LegInfo| {
+        push(lines, name);
+        json::number(lines, info.rtt_us.into());
+        push(lines, ",\"retransmits\":");
+        json::number(lines, info.retransmits.into());
+        lines.push(b'}');
+    };
+    if let Some(client) = legs.client {
+        leg("\"tcp\":{\"client\":{\"rtt_us\":", client);
+    }
+    if let Some(server) = legs.server {
+        let is_first = legs.client.is_none();
+        leg(if is_first { "\"tcp\":{\"server\":{\"rtt_us\":" } else { ",\"server\":{\"rtt_us\":" }, server);
+    }
+    push(lines, "},");
+}
+
+/// What stands under `sluice`, behind the generation's name.
+fn own(lines: &mut Vec<u8>, record: &Record) {
+    let decision = shown_decision(record);
+    json::number(lines, decision.generation.0);
+    push(lines, ",\"egress\":");
+    parts::side(lines, &decision.egress);
+    push(lines, ",\"ingress\":");
+    parts::side(lines, &decision.ingress);
+    if let Some(cause) = record.cause {
+        push(lines, ",\"end_cause\":\"");
+        push(lines, cause.as_str());
+        lines.push(b'"');
+    }
+    if let Some(upstream) = upstream(record) {
+        parts::address(lines, b",\"upstream\":{\"ip\":", upstream);
+        lines.push(b'}');
+    }
+    if record.hairpin {
+        push(lines, ",\"hairpin\":true");
+    }
+    push(lines, ",\"timing\":{");
+    if let Some(decide) = record.timing.decide {
+        push(lines, "\"decide_us\":");
+        json::number(lines, micros_of(decide));
+    }
+    if let Some(connect) = record.timing.connect {
+        let is_first = record.timing.decide.is_none();
+        push(lines, if is_first { "\"connect_us\":" } else { ",\"connect_us\":" });
+        json::number(lines, micros_of(connect));
+    }
+    lines.push(b'}');
+}
+
+/// When it was so: at the end, at the update, or at the start of a connection.
+pub(crate) fn told_at(record: &Record) -> SystemTime {
+    let updated = || record.start.checked_add(record.duration?);
+    record.end.or_else(updated).unwrap_or(record.start)
+}
+
+/// True where the record tells what was carried.
+pub(crate) const fn is_counted(record: &Record) -> bool {
+    matches!(record.action, Action::Updated | Action::Ended) && !record.traffic.uncounted
+}
+
+/// The address from which the server was connected, where it is another than the client's.
+pub(crate) fn upstream(record: &Record) -> Option<SocketAddr> {
+    record.upstream_source.map(|source| source.0).filter(|source| *source != record.tuple.client.0)
+}
+
+/// The values that ECS allows for `event.type` in the category `network`, as a list's elements.
+pub(crate) const fn types(action: Action) -> &'static str {
+    match action {
+        Action::Started => r#""connection","allowed","start""#,
+        Action::Updated => r#""connection","allowed","info""#,
+        Action::Ended => r#""connection","allowed","end""#,
+        Action::Denied => r#""connection","denied""#,
+        Action::Failed => r#""connection","allowed","end""#,
+    }
+}
+
+/// ECS judges an outcome by what the observer set out to do: a connection that was blocked as policy asks is
+/// a success (ECS, "Using the categorization fields"). Whether it was let through is in `event.type`.
+pub(crate) const fn outcome(action: Action) -> &'static str {
+    match action {
+        Action::Started | Action::Updated | Action::Ended | Action::Denied => "success",
+        Action::Failed => "failure",
+    }
+}
+
+/// Seen from this node's pods. An address of the node's pod ranges without a known pod counts as local.
+pub(crate) fn direction(record: &Record) -> &'static str {
+    match (is_local(&record.source), is_local(&record.destination)) {
+        (true, true) => "internal",
+        (true, false) => "egress",
+        (false, true) => "ingress",
+        (false, false) => "unknown",
+    }
+}
+
+fn is_local(endpoint: &Endpoint) -> bool {
+    match endpoint {
+        Endpoint::Pod(pod) => pod.local,
+        Endpoint::UnknownLocal => true,
+        Endpoint::Node { .. } | Endpoint::External => false,
+    }
+}
+
+pub(crate) fn micros_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn nanos_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Appends the line that stands in the place of records that are missing.
@@ -114,452 +362,20 @@ impl Serialize for Ecs {
 }
 
 #[derive(serde::Serialize)]
-struct Line<'a> {
-    #[serde(rename = "@timestamp")]
-    timestamp: Time,
-    ecs: Ecs,
-    event: Event<'a>,
-    network: Network,
-    source: Side<'a>,
-    destination: Side<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tcp: Option<TcpLegs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<TlsHello<'a>>,
-    observer: Observer<'a>,
-    sluice: Own<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct Event<'a> {
-    kind: &'static str,
-    category: [&'static str; 1],
-    #[serde(rename = "type")]
-    types: &'static [&'static str],
-    action: &'static str,
-    outcome: &'static str,
-    id: Shown<crate::ConnectionId>,
-    sequence: u64,
-    start: Time,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    end: Option<Time>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Shown<EventReason<'a>>>,
-}
-
-#[derive(serde::Serialize)]
-struct Network {
-    transport: &'static str,
-    #[serde(rename = "type")]
-    family: &'static str,
-    direction: &'static str,
-    community_id: Community,
-}
-
-#[derive(serde::Serialize)]
-struct Side<'a> {
-    ip: IpAddr,
-    port: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    packets: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    k8s: Option<K8s<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    service: Option<Dialed<'a>>,
-}
-
-#[derive(serde::Serialize)]
-struct K8s<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    namespace: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "printed")]
-    uid: Option<&'a Uid>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<Owner<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "pairs")]
-    labels: Option<&'a Labels>,
-}
-
-#[derive(serde::Serialize)]
-struct Owner<'a> {
-    kind: &'a str,
-    name: &'a str,
-}
-
-#[derive(serde::Serialize)]
-struct Dialed<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    ip: IpAddr,
-    port: u16,
-}
-
-#[derive(serde::Serialize)]
-struct TcpLegs {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<TcpLeg>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server: Option<TcpLeg>,
-}
-
-#[derive(serde::Serialize)]
-struct TcpLeg {
-    rtt_us: u32,
-    retransmits: u32,
-}
-
-#[derive(serde::Serialize)]
-struct TlsHello<'a> {
-    client: TlsClient<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct TlsClient<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server_name: Option<&'a str>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    alpn: &'a [Box<str>],
-}
-
-#[derive(serde::Serialize)]
 pub(crate) struct Observer<'a> {
     pub(crate) name: &'a str,
     pub(crate) product: &'static str,
 }
 
-#[derive(serde::Serialize)]
-struct Own<'a> {
-    schema: u32,
-    generation: u64,
-    egress: Judged<'a>,
-    ingress: Judged<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    end_cause: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<Address>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    hairpin: bool,
-    timing: TimingMicros,
-}
-
-#[derive(serde::Serialize)]
-struct Address {
-    ip: IpAddr,
-    port: u16,
-}
-
-#[derive(serde::Serialize)]
-struct TimingMicros {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decide_us: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connect_us: Option<u64>,
-}
-
-impl<'a> Line<'a> {
-    fn new(sequence: u64, node: &'a str, record: &'a Record) -> Self {
-        let traffic = &record.traffic;
-        let is_counted = matches!(record.action, Action::Updated | Action::Ended) && !traffic.uncounted;
-        let bytes = |count| is_counted.then_some(count);
-        let packets = |count: Option<u64>| count.filter(|_| is_counted);
-        Self {
-            timestamp: Time(told_at(record)),
-            ecs: Ecs,
-            event: Event::new(sequence, record),
-            network: Network::new(record),
-            source: Side::new(
-                record.tuple.client.0,
-                (bytes(traffic.client_bytes), packets(traffic.client_packets)),
-                &record.source,
-                None,
-            ),
-            destination: Side::new(
-                record.tuple.destination.0,
-                (bytes(traffic.server_bytes), packets(traffic.server_packets)),
-                &record.destination,
-                record.service.as_ref(),
-            ),
-            tcp: TcpLegs::of(record),
-            tls: record.tls.as_ref().map(|hello| TlsHello {
-                client: TlsClient { server_name: hello.server_name.as_deref(), alpn: &hello.protocols },
-            }),
-            observer: Observer { name: node, product: "sluice" },
-            sluice: Own::new(record),
-        }
-    }
-}
-
-impl<'a> Event<'a> {
-    fn new(sequence: u64, record: &'a Record) -> Self {
-        Self {
-            kind: "event",
-            category: ["network"],
-            types: types(record.action),
-            action: record.action.as_str(),
-            outcome: outcome(record.action),
-            id: Shown(record.id),
-            sequence,
-            start: Time(record.start),
-            end: record.end.map(Time),
-            duration: record.duration.map(|duration| saturating(duration.as_nanos())),
-            reason: EventReason::of(record).map(Shown),
-        }
-    }
-}
-
-impl Network {
-    fn new(record: &Record) -> Self {
-        Self {
-            transport: record.tuple.protocol.as_lower_str(),
-            family: if record.tuple.client.0.is_ipv4() { "ipv4" } else { "ipv6" },
-            direction: direction(&record.source, &record.destination),
-            community_id: Community(CommunityId::of(&record.tuple)),
-        }
-    }
-}
-
-impl TcpLegs {
-    /// `None` when the kernel told nothing.
-    fn of(record: &Record) -> Option<Self> {
-        let leg = |info: LegInfo| TcpLeg { rtt_us: info.rtt_us, retransmits: info.retransmits };
-        let legs = record.legs;
-        (legs != Legs::default()).then(|| Self { client: legs.client.map(leg), server: legs.server.map(leg) })
-    }
-}
-
-impl<'a> Side<'a> {
-    fn new(
-        address: SocketAddr,
-        (bytes, packets): (Option<u64>, Option<u64>),
-        endpoint: &'a Endpoint,
-        service: Option<&'a Service>,
-    ) -> Self {
-        Self {
-            ip: address.ip(),
-            port: address.port(),
-            bytes,
-            packets,
-            k8s: K8s::of(endpoint),
-            service: service.map(|service| Dialed {
-                namespace: &service.namespace,
-                name: &service.name,
-                ip: service.address.ip(),
-                port: service.address.port(),
-            }),
-        }
-    }
-}
-
-impl<'a> K8s<'a> {
-    fn of(endpoint: &'a Endpoint) -> Option<Self> {
-        match endpoint {
-            Endpoint::Pod(pod) => Some(Self {
-                namespace: Some(&pod.namespace),
-                pod: Some(&pod.name),
-                uid: Some(&pod.uid).filter(|uid| !uid.is_empty()),
-                node: pod.node.as_deref(),
-                owner: pod.owner.as_ref().map(|owner| Owner { kind: &owner.kind, name: &owner.name }),
-                labels: Some(&pod.labels).filter(|labels| !labels.is_empty()),
-            }),
-            Endpoint::Node { name, .. } => Some(Self {
-                namespace: None,
-                pod: None,
-                uid: None,
-                node: Some(name),
-                owner: None,
-                labels: None,
-            }),
-            Endpoint::UnknownLocal | Endpoint::External => None,
-        }
-    }
-}
-
-fn printed<S: Serializer>(uid: &Option<&Uid>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(uid.unwrap_or(&Uid::default()))
-}
-
-fn pairs<S: Serializer>(labels: &Option<&Labels>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(labels.iter().flat_map(|labels| labels.iter()))
-}
-
-impl<'a> Own<'a> {
-    fn new(record: &'a Record) -> Self {
-        let decision = shown_decision(record);
-        let upstream = record.upstream_source.filter(|source| source.0 != record.tuple.client.0);
-        Self {
-            schema: SCHEMA,
-            generation: decision.generation.0,
-            egress: Judged(&decision.egress),
-            ingress: Judged(&decision.ingress),
-            end_cause: record.cause.map(EndCause::as_str),
-            upstream: upstream.map(|source| Address { ip: source.0.ip(), port: source.0.port() }),
-            hairpin: record.hairpin,
-            timing: TimingMicros {
-                decide_us: record.timing.decide.map(micros),
-                connect_us: record.timing.connect.map(micros),
-            },
-        }
-    }
-}
-
-/// When it was so: at the end, at the update, or at the start of a connection.
-pub(crate) fn told_at(record: &Record) -> SystemTime {
-    let updated = || record.start.checked_add(record.duration?);
-    record.end.or_else(updated).unwrap_or(record.start)
-}
-
-/// The values that ECS allows for `event.type` in the category `network`.
-const fn types(action: Action) -> &'static [&'static str] {
-    match action {
-        Action::Started => &["connection", "allowed", "start"],
-        Action::Updated => &["connection", "allowed", "info"],
-        Action::Ended => &["connection", "allowed", "end"],
-        Action::Denied => &["connection", "denied"],
-        Action::Failed => &["connection", "allowed", "end"],
-    }
-}
-
-/// ECS judges an outcome by what the observer set out to do: a connection that was blocked as policy asks is
-/// a success (ECS, "Using the categorization fields"). Whether it was let through is in `event.type`.
-const fn outcome(action: Action) -> &'static str {
-    match action {
-        Action::Started | Action::Updated | Action::Ended | Action::Denied => "success",
-        Action::Failed => "failure",
-    }
-}
-
-/// Seen from this node's pods. An address of the node's pod ranges without a known pod counts as local.
-fn direction(source: &Endpoint, destination: &Endpoint) -> &'static str {
-    match (is_local(source), is_local(destination)) {
-        (true, true) => "internal",
-        (true, false) => "egress",
-        (false, true) => "ingress",
-        (false, false) => "unknown",
-    }
-}
-
-fn is_local(endpoint: &Endpoint) -> bool {
-    match endpoint {
-        Endpoint::Pod(pod) => pod.local,
-        Endpoint::UnknownLocal => true,
-        Endpoint::Node { .. } | Endpoint::External => false,
-    }
-}
-
-fn shown_decision(record: &Record) -> &Decision {
-    record.revoked_by.as_ref().unwrap_or(&record.decision)
-}
-
-fn micros(duration: Duration) -> u64 {
-    saturating(duration.as_micros())
-}
-
-fn saturating(count: u128) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
-}
-
-/// A value written as the string it prints as.
-struct Shown<T>(T);
-
-impl<T: Display> Serialize for Shown<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-/// What `event.reason` says: what went wrong in words, or which side refused and why.
-enum EventReason<'a> {
-    Detail(&'a str),
-    Refusal(&'a Decision),
-    Cause(EndCause),
-}
-
-impl<'a> EventReason<'a> {
-    fn of(record: &'a Record) -> Option<Self> {
-        if let Some(detail) = &record.detail {
-            return Some(Self::Detail(detail));
-        }
-        match (record.action, record.cause) {
-            // A held attempt may have been allowed first.
-            (Action::Denied, _) => Some(Self::Refusal(shown_decision(record))),
-            (Action::Ended, _) => record.revoked_by.as_ref().map(Self::Refusal),
-            (Action::Failed, cause) => cause.map(Self::Cause),
-            (Action::Started | Action::Updated, _) => None,
-        }
-    }
-}
-
-impl Display for EventReason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Detail(detail) => f.write_str(detail),
-            Self::Cause(cause) => f.write_str(cause.as_str()),
-            Self::Refusal(decision) => {
-                let sides = [("egress", &decision.egress), ("ingress", &decision.ingress)];
-                let refusing = sides.into_iter().filter(|(_, side)| !side.verdict.is_allow());
-                for (index, (name, side)) in refusing.enumerate() {
-                    let comma = if index == 0 { "" } else { ", " };
-                    write!(f, "{comma}{name} {}", side.reason.as_str())?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// One side of a decision, in the words of `sluice verdict`.
-struct Judged<'a>(&'a SideVerdict);
-
-impl Serialize for Judged<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let side = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("verdict", side.verdict.as_str())?;
-        if let Some(tier) = side.tier {
-            map.serialize_entry("tier", tier.as_str())?;
-        }
-        map.serialize_entry("policies", &Policies(side.policies()))?;
-        map.serialize_entry("reason", side.reason.as_str())?;
-        map.end()
-    }
-}
-
-struct Policies<'a>(&'a [flow::PolicyRef]);
-
-impl Serialize for Policies<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
-        for policy in self.0 {
-            list.serialize_element(&Shown(policy))?;
-        }
-        list.end()
-    }
-}
-
-struct Community(CommunityId);
-
-impl Serialize for Community {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0.as_str())
-    }
-}
-
-/// A wall-clock time as RFC 3339 in UTC with nine digits after the point, so that lines sort as text.
+/// A wall-clock time, as [`json::time`] writes it.
 pub(crate) struct Time(pub(crate) SystemTime);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Outside the years -9999 to 9999 there is no such text; a clock that far off is shown as the epoch.
-        let timestamp = Timestamp::try_from(self.0).unwrap_or(Timestamp::UNIX_EPOCH);
-        serializer.collect_str(&format_args!("{timestamp:.9}"))
+        let mut text = Vec::with_capacity(32);
+        json::time(&mut text, self.0);
+        let text = std::str::from_utf8(&text).unwrap_or_default();
+        serializer.serialize_str(text.trim_matches('"'))
     }
 }
 

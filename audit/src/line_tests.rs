@@ -9,7 +9,7 @@ use flow::{
 };
 use serde_json::{Value, json};
 
-use super::{append, append_lost};
+use super::{LineWriter, append_lost};
 use crate::batch::{LossCause, Lost};
 use crate::schema_tests::assert_valid;
 use crate::{Action, ConnectionId, Record, Timing, Traffic};
@@ -141,7 +141,7 @@ pub(crate) fn denied() -> Record {
 
 fn line(sequence: u64, record: &Record) -> Value {
     let mut lines = Vec::new();
-    append(&mut lines, sequence, "node-a", record).unwrap();
+    LineWriter::new("node-a").append(&mut lines, sequence, record);
     let text = String::from_utf8(lines).unwrap();
     assert_eq!(text.find('\n'), Some(text.len() - 1), "one line: {text}");
     let line = serde_json::from_str(&text).unwrap();
@@ -506,8 +506,9 @@ fn hostile_text_stays_inside_its_string() {
     record.decision.egress.policies = Some(policy(hostile, Some(0)));
 
     let mut lines = Vec::new();
-    append(&mut lines, 1, hostile, &record).unwrap();
-    append(&mut lines, 2, hostile, &record).unwrap();
+    let mut writer = LineWriter::new(hostile);
+    writer.append(&mut lines, 1, &record);
+    writer.append(&mut lines, 2, &record);
     let text = String::from_utf8(lines).unwrap();
     assert!(text.chars().all(|c| c == '\n' || u32::from(c) >= 0x20), "control characters are escaped");
     assert_eq!(text.split_terminator('\n').count(), 2);
@@ -534,4 +535,38 @@ fn impossible_clocks_still_make_a_line() {
     assert_eq!(line["event"]["start"], "1969-12-31T23:59:59.000000000Z");
     assert_eq!(line["event"]["end"], "1970-01-01T00:00:00.000000000Z");
     assert_eq!(line["event"]["duration"], u64::MAX);
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_line_is_what_serde_makes_of_the_record_to_the_byte(
+        records in proptest::collection::vec(crate::any_record::any_record(), 1..8), node in ".{0,8}", twice: bool,
+    ) {
+        let mut writer = LineWriter::new(&node);
+        let mut lines = Vec::new();
+        let mut expected = String::new();
+        // The second time a pod is known.
+        for turn in 0..=u64::from(twice) {
+            for record in &records {
+                writer.append(&mut lines, turn, record);
+                expected += &crate::line_oracle::line(turn, &node, record);
+            }
+        }
+        proptest::prop_assert_eq!(String::from_utf8(lines).unwrap(), expected);
+    }
+}
+
+#[test]
+fn remembered_pods_are_bounded_and_never_mixed_up() {
+    let mut writer = LineWriter::new("node-a");
+    for number in 0..super::REMEMBERED + 10 {
+        let name = format!("pod-{number}");
+        let source = Endpoint::Pod(Arc::new(pod("front", &name, true)));
+        let mut lines = Vec::new();
+        // Dropped at once: the next one could be put into the same place.
+        writer.append(&mut lines, 1, &Record { source, ..record(Action::Started) });
+        let line: Value = serde_json::from_slice(&lines).unwrap();
+        assert_eq!(line["source"]["k8s"]["pod"], *name);
+        assert!(writer.pods.0.len() <= super::REMEMBERED);
+    }
 }

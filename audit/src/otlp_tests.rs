@@ -378,15 +378,15 @@ fn a_full_spool_drops_the_oldest_counts_them_and_tells_of_them() {
 
 #[test]
 fn a_full_disk_costs_no_record_that_memory_has_room_for() {
-    let disk = super::spool::tests::SmallDisk::new();
+    let disk = crate::disk_tests::SmallDisk::of("256k");
     let receiver = Receiver::grpc(nowhere(), None);
     let address = receiver.address;
-    let config = spooled(to(&receiver, OtlpProtocol::Grpc), disk.0.path());
+    let config = spooled(to(&receiver, OtlpProtocol::Grpc), disk.path());
     drop(receiver);
     let agent = Agent::start(config);
     agent.submit(100);
     agent.wait("some are on disk", |counts| counts.waiting.get() == 100);
-    std::fs::write(disk.0.path().join("of-somebody-else"), vec![0; 1 << 20]).unwrap_err();
+    std::fs::write(disk.path().join("of-somebody-else"), vec![0; 1 << 20]).unwrap_err();
     agent.submit(400);
     agent.wait("the others wait too", |counts| counts.waiting.get() == 500);
     let receiver = Receiver::grpc(address, None);

@@ -86,6 +86,24 @@ impl fmt::Display for ConnectionId {
     }
 }
 
+impl ConnectionId {
+    /// Appends it as it prints.
+    pub(crate) fn append(self, to: &mut Vec<u8>) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+        let digit = |place: u32| DIGITS[usize::try_from(self.0 >> (4 * place) & 15).unwrap_or_default()];
+        to.extend((16..32).rev().map(digit));
+        to.push(b'-');
+        let last = (1..16).rev().find(|place| self.0 >> (4 * place) & 15 != 0).unwrap_or(0);
+        to.extend((0..=last).rev().map(digit));
+    }
+
+    /// The connection's number, when this process drew the id.
+    pub(crate) fn number_here(self) -> Option<u64> {
+        (self.0 >> 64 == u128::from(process())).then(|| u64::try_from(self.0 & u128::from(u64::MAX)).ok())?
+    }
+}
+
 /// Bytes carried, counted where they were accepted by the other leg.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -193,5 +211,16 @@ mod tests {
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
         assert_eq!(ids.iter().map(|id| &id[..17]).collect::<HashSet<_>>().len(), 1);
         assert!(ids.iter().all(|id| id.len() > 17 && id.as_bytes()[16] == b'-'));
+    }
+
+    #[test]
+    fn an_id_is_appended_as_it_prints() {
+        for id in [0, 1, 15, 16, 0xabc << 64, u128::MAX, 0x1234_5678_9abc_def0 << 64 | 0x10_0000] {
+            let mut text = Vec::new();
+            ConnectionId(id).append(&mut text);
+            assert_eq!(String::from_utf8(text).unwrap(), ConnectionId(id).to_string());
+        }
+        assert!(ConnectionId::next().number_here().is_some());
+        assert_eq!(ConnectionId(5).number_here(), None);
     }
 }

@@ -214,7 +214,7 @@ impl Recorder {
         let (done, finished) = mpsc::channel();
         let mut lanes = vec![Lane::start(first_lane(&config, node, &shared), first, done.clone())?];
         if let Some(folder) = &config.store.folder {
-            let store = Store::open(&config.store, folder)?;
+            let store = Store::open(&config.store, folder, node)?;
             let lane = other_lane(&config, node, &shared, STORE, 2);
             lanes.push(Lane::start(lane, Box::new(store), done.clone())?);
         }

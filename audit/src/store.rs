@@ -1,29 +1,29 @@
 //! Records in SQLite files, one an hour, that any `sqlite3` opens. Bounded: the oldest file is dropped whole.
-//!
-//! Every row has the whole line and, in columns of their own, what is asked for most. A batch is one transaction.
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use flow::Endpoint;
-use jiff::Timestamp;
-use rusqlite::{Connection, Statement, params};
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, Entry, Told};
+use crate::batch::Batch;
 use crate::lane::{Deliver, Undelivered};
-use crate::line::{self, LOST_ACTION};
 use crate::output::SinkError;
-use crate::record::Record;
 
+mod blocks;
+mod conditions;
+mod dictionary;
+mod hour;
+mod layout;
+mod query;
 mod reading;
+mod rows;
+mod writing;
 
-pub use reading::{
-    MOST_NAMED, PodNamed, ReadStoreError, StoreQuery, read_namespaces, read_store, store_size,
-};
+pub use query::{IpBlock, MOST_NAMED, PodNamed, StoreQuery};
+pub use reading::{ReadStoreError, read_namespaces, read_store, read_store_where, scan_store, store_size};
+use writing::Current;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// A file that holds this part of all that may be kept is followed by another, so that there is something to drop.
@@ -34,27 +34,6 @@ const PREFIX: &str = "records-";
 const SUFFIX: &str = ".sqlite";
 /// `20261122T180000.000000Z`: sorts as text in the order of time.
 const STAMP: &str = "%Y%m%dT%H%M%S%.6fZ";
-
-const SCHEMA: &str = "
-CREATE TABLE records (
-    time INTEGER NOT NULL,          -- nanoseconds since 1970
-    sequence INTEGER NOT NULL,
-    action TEXT NOT NULL,           -- connection-started, ...
-    id TEXT,
-    source_ip TEXT, source_port INTEGER, source_namespace TEXT, source_pod TEXT,
-    destination_ip TEXT, destination_port INTEGER, destination_namespace TEXT, destination_pod TEXT,
-    end_cause TEXT,
-    line TEXT NOT NULL              -- the whole record as JSON
-);
-CREATE INDEX records_time ON records (time);
-CREATE INDEX records_action ON records (action, time);
-CREATE INDEX records_source ON records (source_namespace, source_pod, time);
-CREATE INDEX records_destination ON records (destination_namespace, destination_pod, time);
-CREATE INDEX records_cause ON records (end_cause, time) WHERE end_cause IS NOT NULL;
-";
-
-const INSERT: &str =
-    "INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 
 /// Where records are kept for questions, and how much of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,24 +58,24 @@ impl Default for StoreConfig {
 pub(crate) struct Store {
     config: StoreConfig,
     folder: PathBuf,
+    node: String,
     current: Current,
     looked: Instant,
 }
 
-#[derive(Debug)]
-struct Current {
-    connection: Connection,
-    path: PathBuf,
-    hour: u64,
-}
-
 impl Store {
-    pub(crate) fn open(config: &StoreConfig, folder: &Path) -> Result<Self, SinkError> {
+    /// `node` is this node's name, as it stands in the lines.
+    pub(crate) fn open(config: &StoreConfig, folder: &Path, node: &str) -> Result<Self, SinkError> {
         let error = |cause| SinkError::StoreFolder { folder: folder.to_owned(), cause };
         fs::create_dir_all(folder).map_err(error)?;
-        let current = Current::begin(folder, SystemTime::now())?;
-        let store =
-            Self { config: config.clone(), folder: folder.to_owned(), current, looked: Instant::now() };
+        let current = Current::begin(folder, SystemTime::now(), node)?;
+        let store = Self {
+            config: config.clone(),
+            folder: folder.to_owned(),
+            node: node.to_owned(),
+            current,
+            looked: Instant::now(),
+        };
         store.drop_surplus();
         Ok(store)
     }
@@ -104,7 +83,7 @@ impl Store {
     fn keep(&mut self, batch: &Batch, now: SystemTime) -> Result<(), SinkError> {
         if self.is_full(now) {
             // The file in use is the newest until then, so a failure leaves it in use.
-            let next = Current::begin(&self.folder, now)?;
+            let next = Current::begin(&self.folder, now, &self.node)?;
             std::mem::replace(&mut self.current, next).finish();
             self.drop_surplus();
         }
@@ -149,120 +128,8 @@ impl Deliver for Store {
     }
 
     fn finish(&mut self) {
-        self.current.settle();
+        self.current.finish();
     }
-}
-
-impl Current {
-    fn begin(folder: &Path, now: SystemTime) -> Result<Self, SinkError> {
-        let stamp = Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH).strftime(STAMP).to_string();
-        let path = folder.join(format!("{PREFIX}{stamp}{SUFFIX}"));
-        let connection = Connection::open(&path).and_then(|connection| {
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            // A commit survives the process; the machine's end may take the last ones.
-            connection.pragma_update(None, "synchronous", "NORMAL")?;
-            connection.busy_timeout(Duration::from_secs(1))?;
-            connection.execute_batch(SCHEMA)?;
-            Ok(connection)
-        });
-        let connection = connection.map_err(|cause| SinkError::Store { path: path.clone(), cause })?;
-        Ok(Self { connection, path, hour: hour(now) })
-    }
-
-    fn insert(&mut self, batch: &Batch) -> Result<(), SinkError> {
-        let path = &self.path;
-        let inserted = self.connection.transaction().and_then(|transaction| {
-            let mut statement = transaction.prepare(INSERT)?;
-            for entry in batch.entries() {
-                insert(&mut statement, batch, entry)?;
-            }
-            drop(statement);
-            transaction.commit()
-        });
-        inserted.map_err(|cause| SinkError::Store { path: path.clone(), cause })
-    }
-
-    /// Leaves one file, without a log beside it.
-    fn settle(&self) {
-        if let Err(error) = self.connection.pragma_update(None, "journal_mode", "DELETE") {
-            tracing::warn!(%error, file = %self.path.display(), "a file of the store keeps its log beside it");
-        }
-    }
-
-    fn finish(self) {
-        self.settle();
-    }
-}
-
-fn insert(statement: &mut Statement<'_>, batch: &Batch, entry: &Entry) -> rusqlite::Result<()> {
-    let line = String::from_utf8_lossy(batch.line(entry));
-    let line = line.trim_end();
-    let sequence = i64::try_from(entry.sequence).unwrap_or(i64::MAX);
-    match &entry.told {
-        // The store keeps every record, and adds up when it is asked.
-        Told::Summary => {}
-        Told::Lost(_) => {
-            let none = None::<&str>;
-            statement.execute(params![
-                nanos(SystemTime::now()),
-                sequence,
-                LOST_ACTION,
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-                line
-            ])?;
-        }
-        Told::Record(record) => {
-            let (source, destination) = (record.tuple.client.0, record.tuple.destination.0);
-            statement.execute(params![
-                nanos(line::told_at(record)),
-                sequence,
-                record.action.as_str(),
-                record.id.to_string(),
-                ip(source),
-                source.port(),
-                namespace(&record.source),
-                pod(&record.source),
-                ip(destination),
-                destination.port(),
-                namespace(&record.destination),
-                pod(&record.destination),
-                cause(record),
-                line,
-            ])?;
-        }
-    }
-    Ok(())
-}
-
-fn ip(address: SocketAddr) -> String {
-    address.ip().to_string()
-}
-
-fn namespace(endpoint: &Endpoint) -> Option<&str> {
-    endpoint.pod().map(|pod| &*pod.namespace)
-}
-
-fn pod(endpoint: &Endpoint) -> Option<&str> {
-    endpoint.pod().map(|pod| &*pod.name)
-}
-
-fn cause(record: &Record) -> Option<&'static str> {
-    record.cause.map(flow::EndCause::as_str)
-}
-
-/// Nanoseconds since 1970; what is out of range is at its end.
-fn nanos(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn hour(time: SystemTime) -> u64 {

@@ -47,8 +47,9 @@ fn summary(every: Duration) -> (Summary, Kept) {
 
 fn batch(records: impl IntoIterator<Item = Record>) -> Batch {
     let mut batch = Batch::default();
+    let mut writer = crate::line::LineWriter::new("node-a");
     for (number, record) in records.into_iter().enumerate() {
-        assert!(batch.add_record(number as u64 + 1, "node-a", Box::new(record)));
+        batch.add_record(number as u64 + 1, &mut writer, Box::new(record));
     }
     batch
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::batch::{Batch, LossCause, Lost};
 use crate::complaint::Complaint;
 use crate::lane::Lane;
+use crate::line::LineWriter;
 use crate::output::SinkError;
 use crate::queue::{Numbered, Orders};
 use crate::recorder::Shared;
@@ -52,6 +53,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             lanes: lanes.clone(),
             node: node.to_owned(),
+            writer: LineWriter::new(node),
             gather: Duration::from_millis(gather_ms),
             next: 1,
             complaint: Complaint::default(),
@@ -105,6 +107,7 @@ struct Work {
     shared: Arc<Shared>,
     lanes: Vec<Arc<Lane>>,
     node: String,
+    writer: LineWriter,
     gather: Duration,
     /// The number of the next record, if none is missing.
     next: u64,
@@ -139,11 +142,7 @@ impl Work {
         let mut refused = 0;
         for (sequence, record) in taken.drain(..) {
             refused += self.tell_missing(&mut batch, sequence);
-            if !batch.add_record(sequence, &self.node, record) {
-                // Cannot happen with what records are made of; the number stays missing and is told.
-                self.next = sequence;
-                continue;
-            }
+            batch.add_record(sequence, &mut self.writer, record);
             self.next = sequence + 1;
             if batch.lines().len() >= BATCH_BYTES {
                 self.pass_on(std::mem::take(&mut batch));

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use audit::{MOST_NAMED, PodNamed, StoreQuery};
+use audit::{IpBlock, MOST_NAMED, PodNamed, StoreQuery};
 use ipnet::IpNet;
 
 use crate::proto::flow::layer4::Protocol;
@@ -53,6 +53,16 @@ impl Wanted {
         all.dedup();
         if all.len() <= MOST_NAMED {
             query.pods = all;
+        }
+        let ips = |filter: &Filter| {
+            let ends = [&filter.source.ip, &filter.destination.ip];
+            let named = ends.into_iter().find(|named| !named.is_empty())?;
+            named.iter().map(|net| IpBlock::new(net.addr(), net.prefix_len())).collect()
+        };
+        let each: Option<Vec<Vec<IpBlock>>> = self.white.iter().map(ips).collect();
+        let all = each.unwrap_or_default().concat();
+        if all.len() <= MOST_NAMED {
+            query.ips = all;
         }
         let is_dropped = |filter: &Filter| filter.verdict == [i32::from(Verdict::Dropped)];
         query.denied = !self.white.is_empty() && self.white.iter().all(is_dropped);

@@ -33,16 +33,18 @@ impl History {
     }
 
     /// Gives what is wanted to `each`, the oldest first, until it wants no more. Nothing is held in memory for it:
-    /// where the last so many begin is found first, and then it is read from there.
+    /// where the last so many begin is found first, and then it is read from there. `is_gone` is asked on the way: a
+    /// day in which nothing matches is not read for somebody who has left.
     pub(crate) fn read(
         &self,
         part: Part,
         wanted: &Wanted,
+        is_gone: impl Fn() -> bool,
         mut each: impl FnMut(GetFlowsResponse) -> bool,
     ) -> Result<(), ReadStoreError> {
         let mut from = None;
         if part.number > 0 && !part.first {
-            from = self.begin(part, wanted)?;
+            from = self.begin(part, wanted, &is_gone)?;
             if from.is_none() {
                 return Ok(());
             }
@@ -50,6 +52,9 @@ impl History {
         let mut left = if part.number == 0 { u64::MAX } else { part.number };
         let since = from.map_or(part.since, |(time, _)| time);
         self.lines(since, part.until, false, wanted, |line| {
+            if is_gone() {
+                return false;
+            }
             if from.is_some_and(|from| flow::place(line).is_some_and(|place| place < from)) {
                 return true;
             }
@@ -65,7 +70,12 @@ impl History {
     }
 
     /// The place of the first of the last so many flows; `None` when there are none.
-    fn begin(&self, part: Part, wanted: &Wanted) -> Result<Option<(i64, u64)>, ReadStoreError> {
+    fn begin(
+        &self,
+        part: Part,
+        wanted: &Wanted,
+        is_gone: &impl Fn() -> bool,
+    ) -> Result<Option<(i64, u64)>, ReadStoreError> {
         let (mut found, mut begin) = (0, None);
         self.lines(part.since, part.until, true, wanted, |line| {
             let told = flow::told(line, self.hub.cluster());
@@ -73,7 +83,7 @@ impl History {
                 begin = flow::place(line);
                 found += 1;
             }
-            found < part.number
+            found < part.number && !is_gone()
         })?;
         Ok(begin)
     }
@@ -152,4 +162,34 @@ pub(crate) fn is_wanted(told: &GetFlowsResponse, wanted: &Wanted) -> bool {
 
 fn is_flow(told: &GetFlowsResponse) -> bool {
     matches!(told.response_types, Some(ResponseTypes::Flow(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::flow::tests::started;
+    use crate::proto::flow::FlowFilter;
+    use crate::proto::observer::GetFlowsRequest;
+
+    #[test]
+    fn nothing_more_is_read_for_somebody_who_has_left() {
+        let hub = Hub::of_test("node-a");
+        hub.tell(&(1..=1_000).map(|number| started(number) + "\n").collect::<String>());
+        let history = History::new(hub, None);
+        let nobody = FlowFilter { source_pod: vec!["none/such".to_owned()], ..FlowFilter::default() };
+        let request = GetFlowsRequest { whitelist: vec![nobody], ..GetFlowsRequest::default() };
+        let wanted = Wanted::new(&request).unwrap();
+        for (number, first) in [(0, false), (5, false), (5, true)] {
+            let asked = Cell::new(0);
+            let is_gone = || {
+                asked.set(asked.get() + 1);
+                asked.get() > 10
+            };
+            let part = Part { since: i64::MIN, until: i64::MAX, number, first };
+            history.read(part, &wanted, is_gone, |_| panic!("nothing matches")).unwrap();
+            assert_eq!(asked.get(), 11, "number {number}, first {first}");
+        }
+    }
 }

@@ -257,7 +257,7 @@ fn past(asked: Asked, part: Part, history: &History, to: &Answers) -> Option<(As
         is_gone = !matches!(sent, Ok(Ok(())));
         !is_gone
     };
-    let read = history.read(part, &asked.wanted, |answer| send(&mut told, answer));
+    let read = history.read(part, &asked.wanted, || to.is_closed(), |answer| send(&mut told, answer));
     if asked.follow && read.is_ok() {
         let late = late(&asked, part, history, &told);
         let _ = late.into_iter().all(|answer| send(&mut told, answer));

@@ -92,3 +92,26 @@ fn the_last_few_come_before_what_is_followed_and_none_comes_twice() {
     observe.kill().unwrap();
     observe.wait().unwrap();
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_fault_and_an_output_that_takes_nothing_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    records(&path, 1..60);
+    for arguments in ["observe", "observe --last 50", "observe -o table", "top", "graph"] {
+        let run = |output: Stdio| {
+            let mut words = arguments.split(' ');
+            let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+            command.arg(words.next().unwrap()).arg("--file").arg(&path).args(words);
+            command.stdout(output).stderr(Stdio::piped()).output().unwrap()
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = run(writer.into());
+        assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]), "{arguments}");
+        let output = run(File::options().write(true).open("/dev/full").unwrap().into());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments}");
+        assert!(said.contains("No space left"), "{arguments}: {said}");
+    }
+}

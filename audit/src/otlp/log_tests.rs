@@ -45,7 +45,7 @@ fn names_are_those_of_the_documentation() {
 
 fn logged(record: crate::Record) -> LogRecord {
     let mut batch = Batch::default();
-    assert!(batch.add_record(7, "node-a", Box::new(record)));
+    batch.add_record(7, &mut crate::line::LineWriter::new("node-a"), Box::new(record));
     let entry = &batch.entries()[0];
     log_record(batch.line(entry), &entry.told, 1_785_585_700_000_000_000).unwrap()
 }

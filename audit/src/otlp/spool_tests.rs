@@ -1,11 +1,11 @@
 //! What is appended is read in order, within the bound, whatever the process or the disk does.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk_tests::SmallDisk;
 
 const MAX: u64 = 1 << 20;
 
@@ -165,32 +165,11 @@ fn files_of_others_are_left_alone_and_files_that_are_none_are_removed() {
     assert!(folder.path().join("notes.txt").exists() && !folder.path().join(name(3)).exists());
 }
 
-/// A file system of one mebibyte, gone with the value.
-pub(crate) struct SmallDisk(pub(crate) tempfile::TempDir);
-
-impl SmallDisk {
-    pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
-            .arg(folder.path())
-            .status();
-        assert!(mounted.unwrap().success(), "mounting needs CAP_SYS_ADMIN");
-        Self(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_refuses_frames_and_keeps_those_before_whole() {
-    let disk = SmallDisk::new();
+    let disk = SmallDisk::of("256k");
     let mut dropped = Dropped::default();
-    let mut spool = opened(disk.0.path());
+    let mut spool = opened(disk.path());
     let mut kept = 0;
     let error = loop {
         match spool.append(&frame(kept + 1, 3_000), &mut dropped) {

@@ -1,17 +1,20 @@
 //! `GET /records`: the records of this node as lines of JSON, from its store and live.
 //!
 //! `since` and `until` are nanoseconds since 1970, `newest=1` begins with the newest, `follow=1` goes on with live
-//! ones. `namespace`, `pod` (`namespace/prefix`, `/prefix`), `action`, `cause` and `denied=1` leave out others of the
-//! store; live ones are not chosen. A client that reads too slowly misses live lines; the connection then ends, so
-//! that nobody takes what came for all there is.
+//! ones. Each `filter` is an argument as `sluice observe` takes it, `--namespace=shop`, and leaves out others of the
+//! store; live ones are not chosen. `sums=1` adds them up: a line for each pair of workloads and port. A client that
+//! reads too slowly misses live lines; the connection then ends, so that nobody takes what came for all there is.
 
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use audit::{MOST_NAMED, PodNamed, Recorder, StoreQuery};
+use audit::{Recorder, StoreQuery};
 use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::mpsc;
+
+use crate::cmd::observe::edges::{Edges, Told};
+use crate::cmd::observe::filter::Filters;
 
 /// Pieces that wait for a client. A live piece has up to 256 KiB.
 const PIECES: usize = 64;
@@ -19,16 +22,20 @@ const PIECES: usize = 64;
 const PIECE_BYTES: usize = 32 << 10;
 
 /// What a client asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub(super) query: StoreQuery,
-    pub(super) follow: bool,
+    query: StoreQuery,
+    filters: Filters,
+    follow: bool,
+    sums: bool,
 }
 
 impl Asked {
     /// From the query of a URI; the error names what is wrong with it.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
-        let mut asked = Self { query: StoreQuery::default(), follow: false };
+        let mut asked =
+            Self { query: StoreQuery::default(), filters: Filters::default(), follow: false, sums: false };
+        let mut words = Vec::new();
         for (key, value) in query
             .split('&')
             .filter(|part| !part.is_empty())
@@ -36,37 +43,32 @@ impl Asked {
         {
             let value = decoded(value).ok_or_else(|| format!("{key}: {value} is no text\n"))?;
             let number = || value.parse::<i64>().map_err(|_| format!("{key}: {value} is no number\n"));
-            let query = &mut asked.query;
             match key {
-                "since" => query.since = number()?,
-                "until" => query.until = number()?,
-                "newest" => query.newest_first = number()? != 0,
-                "denied" => query.denied = number()? != 0,
+                "since" => asked.query.since = number()?,
+                "until" => asked.query.until = number()?,
+                "newest" => asked.query.newest_first = number()? != 0,
                 "follow" => asked.follow = number()? != 0,
-                "namespace" => query.namespaces.push(value),
-                "action" => query.actions.push(value),
-                "cause" => query.causes.push(value),
-                "pod" => query.pods.push(pod(&value)?),
+                "sums" => asked.sums = number()? != 0,
+                "filter" => words.push(value),
                 _ => return Err(format!("{key}: {KEYS}\n")),
             }
         }
-        let StoreQuery { namespaces, actions, causes, pods, .. } = &asked.query;
-        if [namespaces.len(), actions.len(), causes.len(), pods.len()].iter().any(|count| *count > MOST_NAMED)
-        {
-            return Err(format!("there are more than {MOST_NAMED} values of one kind\n"));
+        if asked.follow && asked.sums {
+            return Err("sums: they are of the past, and follow waits for what comes\n".to_owned());
         }
+        if words.len() > MOST_FILTERS {
+            return Err(format!("filter: there are more than {MOST_FILTERS}\n"));
+        }
+        asked.filters = Filters::from_words(&words)
+            .map_err(|problem| format!("filter: {} is none: {problem}\n", words.join(" ")))?;
+        asked.filters.narrow(&mut asked.query);
         Ok(asked)
     }
 }
 
-const KEYS: &str = "there are since, until, newest, follow, namespace, pod, action, cause and denied";
-
-fn pod(text: &str) -> Result<PodNamed, String> {
-    let (namespace, prefix) =
-        text.split_once('/').ok_or_else(|| format!("pod: {text} is no NAMESPACE/NAME or /NAME\n"))?;
-    let namespace = Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty());
-    Ok(PodNamed { namespace, prefix: prefix.to_owned() })
-}
+const KEYS: &str = "there are since, until, newest, follow, sums and filter";
+/// Filters of a question.
+const MOST_FILTERS: usize = 1_000;
 
 /// Takes back the percent-encoding of RFC 3986; `None` when it is broken or no UTF-8.
 fn decoded(text: &str) -> Option<String> {
@@ -103,9 +105,9 @@ impl Lines {
             recorder.listen(Box::new(move |lines| live.try_send(Bytes::copy_from_slice(lines)).is_ok()));
         }
         if let Some(folder) = folder {
-            let (folder, query) = (folder.to_owned(), asked.query.clone());
+            let (folder, asked) = (folder.to_owned(), asked.clone());
             let read = std::thread::Builder::new().name("records-read".to_owned());
-            if let Err(error) = read.spawn(move || read_store(&folder, &query, &sender)) {
+            if let Err(error) = read.spawn(move || read_store(&folder, &asked, sender)) {
                 tracing::error!(%error, "the store is not read");
             }
         }
@@ -113,22 +115,57 @@ impl Lines {
     }
 }
 
-fn read_store(folder: &Path, query: &StoreQuery, to: &mpsc::Sender<Bytes>) {
-    let mut piece = Vec::with_capacity(PIECE_BYTES + 4096);
-    let done = audit::read_store(folder, query, |line| {
-        piece.extend_from_slice(line.as_bytes());
-        piece.push(b'\n');
-        if piece.len() < PIECE_BYTES {
-            return true;
+/// Sends what is asked for. This thread has nothing else to do, and waits for the client.
+fn read_store(folder: &Path, asked: &Asked, to: mpsc::Sender<Bytes>) {
+    let Asked { query, filters, .. } = asked;
+    let mut pieces = Pieces { piece: Vec::with_capacity(PIECE_BYTES + 4096), to };
+    let done = match (asked.sums, filters.are_none()) {
+        (true, _) => add_up(folder, asked, &mut pieces),
+        (false, true) => audit::read_store(folder, query, |line| pieces.add(line)),
+        (false, false) => {
+            audit::read_store_where(folder, query, |record| filters.matches(record), |line| pieces.add(line))
         }
-        // Waits for the client: this thread has nothing else to do.
-        to.blocking_send(Bytes::from(std::mem::take(&mut piece))).is_ok()
-    });
+    };
     if let Err(error) = done {
         tracing::warn!(%error, "the store was not read to its end");
     }
-    if !piece.is_empty() {
-        let _ = to.blocking_send(Bytes::from(piece));
+    pieces.send();
+}
+
+fn add_up(folder: &Path, asked: &Asked, pieces: &mut Pieces) -> Result<(), audit::ReadStoreError> {
+    let mut edges = Edges::default();
+    let done = audit::scan_store(folder, &asked.query, |record| {
+        if asked.filters.matches(record) {
+            edges.add(record);
+        }
+        !pieces.to.is_closed()
+    });
+    for (pair, counts) in edges.all() {
+        // Numbers and names: making a line of them cannot fail.
+        let line = serde_json::to_string(&Told { pair, counts }).unwrap_or_default();
+        if !pieces.add(&line) {
+            break;
+        }
+    }
+    done
+}
+
+/// Lines on their way to a client, many at a time.
+struct Pieces {
+    piece: Vec<u8>,
+    to: mpsc::Sender<Bytes>,
+}
+
+impl Pieces {
+    /// False when the client has gone.
+    fn add(&mut self, line: &str) -> bool {
+        self.piece.extend_from_slice(line.as_bytes());
+        self.piece.push(b'\n');
+        self.piece.len() < PIECE_BYTES || self.send()
+    }
+
+    fn send(&mut self) -> bool {
+        self.piece.is_empty() || self.to.blocking_send(Bytes::from(std::mem::take(&mut self.piece))).is_ok()
     }
 }
 
@@ -149,29 +186,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_times_and_whether_to_go_on() {
-        let asked = Asked::parse("since=-5&until=7&follow=1&newest=1&denied=1").unwrap();
+    fn a_question_is_times_filters_and_whether_to_go_on_or_to_add_up() {
+        let asked = Asked::parse("since=-5&until=7&follow=1&newest=1&filter=--verdict%3Ddeny").unwrap();
         assert_eq!((asked.query.since, asked.query.until, asked.follow), (-5, 7, true));
-        assert!(asked.query.newest_first && asked.query.denied);
-        assert_eq!(Asked::parse("").unwrap(), Asked { query: StoreQuery::default(), follow: false });
+        assert!(asked.query.newest_first && asked.query.denied && !asked.sums);
+        let nothing = Asked::parse("").unwrap();
+        assert_eq!(nothing.query, StoreQuery::default());
+        assert!(nothing.filters.are_none() && !nothing.follow);
+        assert!(Asked::parse("sums=1").unwrap().sums);
         assert_eq!(Asked::parse("since=now").unwrap_err(), "since: now is no number\n");
         assert_eq!(Asked::parse("last=3").unwrap_err(), format!("last: {KEYS}\n"));
     }
 
     #[test]
-    fn what_is_named_is_decoded_and_bounded() {
-        let query =
-            Asked::parse("namespace=a&namespace=b&pod=shop/web&pod=%2Fd%c3%A4&cause=refused&action=x")
-                .unwrap()
-                .query;
-        assert_eq!(query.namespaces, ["a", "b"]);
-        let pod = |namespace: Option<&str>, prefix: &str| PodNamed {
-            namespace: namespace.map(Into::into),
-            prefix: prefix.to_owned(),
-        };
-        assert_eq!(query.pods, [pod(Some("shop"), "web"), pod(None, "dä")]);
-        assert_eq!((query.causes, query.actions), (vec!["refused".to_owned()], vec!["x".to_owned()]));
-        for broken in ["namespace=%", "namespace=%zz", "namespace=%ff", "pod=web", &"action=x&".repeat(101)] {
+    fn filters_are_decoded_and_bounded_and_the_store_is_asked_for_what_it_can_look_up() {
+        let words = "filter=--namespace=a&filter=--namespace=b&filter=--pod%3Dshop/web&filter=--ip=10.0.0.0/8&filter=--port=80";
+        let asked = Asked::parse(words).unwrap();
+        assert_eq!(asked.query.namespaces, ["a", "b"]);
+        assert_eq!(asked.query.pods.len(), 1);
+        assert_eq!(asked.query.ips, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(asked.filters.words().len(), 5);
+        for broken in [
+            "filter=%",
+            "filter=%zz",
+            "filter=%ff",
+            "filter=--port%3Dx",
+            "filter=--store",
+            "sums=1&follow=1",
+            &"filter=--port=1&".repeat(1_001),
+        ] {
             assert!(Asked::parse(broken).is_err(), "{broken}");
         }
     }

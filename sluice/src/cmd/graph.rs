@@ -40,10 +40,8 @@ enum Form {
 /// Runs the command.
 pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
     let mut edges = Edges::default();
-    args.selection.read(false, |record, _| {
-        edges.add(record);
-        Ok(true)
-    })?;
+    args.selection.add_up(&mut edges)?;
+    let edges = edges.all();
     let text = match args.output {
         Form::Dot => dot(&edges),
         Form::Mermaid => mermaid(&edges),
@@ -59,9 +57,9 @@ pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Every name and its number.
-fn nodes(edges: &Edges) -> BTreeMap<&str, usize> {
+fn nodes(edges: &[(Pair, Counts)]) -> BTreeMap<&str, usize> {
     let mut nodes: BTreeMap<&str, usize> =
-        edges.all().flat_map(|(pair, _)| [&*pair.from, &*pair.to]).map(|name| (name, 0)).collect();
+        edges.iter().flat_map(|(pair, _)| [&*pair.from, &*pair.to]).map(|name| (name, 0)).collect();
     nodes.values_mut().enumerate().for_each(|(number, node)| *node = number);
     nodes
 }
@@ -85,13 +83,13 @@ fn is_only_denied(counts: &Counts) -> bool {
     counts.carried == 0 && counts.denied > 0
 }
 
-fn dot(edges: &Edges) -> String {
+fn dot(edges: &[(Pair, Counts)]) -> String {
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
     let mut text = "digraph sluice {\n  rankdir=LR;\n  node [shape=box];\n".to_owned();
     for name in nodes(edges).keys() {
         let _ = writeln!(text, "  \"{}\";", quoted(name));
     }
-    for (pair, counts) in edges.all() {
+    for (pair, counts) in edges {
         let style = if is_only_denied(counts) { ", color=red, style=dashed" } else { "" };
         let (from, to) = (quoted(&pair.from), quoted(&pair.to));
         let _ =
@@ -100,14 +98,14 @@ fn dot(edges: &Edges) -> String {
     text + "}\n"
 }
 
-fn mermaid(edges: &Edges) -> String {
+fn mermaid(edges: &[(Pair, Counts)]) -> String {
     let quoted = |text: &str| text.replace('"', "#quot;");
     let nodes = nodes(edges);
     let mut text = "graph LR\n".to_owned();
     for (name, number) in &nodes {
         let _ = writeln!(text, "  n{number}[\"{}\"]", quoted(name));
     }
-    for (pair, counts) in edges.all() {
+    for (pair, counts) in edges {
         let arrow = if is_only_denied(counts) { "-.->" } else { "-->" };
         let (from, to) = (nodes[&*pair.from], nodes[&*pair.to]);
         let _ = writeln!(text, "  n{from} {arrow}|\"{}\"| n{to}", quoted(&label(pair, counts)));
@@ -115,10 +113,10 @@ fn mermaid(edges: &Edges) -> String {
     text
 }
 
-fn json(edges: &Edges) -> String {
+fn json(edges: &[(Pair, Counts)]) -> String {
     let nodes: Vec<&str> = nodes(edges).into_keys().collect();
     let edges: Vec<_> = edges
-        .all()
+        .iter()
         .map(|(pair, counts)| {
             json!({
                 "from": pair.from, "to": pair.to, "port": pair.port, "protocol": pair.protocol,
@@ -131,18 +129,20 @@ fn json(edges: &Edges) -> String {
 
 #[cfg(test)]
 mod tests {
+    use audit::Glance;
+
     use super::super::observe::edges::tests::record;
     use super::*;
 
-    fn edges() -> Edges {
+    fn edges() -> Vec<(Pair, Counts)> {
         let mut edges = Edges::default();
         let mut denied = record("connection-denied", "2", 0);
         denied["source"] = json!({"ip": "192.0.2.1", "port": 1});
         denied["destination"]["k8s"]["pod"] = json!("d\"b");
         for record in [record("connection-ended", "1", 2048), denied] {
-            edges.add(&record);
+            edges.add(&Glance::from(&record));
         }
-        edges
+        edges.all()
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         assert!(picture.contains("stroke-dasharray") && picture.contains("#ff0000"), "{picture}");
         let (opened, closed) = (picture.matches("<svg").count(), picture.matches("</svg>").count());
         assert_eq!((opened, closed), (1, 1));
-        assert!(svg::svg(&Edges::default()).unwrap().contains("<svg"), "nothing is an empty picture");
+        assert!(svg::svg(&[]).unwrap().contains("<svg"), "nothing is an empty picture");
     }
 
     /// A pair's edges in both directions, on many ports, and to itself; chains and stars.
@@ -185,17 +185,17 @@ mod tests {
         let mut edges = Edges::default();
         for number in 0..60_u16 {
             let name = |number: u16| format!("w{}", number % 20);
-            edges.add(&edge(&name(number), &name(number + 1), 80));
-            edges.add(&edge(&name(number + 1), &name(number), number));
-            edges.add(&edge("hub", &name(number), 443));
-            edges.add(&edge("hub", "hub", number));
+            edges.add(&Glance::from(&edge(&name(number), &name(number + 1), 80)));
+            edges.add(&Glance::from(&edge(&name(number + 1), &name(number), number)));
+            edges.add(&Glance::from(&edge("hub", &name(number), 443)));
+            edges.add(&Glance::from(&edge("hub", "hub", number)));
         }
-        assert!(edges.all().count() > 100);
-        assert!(svg::svg(&edges).unwrap().contains("shop/w19"));
+        assert!(edges.all().len() > 100);
+        assert!(svg::svg(&edges.all()).unwrap().contains("shop/w19"));
         for port in 0..=u16::try_from(svg::MOST_EDGES).unwrap() {
-            edges.add(&edge("hub", "w1", port));
+            edges.add(&Glance::from(&edge("hub", "w1", port)));
         }
-        assert_eq!(svg::svg(&edges), None);
+        assert_eq!(svg::svg(&edges.all()), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use anyhow::bail;
+use audit::Glance;
 use serde_json::Value;
 
 pub(crate) mod edges;
@@ -13,6 +14,7 @@ pub(crate) mod print;
 mod source;
 mod time;
 
+use edges::Edges;
 use filter::Filters;
 use print::Format;
 use source::{From, Wanted};
@@ -69,6 +71,20 @@ impl Selection {
         self.read_from(since.unwrap_or(i64::MIN), follow, false, each)
     }
 
+    /// Adds up all that matches.
+    pub(crate) fn add_up(&self, edges: &mut Edges) -> anyhow::Result<()> {
+        self.check(false)?;
+        let span = Span { since: self.since.unwrap_or(i64::MIN), until: self.until.unwrap_or(i64::MAX) };
+        let wanted = Wanted { span, follow: false, newest_first: false, filters: &self.filters };
+        if self.from.add_up(&wanted, edges)? {
+            return Ok(());
+        }
+        self.read(false, |record, _| {
+            edges.add(&Glance::from(record));
+            Ok(true)
+        })
+    }
+
     fn read_from(
         &self,
         since: i64,
@@ -85,8 +101,8 @@ impl Selection {
                 unreadable += 1;
                 return true;
             };
-            let is_in_time = time::of_record(&record).is_none_or(|time| span.contains(time));
-            if !is_in_time || !self.filters.matches(&record) {
+            let glance = Glance::from(&record);
+            if !glance.time.is_none_or(|time| span.contains(time)) || !self.filters.matches(&glance) {
                 return true;
             }
             match each(&record, line) {
@@ -102,11 +118,8 @@ impl Selection {
                 "sluice: {unreadable} lines are no JSON and were passed over"
             ));
         }
-        match outcome {
-            // The reader has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
-        }
+        has_reader(outcome)?;
+        Ok(())
     }
 
     /// The last `number` records that match, the oldest first.
@@ -136,13 +149,13 @@ impl Selection {
         number: usize,
         mut each: impl FnMut(&Value, &str) -> io::Result<bool>,
     ) -> anyhow::Result<()> {
-        let times = || last.iter().filter_map(|(record, _)| time::of_record(record));
+        let times = || last.iter().filter_map(|(record, _)| Glance::from(record).time);
         let newest = times().max().unwrap_or_else(time::now);
         let oldest = times().min().filter(|_| last.len() == number).unwrap_or(i64::MIN);
         let told: HashSet<&str> = last.iter().map(|(_, line)| line.as_str()).collect();
         let since = newest.saturating_sub(source::LATENESS).max(self.since.unwrap_or(i64::MIN));
         self.read_from(since, true, false, |record, line| {
-            let is_before = time::of_record(record).is_some_and(|time| time < oldest);
+            let is_before = Glance::from(record).time.is_some_and(|time| time < oldest);
             if is_before || told.contains(line) { Ok(true) } else { each(record, line) }
         })
     }
@@ -204,7 +217,8 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         None => selection.read(args.follow, |record, line| show(record, line, args.follow))?,
         Some(number) => {
             let last = selection.last(number)?;
-            if last.iter().try_for_each(|(record, line)| show(record, line, args.follow).map(drop)).is_err() {
+            let shown = last.iter().try_for_each(|(record, line)| show(record, line, args.follow).map(drop));
+            if !has_reader(shown)? {
                 return Ok(ExitCode::SUCCESS);
             }
             if args.follow {
@@ -212,6 +226,14 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let _ = output.flush();
+    has_reader(output.flush())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// False when whoever reads the output has seen enough. A disk that is full is a fault.
+pub(crate) fn has_reader(written: io::Result<()>) -> io::Result<bool> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
+    }
 }

@@ -5,9 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use super::observe::Selection;
+use audit::Glance;
+
 use super::observe::edges::{Counts, Edges, Pair};
 use super::observe::print::scaled;
+use super::observe::{Selection, has_reader};
 
 /// How often live figures are printed.
 const EVERY: Duration = Duration::from_secs(2);
@@ -42,16 +44,21 @@ enum By {
 /// Runs the command.
 pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
     let mut edges = Edges::default();
-    let mut first_seen: HashMap<Pair, Instant> = HashMap::new();
     let mut output = io::stdout().lock();
+    if !args.follow {
+        args.selection.add_up(&mut edges)?;
+        has_reader(output.write_all(table(&edges, args.by, args.rows, |_| false).as_bytes()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut first_seen: HashMap<Pair, Instant> = HashMap::new();
     let clears = output.is_terminal();
     let mut printed = Instant::now();
-    args.selection.read(args.follow, |record, _| {
-        edges.add(record);
-        if args.follow && printed.elapsed() >= EVERY {
+    args.selection.read(true, |record, _| {
+        edges.add(&Glance::from(record));
+        if printed.elapsed() >= EVERY {
             printed = Instant::now();
             for (pair, _) in edges.all() {
-                first_seen.entry(pair.clone()).or_insert(printed);
+                first_seen.entry(pair).or_insert(printed);
             }
             let is_new = |pair: &Pair| first_seen.get(pair).is_some_and(|seen| seen.elapsed() < NEW);
             let clear = if clears { "\u{1b}[H\u{1b}[2J" } else { "" };
@@ -60,12 +67,6 @@ pub(crate) fn execute(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Ok(true)
     })?;
-    if !args.follow {
-        match output.write_all(table(&edges, args.by, args.rows, |_| false).as_bytes()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
-    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,7 +77,7 @@ fn table(edges: &Edges, by: By, rows: usize, is_new: impl Fn(&Pair) -> bool) -> 
         By::Denied => counts.denied,
         By::Failed => counts.failed,
     };
-    let mut sorted: Vec<(&Pair, &Counts)> = edges.all().collect();
+    let mut sorted = edges.all();
     // Stable: equal ones stay in the order of their names.
     sorted.sort_by_key(|(_, counts)| std::cmp::Reverse(key(counts)));
     let row = |cells: [&str; 8]| {
@@ -112,7 +113,7 @@ mod tests {
         let mut other = record("connection-denied", "2", 0);
         other["destination"]["port"] = json!(80);
         for record in [record("connection-ended", "1", 2048), other] {
-            edges.add(&record);
+            edges.add(&Glance::from(&record));
         }
         let by = |by, rows| table(&edges, by, rows, |pair: &Pair| pair.port == 80);
         let lines = |text: String| -> Vec<String> { text.lines().map(ToOwned::to_owned).collect() };

@@ -251,6 +251,16 @@ fn observe_tells_the_same_from_the_agent_its_store_and_its_file() {
         assert_eq!(told(&["--until", "1h"]).len(), 0, "{source:?}");
         assert_eq!(told(&["--since", "1h", "-n", "default"]).len(), 15, "{source:?}");
     }
+    let file = stage.sluice().records_path().to_str().unwrap().to_owned();
+    let from = [vec![], vec!["--store", store.to_str().unwrap()], vec!["--file", &file]];
+    for filter in [&[][..], &["--verdict", "deny"], &["--not", "--port", "9999"], &["--min-bytes", "1"]] {
+        let told = |command: &str, from: &[&str]| said(&stage, &[&[command], from, filter].concat());
+        for command in ["top", "graph"] {
+            let [agent, stored, written] = from.each_ref().map(|from| told(command, from));
+            assert_eq!((&agent, &stored), (&written, &written), "{command} {filter:?}");
+            assert!(agent.lines().count() > 1, "{agent}");
+        }
+    }
     let text = said(&stage, &["observe", "--type", "denied"]);
     let names_both = |line: &str| line.contains("DENIED") && line.contains("NetworkPolicy/default/server");
     assert!(text.lines().count() == 5 && text.lines().all(names_both), "{text}");

@@ -10,7 +10,7 @@ use layout::core::style::{LineStyleKind, StyleAttr};
 use layout::std_shapes::shapes::{Arrow, Element, LineEndKind, ShapeKind};
 use layout::topo::layout::VisualGraph;
 
-use super::{Edges, is_only_denied, label, nodes};
+use super::{Counts, Pair, is_only_denied, label, nodes};
 
 /// Edges beyond which a picture is no help, and its layout takes minutes.
 pub(super) const MOST_EDGES: usize = 500;
@@ -19,14 +19,14 @@ const FONT: usize = 14;
 const WAY: Orientation = Orientation::LeftToRight;
 
 /// SVG of all edges; `None` when there are more than [`MOST_EDGES`].
-pub(super) fn svg(edges: &Edges) -> Option<String> {
-    if edges.all().count() > MOST_EDGES {
+pub(super) fn svg(edges: &[(Pair, Counts)]) -> Option<String> {
+    if edges.len() > MOST_EDGES {
         return None;
     }
     let mut graph = VisualGraph::new(WAY);
     let names = nodes(edges);
     let handles: BTreeMap<&str, _> = names.keys().map(|name| (*name, graph.add_node(node(name)))).collect();
-    for (pair, counts) in edges.all() {
+    for (pair, counts) in edges {
         let (line, color) = if is_only_denied(counts) {
             (LineStyleKind::Dashed, "red")
         } else {

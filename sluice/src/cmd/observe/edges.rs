@@ -1,15 +1,15 @@
 //! Records to who talks to whom: one edge for each pair of workloads and port.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use serde::Serialize;
-use serde_json::Value;
+use audit::{End, Glance};
+use serde::{Deserialize, Serialize};
 
 use super::filter::{carried, is_denied};
-use super::print::{end, printable};
+use super::print::{printable, who};
 
 /// A pair of workloads, and the server's port.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Pair {
     /// `namespace/workload`, `node NAME` or `external`.
     pub(crate) from: String,
@@ -19,7 +19,7 @@ pub(crate) struct Pair {
 }
 
 /// What happened between a pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Connections that were carried.
     pub(crate) carried: u64,
@@ -34,71 +34,117 @@ pub(crate) struct Counts {
 /// All edges so far.
 #[derive(Debug, Default)]
 pub(crate) struct Edges {
-    edges: BTreeMap<Pair, Counts>,
+    edges: HashMap<Edge, Counts>,
+    /// Each name's number.
+    names: HashMap<String, u32>,
     /// Bytes of live connections that are counted already, by id.
-    told: HashMap<String, u64>,
+    told: HashMap<u128, u64>,
+}
+
+/// An edge, as an agent tells of it in a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    #[serde(flatten)]
+    pub(crate) pair: Pair,
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
+}
+
+/// A [`Pair`] whose names are numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Edge {
+    from: u32,
+    to: u32,
+    port: u64,
+    protocol: u32,
 }
 
 impl Edges {
     /// Adds what a record tells; a record of losses tells nothing.
-    pub(crate) fn add(&mut self, record: &Value) {
-        if record["source"].get("ip").is_none() {
+    pub(crate) fn add(&mut self, record: &Glance<'_>) {
+        if record.source.ip.is_none() {
             return;
         }
-        let counts = self.edges.entry(pair(record)).or_default();
-        let id = record["event"]["id"].as_str().unwrap_or_default();
-        match record["event"]["action"].as_str() {
-            Some("connection-started") => {
+        let edge = Edge {
+            from: self.name(workload(&record.source)),
+            to: self.name(workload(&record.destination)),
+            port: record.destination.port.unwrap_or(0),
+            protocol: self.name(record.transport.to_uppercase()),
+        };
+        let counts = self.edges.entry(edge).or_default();
+        let id = record.id;
+        match record.action {
+            "connection-started" => {
                 counts.carried += 1;
-                self.told.insert(id.to_owned(), 0);
+                self.told.insert(id, 0);
             }
-            Some("connection-updated") => {
+            "connection-updated" => {
                 let bytes = carried(record);
                 // Its start may lie before what is read.
-                let before = self.told.insert(id.to_owned(), bytes);
+                let before = self.told.insert(id, bytes);
                 counts.carried += u64::from(before.is_none());
                 counts.bytes += bytes.saturating_sub(before.unwrap_or(0));
             }
-            Some("connection-ended") => {
-                let before = self.told.remove(id);
+            "connection-ended" => {
+                let before = self.told.remove(&id);
                 counts.carried += u64::from(before.is_none());
                 counts.bytes += carried(record).saturating_sub(before.unwrap_or(0));
                 counts.denied += u64::from(is_denied(record));
             }
-            Some("connection-denied") => counts.denied += 1,
-            Some("connection-failed") => counts.failed += 1,
+            "connection-denied" => counts.denied += 1,
+            "connection-failed" => counts.failed += 1,
             _ => {}
         }
     }
 
-    /// Every edge, in the order of its names.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&Pair, &Counts)> {
-        self.edges.iter()
+    /// Adds what somebody else has added up.
+    pub(crate) fn add_counts(&mut self, pair: Pair, counts: Counts) {
+        let (from, to) = (self.name(pair.from), self.name(pair.to));
+        let edge = Edge { from, to, port: pair.port, protocol: self.name(pair.protocol) };
+        let sum = self.edges.entry(edge).or_default();
+        sum.carried += counts.carried;
+        sum.denied += counts.denied;
+        sum.failed += counts.failed;
+        sum.bytes += counts.bytes;
     }
-}
 
-fn pair(record: &Value) -> Pair {
-    Pair {
-        from: workload(&record["source"]),
-        to: workload(&record["destination"]),
-        port: record["destination"]["port"].as_u64().unwrap_or(0),
-        protocol: record["network"]["transport"].as_str().unwrap_or("-").to_uppercase(),
+    fn name(&mut self, name: String) -> u32 {
+        let next = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        *self.names.entry(name).or_insert(next)
+    }
+
+    /// Every edge, in the order of its names.
+    pub(crate) fn all(&self) -> Vec<(Pair, Counts)> {
+        let mut names: Vec<(&str, u32)> =
+            self.names.iter().map(|(name, number)| (name.as_str(), *number)).collect();
+        names.sort_by_key(|(_, number)| *number);
+        let name =
+            |number: u32| names.get(number as usize).map_or_else(String::new, |(name, _)| (*name).to_owned());
+        let mut all: Vec<(Pair, Counts)> = self
+            .edges
+            .iter()
+            .map(|(edge, counts)| {
+                let Edge { from, to, port, protocol } = *edge;
+                (Pair { from: name(from), to: name(to), port, protocol: name(protocol) }, *counts)
+            })
+            .collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
     }
 }
 
 /// The workload's name, the pod's where it has none.
-fn workload(of: &Value) -> String {
-    let k8s = &of["k8s"];
-    match (k8s["namespace"].as_str(), k8s["owner"]["name"].as_str(), k8s["node"].as_str()) {
-        (Some(namespace), Some(owner), _) => printable(&format!("{namespace}/{owner}")),
-        (Some(_), None, _) | (None, _, Some(_)) => end(of),
-        (None, _, None) => "external".to_owned(),
+fn workload(of: &End<'_>) -> String {
+    let k8s = of.k8s;
+    match (k8s["namespace"].as_str(), k8s["owner"]["name"].as_str()) {
+        (Some(namespace), Some(owner)) => printable(&format!("{namespace}/{owner}")),
+        _ => who(k8s).unwrap_or_else(|| "external".to_owned()),
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -114,12 +160,12 @@ pub(crate) mod tests {
 
     fn counts(records: &[Value]) -> Counts {
         let mut edges = Edges::default();
-        records.iter().for_each(|record| edges.add(record));
-        let mut all = edges.all();
+        records.iter().for_each(|record| edges.add(&Glance::from(record)));
+        let mut all = edges.all().into_iter();
         let (pair, counts) = all.next().unwrap();
         assert_eq!((&*pair.from, &*pair.to, pair.port), ("shop/web", "shop/db", 5432));
         assert!(all.next().is_none());
-        *counts
+        counts
     }
 
     #[test]
@@ -150,9 +196,9 @@ pub(crate) mod tests {
         let mut edges = Edges::default();
         let mut outside = record("connection-started", "1", 0);
         outside["destination"] = json!({"ip": "192.0.2.1", "port": 443});
-        edges.add(&outside);
-        edges.add(&json!({"event": {"action": "records-lost"}}));
-        let names: Vec<_> = edges.all().map(|(pair, _)| pair.to.clone()).collect();
+        edges.add(&Glance::from(&outside));
+        edges.add(&Glance::from(&json!({"event": {"action": "records-lost"}})));
+        let names: Vec<_> = edges.all().into_iter().map(|(pair, _)| pair.to).collect();
         assert_eq!(names, ["external"]);
     }
 }

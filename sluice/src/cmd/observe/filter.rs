@@ -3,11 +3,10 @@
 //! Values of one flag are alternatives, flags add up, and a value that begins with `!` is one that must not match.
 
 use std::ffi::{OsStr, OsString};
-use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use audit::{MOST_NAMED, PodNamed, StoreQuery};
+use audit::{End, Glance, IpBlock, MOST_NAMED, PodNamed, StoreQuery};
 use serde_json::Value;
 
 /// Filters, as `sluice observe`, `sluice top` and `sluice graph` take them. A value that begins with ! must not
@@ -98,8 +97,8 @@ impl Filters {
     }
 
     /// True when every flag matches `record`.
-    pub(crate) fn matches(&self, record: &Value) -> bool {
-        let ends = [&record["source"], &record["destination"]];
+    pub(crate) fn matches(&self, record: &Glance<'_>) -> bool {
+        let ends = [record.source, record.destination];
         let [source, destination] = [[ends[0]], [ends[1]]];
         any_end(&self.namespace, &ends, is_in_namespace)
             && any_end(&self.from_namespace, &source, is_in_namespace)
@@ -109,20 +108,76 @@ impl Filters {
             && any_end(&self.to_pod, &destination, is_pod)
             && any_end(&self.workload, &ends, is_workload)
             && any_end(&self.label, &ends, has_label)
-            && any_end(&self.service, &destination, is_service)
+            && wanted(&self.service, |service| is_service(service, record.service))
             && any_end(&self.ip, &ends, is_in_block)
             && any_end(&self.from_ip, &source, is_in_block)
             && any_end(&self.to_ip, &destination, is_in_block)
-            && wanted(&self.port, |port| ends[1]["port"] == *port)
-            && wanted(&self.protocol, |name| equals(&record["network"]["transport"], name.0))
-            && wanted(&self.verdict, |verdict| is_denied(record) == (*verdict == VerdictIs::Deny))
+            && wanted(&self.port, |port| ends[1].port == Some(u64::from(*port)))
+            && wanted(&self.protocol, |name| record.transport == name.0)
+            && wanted(&self.verdict, |verdict| verdict.is_of(record))
             && wanted(&self.policy, |policy| policies(record).any(|named| policy.is(named)))
-            && wanted(&self.direction, |name| equals(&record["network"]["direction"], name.0))
-            && wanted(&self.cause, |name| equals(&record["sluice"]["end_cause"], name.0))
-            && wanted(&self.kind, |kind| equals(&record["event"]["action"], kind.action()))
-            && wanted(&self.node, |name| equals(&record["observer"]["name"], &name.0))
+            && wanted(&self.direction, |name| record.direction == name.0)
+            && wanted(&self.cause, |name| record.cause == Some(name.0))
+            && wanted(&self.kind, |kind| record.action == kind.action())
+            && wanted(&self.node, |name| record.node == name.0)
             && self.min_duration.is_none_or(|least| lived(record).is_some_and(|lived| lived >= least))
             && self.min_bytes.is_none_or(|least| carried(record) >= least)
+    }
+
+    /// True when every record matches.
+    pub(crate) fn are_none(&self) -> bool {
+        self.words().is_empty()
+    }
+
+    /// Them as arguments, for another process.
+    pub(crate) fn words(&self) -> Vec<String> {
+        fn add<T>(words: &mut Vec<String>, flag: &str, terms: &[Term<T>]) {
+            words.extend(terms.iter().map(|term| format!("--{flag}={}", term.text)));
+        }
+        let mut words = Vec::new();
+        for (flag, terms) in [
+            ("namespace", &self.namespace),
+            ("from-namespace", &self.from_namespace),
+            ("to-namespace", &self.to_namespace),
+            ("node", &self.node),
+        ] {
+            add(&mut words, flag, terms);
+        }
+        for (flag, terms) in [
+            ("pod", &self.pod),
+            ("from-pod", &self.from_pod),
+            ("to-pod", &self.to_pod),
+            ("workload", &self.workload),
+            ("service", &self.service),
+        ] {
+            add(&mut words, flag, terms);
+        }
+        for (flag, terms) in [("ip", &self.ip), ("from-ip", &self.from_ip), ("to-ip", &self.to_ip)] {
+            add(&mut words, flag, terms);
+        }
+        add(&mut words, "label", &self.label);
+        add(&mut words, "port", &self.port);
+        add(&mut words, "protocol", &self.protocol);
+        add(&mut words, "verdict", &self.verdict);
+        add(&mut words, "policy", &self.policy);
+        add(&mut words, "direction", &self.direction);
+        add(&mut words, "cause", &self.cause);
+        add(&mut words, "type", &self.kind);
+        words.extend(self.min_duration.map(|least| format!("--min-duration={}ms", least.as_millis())));
+        words.extend(self.min_bytes.map(|least| format!("--min-bytes={least}")));
+        words
+    }
+
+    /// From what [`Self::words`] gave.
+    pub(crate) fn from_words(words: &[String]) -> Result<Self, String> {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            filters: Filters,
+        }
+        let all = std::iter::once("filters").chain(words.iter().map(String::as_str));
+        let parsed = <Words as clap::Parser>::try_parse_from(all);
+        parsed.map(|parsed| parsed.filters).map_err(|error| error.kind().to_string())
     }
 
     /// What whoever keeps the records can look up: never less than what matches.
@@ -133,6 +188,9 @@ impl Filters {
         let namespaces = namespaces.into_iter().find_map(|terms| asked(terms));
         query.namespaces = namespaces
             .map_or_else(Vec::new, |names| names.into_iter().map(|Text(name)| name.clone()).collect());
+        let ips = [&self.ip, &self.from_ip, &self.to_ip].into_iter().find_map(|terms| asked(terms));
+        query.ips =
+            ips.map_or_else(Vec::new, |blocks| blocks.into_iter().map(|Block(block)| *block).collect());
         let words = |names: Vec<&'static str>| names.into_iter().map(str::to_owned).collect();
         query.actions = asked(&self.kind)
             .map_or_else(Vec::new, |kinds| words(kinds.into_iter().map(|kind| kind.action()).collect()));
@@ -148,15 +206,17 @@ impl Filters {
 pub(crate) struct Term<T> {
     value: T,
     is_not: bool,
+    /// As it was written.
+    text: String,
 }
 
 impl<T: FromStr<Err = String>> Term<T> {
     fn parse(text: &str) -> Result<Self, String> {
-        let (text, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
-        if text.is_empty() {
+        let (value, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
+        if value.is_empty() {
             return Err("must not be empty".to_owned());
         }
-        Ok(Self { value: text.parse()?, is_not })
+        Ok(Self { value: value.parse()?, is_not, text: text.to_owned() })
     }
 }
 
@@ -175,9 +235,9 @@ term!(Text, Named, Label, Block, Transport, Policy, VerdictIs, Direction, Cause,
 impl FromStr for Term<u16> {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let (text, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
-        let value = text.parse().map_err(|_| "must be a port from 0 to 65535".to_owned())?;
-        Ok(Self { value, is_not })
+        let (value, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
+        let value = value.parse().map_err(|_| "must be a port from 0 to 65535".to_owned())?;
+        Ok(Self { value, is_not, text: text.to_owned() })
     }
 }
 
@@ -216,36 +276,13 @@ impl Named {
 }
 
 /// An address or a block of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Block {
-    network: IpAddr,
-    length: u8,
-}
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block(IpBlock);
 
 impl FromStr for Block {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let fault = || format!("{text} is no IP address and no CIDR such as 10.0.0.0/8");
-        let (address, length) =
-            text.split_once('/').map_or((text, None), |(before, after)| (before, Some(after)));
-        let network: IpAddr = address.parse().map_err(|_| fault())?;
-        let longest = if network.is_ipv4() { 32 } else { 128 };
-        let length = length.map_or(Ok(longest), str::parse).map_err(|_| fault())?;
-        if length > longest { Err(fault()) } else { Ok(Self { network, length }) }
-    }
-}
-
-impl Block {
-    fn contains(&self, ip: IpAddr) -> bool {
-        let (bits, network, ip) = match (self.network, ip) {
-            (IpAddr::V4(network), IpAddr::V4(ip)) => {
-                (32, u128::from(network.to_bits()), u128::from(ip.to_bits()))
-            }
-            (IpAddr::V6(network), IpAddr::V6(ip)) => (128, network.to_bits(), ip.to_bits()),
-            _ => return false,
-        };
-        let ignored = bits - u32::from(self.length);
-        network.checked_shr(ignored).unwrap_or(0) == ip.checked_shr(ignored).unwrap_or(0)
+        text.parse().map(Self).map_err(|()| format!("{text} is no IP address and no CIDR such as 10.0.0.0/8"))
     }
 }
 
@@ -367,6 +404,13 @@ impl FromStr for VerdictIs {
     }
 }
 
+impl VerdictIs {
+    /// A record of losses tells of no verdict.
+    fn is_of(self, record: &Glance<'_>) -> bool {
+        record.action != Kind::Lost.action() && is_denied(record) == (self == Self::Deny)
+    }
+}
+
 /// What a record tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -409,7 +453,7 @@ fn wanted<T>(terms: &[Term<T>], matches: impl Fn(&T) -> bool) -> bool {
         && !terms.iter().any(|term| term.is_not && matches(&term.value))
 }
 
-fn any_end<T>(terms: &[Term<T>], ends: &[&Value], matches: impl Fn(&T, &Value) -> bool) -> bool {
+fn any_end<T>(terms: &[Term<T>], ends: &[End<'_>], matches: impl Fn(&T, &End<'_>) -> bool) -> bool {
     wanted(terms, |value| ends.iter().any(|end| matches(value, end)))
 }
 
@@ -423,18 +467,17 @@ fn equals(value: &Value, text: &str) -> bool {
     value.as_str() == Some(text)
 }
 
-fn is_in_namespace(namespace: &Text, end: &Value) -> bool {
-    equals(&end["k8s"]["namespace"], &namespace.0)
+fn is_in_namespace(namespace: &Text, end: &End<'_>) -> bool {
+    equals(&end.k8s["namespace"], &namespace.0)
 }
 
-fn is_pod(pod: &Named, end: &Value) -> bool {
-    let k8s = &end["k8s"];
-    k8s["pod"].as_str().is_some_and(|name| name.starts_with(&pod.name))
-        && pod.before.as_ref().is_none_or(|namespace| equals(&k8s["namespace"], namespace))
+fn is_pod(pod: &Named, end: &End<'_>) -> bool {
+    end.k8s["pod"].as_str().is_some_and(|name| name.starts_with(&pod.name))
+        && pod.before.as_ref().is_none_or(|namespace| equals(&end.k8s["namespace"], namespace))
 }
 
-fn is_workload(workload: &Named, end: &Value) -> bool {
-    let owner = &end["k8s"]["owner"];
+fn is_workload(workload: &Named, end: &End<'_>) -> bool {
+    let owner = &end.k8s["owner"];
     equals(&owner["name"], &workload.name)
         && workload
             .before
@@ -442,44 +485,42 @@ fn is_workload(workload: &Named, end: &Value) -> bool {
             .is_none_or(|kind| owner["kind"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(kind)))
 }
 
-fn has_label(label: &Label, end: &Value) -> bool {
-    let known = end["k8s"]["labels"].get(&label.key);
+fn has_label(label: &Label, end: &End<'_>) -> bool {
+    let known = end.k8s["labels"].get(&label.key);
     known.is_some_and(|known| label.value.as_ref().is_none_or(|value| equals(known, value)))
 }
 
-fn is_service(service: &Named, end: &Value) -> bool {
-    equals(&end["service"]["name"], &service.name)
-        && service.before.as_ref().is_none_or(|namespace| equals(&end["service"]["namespace"], namespace))
+fn is_service(named: &Named, service: &Value) -> bool {
+    equals(&service["name"], &named.name)
+        && named.before.as_ref().is_none_or(|namespace| equals(&service["namespace"], namespace))
 }
 
-fn is_in_block(block: &Block, end: &Value) -> bool {
-    end["ip"].as_str().and_then(|ip| ip.parse().ok()).is_some_and(|ip| block.contains(ip))
+fn is_in_block(block: &Block, end: &End<'_>) -> bool {
+    end.ip.and_then(|ip| ip.parse().ok()).is_some_and(|ip| block.0.contains(ip))
 }
 
 /// Refused by policy, or cut by it.
-pub(crate) fn is_denied(record: &Value) -> bool {
-    equals(&record["event"]["action"], Kind::Denied.action())
-        || equals(&record["sluice"]["end_cause"], "policy-revoked")
+pub(crate) fn is_denied(record: &Glance<'_>) -> bool {
+    record.action == Kind::Denied.action() || record.cause == Some("policy-revoked")
 }
 
 /// Every policy that had a say: `Kind/namespace/name#rule`.
-pub(crate) fn policies(record: &Value) -> impl Iterator<Item = &str> {
-    ["egress", "ingress"]
+pub(crate) fn policies<'a>(record: &Glance<'a>) -> impl Iterator<Item = &'a str> {
+    [record.egress, record.ingress]
         .into_iter()
-        .filter_map(|side| record["sluice"][side]["policies"].as_array())
+        .filter_map(|side| side["policies"].as_array())
         .flatten()
         .filter_map(Value::as_str)
 }
 
 /// How long it lived, so far or in all.
-pub(crate) fn lived(record: &Value) -> Option<Duration> {
-    record["event"]["duration"].as_u64().map(Duration::from_nanos)
+pub(crate) fn lived(record: &Glance<'_>) -> Option<Duration> {
+    record.duration.map(Duration::from_nanos)
 }
 
 /// Bytes both ways.
-pub(crate) fn carried(record: &Value) -> u64 {
-    let of = |side: &str| record[side]["bytes"].as_u64().unwrap_or(0);
-    of("source").saturating_add(of("destination"))
+pub(crate) fn carried(record: &Glance<'_>) -> u64 {
+    record.source.bytes.unwrap_or(0).saturating_add(record.destination.bytes.unwrap_or(0))
 }
 
 /// `500ms`, `10s`, `5m`, `1h`, `2d`.

@@ -4,6 +4,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::*;
+use std::net::IpAddr;
 
 #[derive(Parser)]
 struct Cli {
@@ -107,7 +108,13 @@ fn each_filter_lets_through_what_it_names_and_nothing_else() {
         ("-n shop --port 81", false),
     ];
     for (words, expected) in table {
-        assert_eq!(filters(words).matches(&ended()), expected, "{words}");
+        assert_eq!(filters(words).matches(&Glance::from(&ended())), expected, "{words}");
+        assert_eq!(filters(words).are_none(), words.is_empty(), "{words}");
+        // As an agent gets them.
+        let passed = filters(words).words();
+        let passed = Filters::from_words(&passed).unwrap();
+        assert_eq!(passed.matches(&Glance::from(&ended())), expected, "{words}");
+        assert_eq!(passed.words(), filters(words).words(), "{words}");
     }
 }
 
@@ -115,11 +122,14 @@ fn each_filter_lets_through_what_it_names_and_nothing_else() {
 fn a_revoked_connection_is_denied_and_a_record_of_losses_is_no_connection() {
     let mut revoked = ended();
     revoked["sluice"]["end_cause"] = json!("policy-revoked");
-    assert!(filters("--verdict deny").matches(&revoked));
+    assert!(filters("--verdict deny").matches(&Glance::from(&revoked)));
     let lost = json!({"event": {"action": "records-lost"}, "observer": {"name": "node-a"}});
-    assert!(filters("").matches(&lost));
-    assert!(filters("--type lost").matches(&lost));
-    assert!(!filters("-n shop").matches(&lost));
+    assert!(filters("").matches(&Glance::from(&lost)));
+    assert!(filters("--type lost").matches(&Glance::from(&lost)));
+    for verdict in ["--verdict allow", "--verdict deny"] {
+        assert!(!filters(verdict).matches(&Glance::from(&lost)));
+    }
+    assert!(!filters("-n shop").matches(&Glance::from(&lost)));
 }
 
 #[test]
@@ -128,12 +138,13 @@ fn a_block_has_exactly_the_addresses_that_share_its_bits() {
         let block: Block = format!("10.1.2.3/{length}").parse().unwrap();
         for flipped in 0..32_u32 {
             let ip = IpAddr::from((u32::from_be_bytes([10, 1, 2, 3]) ^ (1 << flipped)).to_be_bytes());
-            assert_eq!(block.contains(ip), flipped < 32 - u32::from(length), "{block:?} {ip}");
+            assert_eq!(block.0.contains(ip), flipped < 32 - u32::from(length), "{block:?} {ip}");
         }
     }
     let everything: Block = "::/0".parse().unwrap();
     assert!(
-        everything.contains("fd00::1".parse().unwrap()) && !everything.contains("10.0.0.1".parse().unwrap())
+        everything.0.contains("fd00::1".parse().unwrap())
+            && !everything.0.contains("10.0.0.1".parse().unwrap())
     );
 }
 
@@ -179,4 +190,29 @@ fn what_other_commands_are_given_and_what_follows_two_dashes_is_left_alone() {
     assert!(left("sluice lab shell node1 -- hubble observe --not --port 80"));
     assert!(left("sluice observe --port 80 -- --not --port 80"));
     assert!(left("sluice") && left("sluice --not --port 80") && !left("sluice top --not --port 80"));
+}
+
+#[test]
+fn every_filter_is_passed_to_an_agent_and_what_is_none_is_refused_there() {
+    let command = <Filters as clap::Args>::augment_args(clap::Command::new("filters"));
+    for argument in command.get_arguments().filter_map(|argument| argument.get_long()) {
+        let value = match argument {
+            "not" => continue,
+            "ip" | "from-ip" | "to-ip" => "10.0.0.1",
+            "port" => "80",
+            "protocol" => "tcp",
+            "verdict" => "deny",
+            "direction" => "egress",
+            "cause" => "refused",
+            "type" => "ended",
+            "min-duration" => "1500ms",
+            "min-bytes" => "1000",
+            _ => "some-name",
+        };
+        let word = format!("--{argument}={value}");
+        assert_eq!(filters(&word).words(), [word]);
+    }
+    for words in ["--port=x", "--follow", "word"] {
+        assert!(Filters::from_words(&[words.to_owned()]).is_err(), "{words}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use audit::Glance;
 use serde_json::Value;
 
 use super::filter::{is_denied, lived, policies};
@@ -56,7 +57,7 @@ fn compact(record: &Value) -> String {
     if let (Some(sent), Some(received)) = (bytes(record, "source"), bytes(record, "destination")) {
         line.push_str(&format!(" {sent} sent, {received} received"));
     }
-    if let Some(lived) = lived(record).filter(|_| what != "DENIED") {
+    if let Some(lived) = lived(&Glance::from(record)).filter(|_| what != "DENIED") {
         line.push_str(&format!(" in {}", short(lived)));
     }
     let why = why(record);
@@ -69,7 +70,7 @@ fn compact(record: &Value) -> String {
 fn row(record: &Value) -> String {
     let verdict = match record["event"]["action"].as_str() {
         Some("records-lost") => "-",
-        _ if is_denied(record) => "deny",
+        _ if is_denied(&Glance::from(record)) => "deny",
         _ => "allow",
     };
     let port = match record["destination"].get("port") {
@@ -85,7 +86,7 @@ fn row(record: &Value) -> String {
         (verdict.to_owned(), 8),
         (what(record).to_lowercase(), 9),
         (carried.map_or_else(|| "-".to_owned(), |(sent, received)| scaled(sent + received)), 10),
-        (lived(record).map_or_else(|| "-".to_owned(), short), 10),
+        (lived(&Glance::from(record)).map_or_else(|| "-".to_owned(), short), 10),
     ];
     let row: String = cells.iter().map(|(cell, width)| format!("{} ", padded(cell, *width))).collect();
     (row + &why(record)).trim_end().to_owned()
@@ -105,13 +106,17 @@ fn clock(record: &Value) -> String {
 }
 
 /// Who stands behind an end, as shortly as can be.
-pub(crate) fn end(end: &Value) -> String {
-    let k8s = &end["k8s"];
-    match (k8s["namespace"].as_str(), k8s["pod"].as_str(), k8s["node"].as_str()) {
+fn end(end: &Value) -> String {
+    who(&end["k8s"]).unwrap_or_else(|| word(&end["ip"]))
+}
+
+/// The pod or the node of an end.
+pub(crate) fn who(k8s: &Value) -> Option<String> {
+    Some(match (k8s["namespace"].as_str(), k8s["pod"].as_str(), k8s["node"].as_str()) {
         (Some(namespace), Some(pod), _) => printable(&format!("{namespace}/{pod}")),
         (_, _, Some(node)) => printable(&format!("node {node}")),
-        _ => word(&end["ip"]),
-    }
+        _ => return None,
+    })
 }
 
 fn what(record: &Value) -> String {
@@ -129,7 +134,7 @@ fn why(record: &Value) -> String {
     let cause = record["sluice"]["end_cause"].as_str().filter(|cause| *cause != "policy-denied");
     let reason = record["event"]["reason"].as_str().filter(|reason| Some(*reason) != cause);
     let mut parts: Vec<String> = cause.into_iter().chain(reason).map(printable).collect();
-    let policies: Vec<String> = policies(record).map(printable).collect();
+    let policies: Vec<String> = policies(&Glance::from(record)).map(printable).collect();
     if !policies.is_empty() {
         parts.push(format!("by {}", policies.join(" ")));
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use audit::StoreQuery;
 
+use super::edges::{Edges, Told};
 use super::filter::Filters;
 use super::time::Span;
 
@@ -67,6 +68,35 @@ impl From {
         self.file.as_deref() == Some(Path::new(STDIN))
     }
 
+    /// Adds up what a store or an agent keeps, without making lines of it; false when this is neither.
+    pub(crate) fn add_up(&self, wanted: &Wanted<'_>, edges: &mut Edges) -> anyhow::Result<bool> {
+        if let Some(folder) = &self.store {
+            audit::scan_store(folder, &query(wanted), |record| {
+                if wanted.filters.matches(record) {
+                    edges.add(record);
+                }
+                true
+            })?;
+            return Ok(true);
+        }
+        if self.file.is_some() {
+            return Ok(false);
+        }
+        let mut garbage = None;
+        let address = self.admin.as_deref().unwrap_or(ADDRESS);
+        ask(address, wanted, true, &mut |line: &str| match serde_json::from_str(line) {
+            Ok(Told { pair, counts }) => {
+                edges.add_counts(pair, counts);
+                true
+            }
+            Err(error) => {
+                garbage = Some(error);
+                false
+            }
+        })?;
+        garbage.map_or(Ok(true), |error| Err(error).with_context(|| format!("{address} does not add up")))
+    }
+
     /// Reads until the source ends, or, when it is followed, until `each` has had enough.
     pub(crate) fn read(&self, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Result<()> {
         match (&self.store, &self.file) {
@@ -78,7 +108,7 @@ impl From {
             (None, Some(file)) => {
                 read_file(file, wanted.follow, each).with_context(|| format!("read {}", file.display()))
             }
-            (None, None) => ask(self.admin.as_deref().unwrap_or(ADDRESS), wanted, each),
+            (None, None) => ask(self.admin.as_deref().unwrap_or(ADDRESS), wanted, false, each),
         }
     }
 }
@@ -94,19 +124,25 @@ fn query(wanted: &Wanted<'_>) -> StoreQuery {
     query
 }
 
-fn read_store(folder: &Path, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Result<()> {
+fn read_store(folder: &Path, wanted: &Wanted<'_>, told: &mut Each<'_>) -> anyhow::Result<()> {
     let mut query = query(wanted);
     let mut seen = Seen::default();
     loop {
         let mut goes_on = true;
-        audit::read_store(folder, &query, |line| {
+        let mut each = |line: &str| {
             if wanted.follow {
                 // A record is kept after its time: what comes late lies before the newest that was seen.
                 query_from(line).inspect(|time| seen.newest = seen.newest.max(*time));
             }
-            goes_on = (wanted.follow && !seen.is_new(line)) || each(line);
+            goes_on = (wanted.follow && !seen.is_new(line)) || told(line);
             goes_on
-        })?;
+        };
+        match wanted.filters.are_none() {
+            true => audit::read_store(folder, &query, &mut each)?,
+            false => {
+                audit::read_store_where(folder, &query, |record| wanted.filters.matches(record), &mut each)?
+            }
+        }
         if !wanted.follow || !goes_on {
             return Ok(());
         }
@@ -156,24 +192,35 @@ fn read_file(path: &Path, follow: bool, each: &mut Each<'_>) -> io::Result<()> {
     if !follow {
         return each_line(file, each).map(drop);
     }
-    let mut line = String::new();
+    let mut line = Vec::new();
+    let mut is_aside = false;
     loop {
-        if file.read_line(&mut line)? > 0 {
-            if line.ends_with('\n') {
-                if !each(line.trim_end()) {
+        if file.read_until(b'\n', &mut line)? > 0 {
+            if line.ends_with(b"\n") {
+                let text = String::from_utf8_lossy(&line);
+                if !text.trim().is_empty() && !each(text.trim()) {
                     return Ok(());
                 }
                 line.clear();
             }
             continue;
         }
-        let (open, named) = (file.get_ref().metadata()?, std::fs::metadata(path));
-        match named {
-            Ok(named) if named.ino() != open.ino() => {
-                file = BufReader::new(File::open(path)?);
-                line.clear();
-            }
-            _ => std::thread::sleep(LOOK),
+        if is_aside {
+            // A line that was not ended then never will be.
+            line.clear();
+            (file, is_aside) = (BufReader::new(File::open(path)?), false);
+            continue;
+        }
+        let open = file.get_ref().metadata()?;
+        if open.len() < file.stream_position()? {
+            // Emptied where it stands.
+            line.clear();
+            file.rewind()?;
+        } else if std::fs::metadata(path).is_ok_and(|named| named.ino() != open.ino()) {
+            // What was written to it before it was put aside may have come since it was read.
+            is_aside = true;
+        } else {
+            std::thread::sleep(LOOK);
         }
     }
 }
@@ -194,8 +241,8 @@ fn each_line(mut from: impl BufRead, each: &mut Each<'_>) -> io::Result<bool> {
     }
 }
 
-/// Asks an agent for `/records`, with HTTP/1.0, whose answers end with the connection.
-fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Result<()> {
+/// Asks an agent for `/records`, or for their sums, with HTTP/1.0, whose answers end with the connection.
+fn ask(address: &str, wanted: &Wanted<'_>, sums: bool, each: &mut Each<'_>) -> anyhow::Result<()> {
     let hint = "ask another with --admin ADDR:PORT, or read a --store DIR or a --file FILE";
     let place = address
         .to_socket_addrs()
@@ -205,7 +252,7 @@ fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Resul
     let mut stream = TcpStream::connect_timeout(&place, LIMIT)
         .with_context(|| format!("no agent answers at {address}; {hint}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
-    let asked = in_a_uri(&query(wanted), wanted.follow);
+    let asked = in_a_uri(wanted, sums);
     write!(stream, "GET /records?{asked} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
     let (status, head) =
@@ -233,28 +280,16 @@ fn ask(address: &str, wanted: &Wanted<'_>, each: &mut Each<'_>) -> anyhow::Resul
 }
 
 /// What an agent's `/records` is asked for.
-fn in_a_uri(query: &StoreQuery, follow: bool) -> String {
-    let StoreQuery { since, until, newest_first, denied, .. } = query;
-    let [follow, newest, denied] = [follow, *newest_first, *denied].map(u8::from);
-    let mut uri = format!("since={since}&until={until}&follow={follow}&newest={newest}&denied={denied}");
-    let pods =
-        query.pods.iter().map(|pod| format!("{}/{}", pod.namespace.as_deref().unwrap_or(""), pod.prefix));
-    let pods: Vec<String> = pods.collect();
-    for (key, values) in [
-        ("namespace", &query.namespaces),
-        ("pod", &pods),
-        ("action", &query.actions),
-        ("cause", &query.causes),
-    ] {
-        for value in values {
-            uri.push_str(&format!("&{key}="));
-            for byte in value.bytes() {
-                match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'/' => {
-                        uri.push(char::from(byte))
-                    }
-                    _ => uri.push_str(&format!("%{byte:02X}")),
-                }
+fn in_a_uri(wanted: &Wanted<'_>, sums: bool) -> String {
+    let Span { since, until } = wanted.span;
+    let [follow, newest, sums] = [wanted.follow, wanted.newest_first, sums].map(u8::from);
+    let mut uri = format!("since={since}&until={until}&follow={follow}&newest={newest}&sums={sums}");
+    for word in wanted.filters.words() {
+        uri.push_str("&filter=");
+        for byte in word.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'/' => uri.push(char::from(byte)),
+                _ => uri.push_str(&format!("%{byte:02X}")),
             }
         }
     }
@@ -301,6 +336,35 @@ mod tests {
         })
         .unwrap();
         assert_eq!(lines, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_followed_file_loses_nothing_when_it_is_emptied_put_aside_or_has_bytes_that_are_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records");
+        std::fs::write(&path, "one is long\n").unwrap();
+        let mut writer = File::options().append(true).open(&path).unwrap();
+        let mut lines = Vec::new();
+        read_file(&path, true, &mut |line: &str| {
+            lines.push(line.to_owned());
+            match lines.len() {
+                1 => {
+                    writer.set_len(0).unwrap();
+                    writer.write_all(b"two\n").unwrap();
+                }
+                2 => writer.write_all(b"\xff\n\nfour\n").unwrap(),
+                4 => {
+                    // The last line comes to a file that has another name by now, and half of one more.
+                    std::fs::rename(&path, folder.path().join("aside")).unwrap();
+                    std::fs::write(&path, "six\n").unwrap();
+                    writer.write_all(b"five\nhal").unwrap();
+                }
+                _ => {}
+            }
+            lines.len() < 6
+        })
+        .unwrap();
+        assert_eq!(lines, ["one is long", "two", "\u{fffd}", "four", "five", "six"]);
     }
 
     #[test]

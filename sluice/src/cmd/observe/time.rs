@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
+use audit::Glance;
 
 use super::filter::duration;
 
@@ -30,15 +30,9 @@ pub(crate) fn moment(text: &str) -> Result<i64, String> {
         .ok_or_else(|| format!("{text} is no time such as 10m (ago) or 2026-08-01T12:00:00Z"))
 }
 
-/// `@timestamp` of a record.
-pub(crate) fn of_record(record: &Value) -> Option<i64> {
-    let time: jiff::Timestamp = record["@timestamp"].as_str()?.parse().ok()?;
-    i64::try_from(time.as_nanosecond()).ok()
-}
-
 /// `@timestamp` of a line.
 pub(crate) fn of_line(line: &str) -> Option<i64> {
-    of_record(&serde_json::from_str(line).ok()?)
+    Glance::from(&serde_json::from_str(line).ok()?).time
 }
 
 /// Now.
