@@ -254,7 +254,11 @@ fn observe_tells_the_same_from_the_agent_its_store_and_its_file() {
     let file = stage.sluice().records_path().to_str().unwrap().to_owned();
     let from = [vec![], vec!["--store", store.to_str().unwrap()], vec!["--file", &file]];
     for filter in [&[][..], &["--verdict", "deny"], &["--not", "--port", "9999"], &["--min-bytes", "1"]] {
-        let told = |command: &str, from: &[&str]| said(&stage, &[&[command], from, filter].concat());
+        let told = |command: &str, from: &[&str]| {
+            let words: Vec<&str> =
+                std::iter::once(command).chain(from.iter().chain(filter).copied()).collect();
+            said(&stage, &words)
+        };
         for command in ["top", "graph"] {
             let [agent, stored, written] = from.each_ref().map(|from| told(command, from));
             assert_eq!((&agent, &stored), (&written, &written), "{command} {filter:?}");
