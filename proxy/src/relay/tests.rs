@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use socket2::SockRef;
 use tokio::task::JoinHandle;
 
+mod fin;
+
 use super::*;
 use crate::registry::{Registered, Registry};
 use crate::sys::readiness::watch_stream;
@@ -55,13 +57,24 @@ fn carrier(
 }
 
 fn relay(splice_threshold: usize, max_pipes: usize, idle_limit: Option<Duration>) -> Carried {
+    relay_between(pair(), pair(), (splice_threshold, max_pipes, idle_limit), |_| {})
+}
+
+/// A relay between the legs of two pairs: of the client, and of the server. `before` is done to the connection before
+/// it begins.
+fn relay_between(
+    (client, of_client): (TcpStream, TcpStream),
+    (of_server, server): (TcpStream, TcpStream),
+    (splice_threshold, max_pipes, idle_limit): (usize, usize, Option<Duration>),
+    before: impl FnOnce(&Live),
+) -> Carried {
     let metrics = Metrics::default();
     let (recorder, _) =
         Recorder::start(RecorderConfig::default(), Sink::Discard, "node1", metrics.clone()).unwrap();
     let registry = Arc::new(Registry::new(recorder, metrics.clone()));
-    let ((client, of_client), (of_server, server)) = (pair(), pair());
     let tuple = Tuple::tcp(client.local_addr().unwrap(), server.local_addr().unwrap());
     let connection = Arc::new(registry.register(tuple).unwrap());
+    before(connection.live());
     let carrier = carrier(splice_threshold, max_pipes, idle_limit, &metrics);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let live = Arc::clone(connection.live());
@@ -268,58 +281,18 @@ fn many_small_messages_are_no_stream() {
     assert_eq!(relayed.end().0, EndCause::ClientClosed);
 }
 
-/// What one look at the server's leg takes, though the runtime knows of nothing yet, after `says` was done to its end.
-fn taken_at_once(says: impl FnOnce(TcpStream)) -> (Result<bool, Broken>, bool, Vec<u8>) {
-    let metrics = Metrics::default();
-    let (recorder, _) =
-        Recorder::start(RecorderConfig::default(), Sink::Discard, "node1", metrics.clone()).unwrap();
-    let registry = Arc::new(Registry::new(recorder, metrics.clone()));
-    let connection =
-        registry.register(Tuple::tcp(([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into())).unwrap();
-    let carrier = carrier(16_384, 1, None, &metrics);
-    let ((client, of_client), (of_server, server)) = (pair(), pair());
-    for leg in [&of_client, &of_server] {
-        leg.set_nonblocking(true).unwrap();
+#[test]
+fn an_order_to_stop_that_came_before_the_legs_were_up_lets_no_byte_through() {
+    let (of_client, of_server) = (pair(), pair());
+    (&of_client.0).write_all(b"question").unwrap();
+    (&of_server.1).write_all(b"banner").unwrap();
+    let revoked = Stop::Revoked(Box::new(Decision::refused(Generation(2), Reason::PodGone)));
+    let relayed = relay_between(of_client, of_server, (16_384, 4, None), |live| live.stop(revoked));
+    for end in [&relayed.client, &relayed.server] {
+        let error = (&*end).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _inside = runtime.enter();
-    let legs = Legs { client: watch_stream(of_client).unwrap(), server: watch_stream(of_server).unwrap() };
-    says(server);
-    let live = connection.live();
-    let mut directions = Directions::new(&carrier, &legs, live, Progress::begin());
-    let way = directions.downwards();
-    let taken = directions.down.take_arrived(way);
-    let ended = directions.down.poll(way, &mut Context::from_waker(std::task::Waker::noop())).is_ready();
-    drop(directions);
-    drop(legs);
-    (taken, ended, all(&client))
-}
-
-#[test]
-fn the_fin_behind_an_answer_is_taken_with_it() {
-    let (taken, ended, answer) = taken_at_once(|mut server| server.write_all(b"answer").unwrap());
-    assert!(taken.unwrap() && ended, "answer and FIN in one look");
-    assert_eq!(answer, b"answer");
-    let mut open = None;
-    let (taken, ended, answer) = taken_at_once(|mut server| {
-        server.write_all(b"more follows").unwrap();
-        open = Some(server);
-    });
-    assert!(taken.unwrap() && !ended, "the server has not ended");
-    assert_eq!(answer, b"more follows");
-}
-
-#[test]
-fn what_came_before_a_reset_is_delivered() {
-    let (taken, _, answer) = taken_at_once(|mut server| {
-        server.write_all(b"answer").unwrap();
-        SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
-    });
-    assert!(
-        matches!(&taken, Err(Broken::From(error)) if error.raw_os_error() == Some(libc::ECONNRESET)),
-        "{taken:?}"
-    );
-    assert_eq!(answer, b"answer");
+    assert_eq!(relayed.end(), (EndCause::PolicyRevoked, 0, 0));
 }
 
 #[test]
