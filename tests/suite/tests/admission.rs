@@ -135,6 +135,8 @@ fn a_refused_client_may_try_again_at_once_from_the_same_port() {
             assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionRefused);
             assert!(took < patiently(ONE_STALL), "{took:?}");
         }
+        // A client knows of its refusal before that is recorded.
+        assert!(wait_until(LIMIT, || cluster.records_of("node1", local).len() >= 100), "{to}");
         let records = cluster.records_of("node1", local);
         assert_eq!(records.iter().map(told).collect::<Vec<_>>(), vec![told_of; 100]);
     }
