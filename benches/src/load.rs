@@ -130,6 +130,9 @@ pub(crate) fn exchange(
 
 fn echo(mut stream: TcpStream, bytes: usize) {
     let _ = stream.set_nodelay(true);
+    // A proxy that stalls may pass on no FIN either.
+    let _ = stream.set_read_timeout(Some(LIMIT));
+    let _ = stream.set_write_timeout(Some(LIMIT));
     let mut message = vec![0; bytes];
     while stream.read_exact(&mut message).and_then(|()| stream.write_all(&message)).is_ok() {}
 }
@@ -220,10 +223,15 @@ fn open_and_close(to: SocketAddr) -> io::Result<f64> {
 /// Opens `count` connections, passes a byte each way on each, and leaves them idle while `body` runs.
 pub(crate) fn idle<T>(ends: Ends<'_>, count: usize, body: impl FnOnce() -> T) -> io::Result<T> {
     let listener = listen(ends)?;
+    // Linux takes it for accept(2), too: socket(7).
+    socket2::SockRef::from(&listener).set_read_timeout(Some(LIMIT))?;
     let mut kept = Vec::with_capacity(2 * count);
     for _ in 0..count {
         let mut client = ends.client.run(|| TcpStream::connect_timeout(&ends.to, LIMIT))?;
         let (mut server, _) = listener.accept()?;
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(LIMIT))?;
+        }
         let mut byte = [1];
         client.write_all(&byte)?;
         server.read_exact(&mut byte)?;
