@@ -32,7 +32,11 @@ pub(crate) async fn admit(
     live.enter(Phase::Handshake);
     let _handshake = syn.release();
     if let Some(client) = listener::accept_arrived(path, &live.tuple) {
-        return Ok(client);
+        if live.stop_order().is_none() {
+            return Ok(client);
+        }
+        // Ordered to end before it was up: it never was.
+        tcp::reset_on_close(client.get_ref());
     }
     let outcome = tokio::select! {
         biased;
