@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use lab::{Cluster, LabError, PodSpec, Server, Sluice, SluiceOptions, UdpServer, ask, greeting_peer};
+use lab::{
+    Cluster, LabError, PodSpec, Server, Sluice, SluiceOptions, UdpServer, ask, greeting_peer, patiently,
+};
 use proxy::DenyAction;
 use serde_json::json;
 
@@ -158,7 +160,9 @@ fn start(cluster: &Cluster, facts: &Facts, interrupt: &Interrupt) -> anyhow::Res
     loop {
         match sluice.wait_ready(READY_STEP) {
             Ok(()) => return Ok(Ok(sluice)),
-            Err(LabError::TimedOut { .. }) if begin.elapsed() < READY_LIMIT => interrupt.check()?,
+            Err(LabError::TimedOut { .. }) if begin.elapsed() < patiently(READY_LIMIT) => {
+                interrupt.check()?
+            }
             Err(_) => {
                 return Ok(Err(format!(
                     "sluice run does not become ready: {}",

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use lab::{
-    Backend, Cluster, Families, Family, LabError, Netns, Sluice, SluiceOptions, Topology, ask, wait_until,
+    Backend, Cluster, Families, Family, LabError, Netns, Sluice, SluiceOptions, Topology, ask, patiently,
+    wait_until,
 };
 use serde_json::Value;
 
@@ -160,7 +161,9 @@ fn start_sluices(cluster: &Cluster, backend: Backend, interrupt: &Interrupt) -> 
         loop {
             match sluice.wait_ready(READY_STEP) {
                 Ok(()) => break,
-                Err(LabError::TimedOut { .. }) if begin.elapsed() < READY_LIMIT => interrupt.check()?,
+                Err(LabError::TimedOut { .. }) if begin.elapsed() < patiently(READY_LIMIT) => {
+                    interrupt.check()?
+                }
                 Err(error) => return Err(error.into()),
             }
         }
