@@ -12,7 +12,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The longest wait while watches end early but bring events.
 const LONGEST_WAIT_HEARD: Duration = Duration::from_secs(2);
 /// What a server may ask for at most.
-const LONGEST_ASKED: Duration = Duration::from_secs(600);
+pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(600);
 /// A watch that lasted this long was no failure.
 const STABLE: Duration = Duration::from_secs(5);
 /// The wait before a stable watch is taken up again: all nodes' watches may end at once.

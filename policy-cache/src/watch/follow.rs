@@ -15,6 +15,7 @@ use super::discover::Presence;
 use super::items::Items;
 use super::ledger::{Note, Origin, Sighting};
 use super::lines::{Lines, Piece};
+use super::page::{UNVERSIONED, end_of_page, is_version};
 use super::request::{self, Door, Failure, query, short};
 use super::resource::Resource;
 use super::status::Board;
@@ -32,7 +33,6 @@ const STREAM_PAUSE: Duration = Duration::from_secs(10);
 const WATCH_SECONDS: f64 = 290.0;
 
 const NAMELESS: &str = "there is a policy without a usable name, so that it cannot be told whom it closes";
-const UNVERSIONED: &str = "the list does not say of which version it is";
 /// The log tells of what cannot be read no more often than this.
 const GARBLED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -470,47 +470,4 @@ fn error(status: &Node) -> Failure {
         None => Outcome::Refused { retry_after: None },
     };
     Failure { outcome, message, status: code }
-}
-
-/// Whether a watch can begin there: 0 is any version, and an empty one the newest, and both would miss what happened
-/// since the list.
-fn is_version(version: &str) -> bool {
-    !matches!(version, "" | "0")
-}
-
-/// The list's version, and where the next page begins when there is one. Without `items`, or when it says that it is
-/// something else, an answer is no list: it would take away everything there is.
-fn end_of_page(items: Items, kind: Kind) -> Result<(String, Option<String>), Failure> {
-    #[derive(serde::Deserialize)]
-    struct Page {
-        #[serde(default)]
-        kind: Option<String>,
-        metadata: Metadata,
-        // Not an Option, for which a field that is missing is one that is null.
-        items: serde_json::Value,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        resource_version: String,
-        #[serde(default)]
-        r#continue: String,
-    }
-    let around = items.finish().map_err(|error| Failure::broken(error.to_string()))?;
-    let page: Page = serde_json::from_slice(&around).map_err(|error| {
-        Failure::broken(format!("the list cannot be read: {}", short(&error.to_string())))
-    })?;
-    if !(page.items.is_null() || page.items.is_array()) {
-        return Err(Failure::broken("the list cannot be read: its items are no list"));
-    }
-    let of_kind = |found: &str| found == "List" || found.strip_suffix("List") == Some(kind.as_str());
-    if let Some(found) = page.kind.filter(|found| !of_kind(found)) {
-        let (found, kind) = (short(&found), kind.as_str());
-        return Err(Failure::broken(format!("the answer is a {found:?} and no list of {kind}")));
-    }
-    if !is_version(&page.metadata.resource_version) {
-        return Err(Failure::broken(UNVERSIONED));
-    }
-    let token = page.metadata.r#continue;
-    Ok((page.metadata.resource_version, (!token.is_empty()).then_some(token)))
 }

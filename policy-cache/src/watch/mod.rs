@@ -15,6 +15,7 @@ mod kubeconfig;
 mod ledger;
 mod lines;
 mod owner;
+mod page;
 mod report;
 mod request;
 mod resource;

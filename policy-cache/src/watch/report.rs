@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::chance;
+use super::course::{LONGEST_ASKED, Outcome};
 use super::ledger::Verdict;
 use super::request::{self, Door, Failure};
 use super::resource::{RESOURCES, TIER_GROUP};
@@ -106,12 +107,21 @@ pub(crate) async fn run(door: Arc<Door>, node: String, mut reports: mpsc::Unboun
             }
             refused = true;
         } else if tries < TRIES && failure.status != Some(StatusCode::NOT_FOUND) {
-            let at = Instant::now() + RETRY.saturating_mul(1 << tries).mul_f64(0.5 + chance());
+            let at = Instant::now() + again(tries, &failure.outcome, chance());
             due.insert(key, (at, tries + 1, verdict));
         } else {
             tracing::debug!(policy = %key, error = failure.message, "not reported");
         }
     }
+}
+
+/// How long a report waits that has failed so often before, at least as long as the server asks; `chance` is from 0 to 1.
+fn again(tries: u32, outcome: &Outcome, chance: f64) -> Duration {
+    let asked = match outcome {
+        Outcome::Refused { retry_after: Some(asked) } => *asked.min(&LONGEST_ASKED),
+        _ => Duration::ZERO,
+    };
+    RETRY.saturating_mul(1 << tries).mul_f64(0.5 + chance).max(asked.mul_f64(1.0 + chance / 4.0))
 }
 
 async fn write(door: &Door, node: &str, verdict: &Verdict) -> Result<(), Failure> {
@@ -228,6 +238,17 @@ mod tests {
     }
 
     const GOOD: &str = r#"{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"ingress":[{"action":"Deny","from":[{"namespaces":{}}]}]}"#;
+
+    #[test]
+    fn a_report_that_fails_waits_longer_each_time_and_as_long_as_a_busy_server_asks() {
+        let broken = |tries, chance| again(tries, &Outcome::Broken, chance);
+        assert_eq!((broken(0, 0.0), broken(0, 1.0)), (RETRY / 2, RETRY * 3 / 2));
+        assert_eq!(broken(3, 0.5), RETRY * 8);
+        let busy = |seconds| Outcome::Refused { retry_after: Some(Duration::from_secs(seconds)) };
+        assert_eq!(again(0, &busy(60), 0.0), Duration::from_secs(60));
+        assert_eq!(again(0, &busy(0), 0.5), RETRY);
+        assert_eq!(again(0, &busy(86_400), 1.0), LONGEST_ASKED * 5 / 4);
+    }
 
     #[test]
     fn three_of_the_nodes_speak_for_a_policy_each_in_its_turn_and_the_work_is_shared() {
