@@ -186,8 +186,7 @@ impl Selection {
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let mut output = BufWriter::new(io::stdout().lock());
     if args.schema {
-        output.write_all(audit::RECORD_SCHEMA.as_bytes())?;
-        output.flush()?;
+        has_reader(output.write_all(audit::RECORD_SCHEMA.as_bytes()).and_then(|()| output.flush()))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.last == Some(0) {
@@ -197,16 +196,14 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     if args.last.is_some() && args.follow && args.selection.from.is_stdin() {
         bail!("--last with --follow: standard input comes once; leave one of them out");
     }
-    if args.output == Format::Table {
-        writeln!(output, "{}", print::HEAD)?;
-        output.flush()?;
+    if args.output == Format::Table
+        && !has_reader(writeln!(output, "{}", print::HEAD).and_then(|()| output.flush()))?
+    {
+        return Ok(ExitCode::SUCCESS);
     }
     let mut show = |record: &Value, line: &str, is_live: bool| {
-        writeln!(output, "{}", print::line(args.output, record, line))?;
-        if is_live {
-            output.flush()?
-        }
-        Ok(true)
+        let written = writeln!(output, "{}", print::line(args.output, record, line));
+        has_reader(written.and_then(|()| if is_live { output.flush() } else { Ok(()) }))
     };
     let selection = &args.selection;
     let last = match (args.last, args.follow) {
@@ -217,9 +214,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         None => selection.read(args.follow, |record, line| show(record, line, args.follow))?,
         Some(number) => {
             let last = selection.last(number)?;
-            let shown = last.iter().try_for_each(|(record, line)| show(record, line, args.follow).map(drop));
-            if !has_reader(shown)? {
-                return Ok(ExitCode::SUCCESS);
+            for (record, line) in &last {
+                if !show(record, line, args.follow)? {
+                    return Ok(ExitCode::SUCCESS);
+                }
             }
             if args.follow {
                 selection.follow_on(&last, number, |record, line| show(record, line, true))?;

@@ -76,8 +76,10 @@ fn a_frame_that_cannot_be_read_closes_what_it_names_until_a_new_list_says_what_i
         });
         scene.server.send_to_watches("networkpolicies", frame);
         scene.wait("everything is listed again", |scene| scene.kind("NetworkPolicy").relists >= 1);
-        scene.wait("nothing is rejected any more", |scene| scene.rejected().is_empty());
-        assert!(!scene.allows(CLIENT, WEB) && scene.allows(CLIENT, DB), "{}", String::from_utf8_lossy(frame));
+        let what_is_so = format!("nothing is closed any more by {}", String::from_utf8_lossy(frame));
+        scene.wait(&what_is_so, |scene| {
+            scene.rejected().is_empty() && !scene.allows(CLIENT, WEB) && scene.allows(CLIENT, DB)
+        });
         scene.server.put(deny("db", "db"));
         scene.wait("it goes on", |scene| !scene.allows(CLIENT, DB));
     }
