@@ -11,15 +11,14 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_NETFI
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::nfqueue::{attribute, attributes, field, push_attribute, push_message};
+use super::nfqueue::{
+    FLAG_ACK, FLAG_REQUEST, NLMSG_ERROR, attribute, attributes, field, push_attribute, push_message,
+};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const MSG_NEW: u16 = SUBSYSTEM;
 const MSG_GET: u16 = SUBSYSTEM | 1;
-const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const FLAG_REQUEST: u16 = 1;
-const FLAG_ACK: u16 = 4;
 const FLAG_DUMP: u16 = 0x300;
 const NESTED: u16 = 0x8000;
 

@@ -12,12 +12,9 @@ use audit::LegInfo;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
 use nix::libc;
 
-use super::nfqueue::{attribute, field};
+use super::nfqueue::{FLAG_REQUEST, NLMSG_ERROR, attribute, field};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// The type of an answer that is an error: netlink(7).
-const NLMSG_ERROR: u16 = 2;
-const FLAG_REQUEST: u16 = 1;
 const INET_DIAG_INFO: u16 = 2;
 /// Lengths of nlmsghdr, inet_diag_req_v2 and inet_diag_msg.
 const HEADER: usize = 16;

@@ -14,9 +14,10 @@ const SUBSYSTEM: u16 = 3 << 8;
 const MSG_PACKET: u16 = SUBSYSTEM;
 const MSG_VERDICT: u16 = SUBSYSTEM | 1;
 const MSG_CONFIG: u16 = SUBSYSTEM | 2;
-const NLMSG_ERROR: u16 = 2;
-const FLAG_REQUEST: u16 = 1;
-const FLAG_ACK: u16 = 4;
+/// Of every netlink message: the type of an answer that is an error, and flags. Source: netlink(7).
+pub(super) const NLMSG_ERROR: u16 = 2;
+pub(super) const FLAG_REQUEST: u16 = 1;
+pub(super) const FLAG_ACK: u16 = 4;
 
 const CFG_CMD: u16 = 1;
 const CFG_PARAMS: u16 = 2;
