@@ -1,6 +1,8 @@
 //! The life of one connection, from its held SYN to its final record:
 //! arrive → register → identify → authorize → connect → admit → splice → record.
 //!
+//! What can be refused at once is refused where its SYN was read, without a task of its own.
+//!
 //! Whatever returns early, panics or is cancelled drops [`Registered`], and that writes the record.
 
 use std::net::TcpStream;
@@ -29,15 +31,39 @@ struct Carried<T> {
     _reservation: Reservation,
 }
 
-/// Carries one connection. It was registered before this reads the snapshot, so that no policy change can
-/// fall between the decision and the registration.
-pub(crate) fn carry(
-    path: Arc<Datapath>,
+/// A registered attempt, and how far it has come when its task begins. It was registered before the snapshot is
+/// read, so that no policy change can fall between the decision and the registration.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// Nothing is decided.
+    Held(Registered, HeldSyn),
+    /// It may connect.
+    Permitted(Permitted),
+}
+
+/// An attempt that was allowed. Its SYN is held still.
+#[derive(Debug)]
+pub(crate) struct Permitted {
     connection: Registered,
     syn: HeldSyn,
-) -> impl Future<Output = ()> + Send {
+    permit: Permit,
+}
+
+/// Decides at once, and refuses or goes on in a task. What has to wait for a decision waits in its task.
+pub(crate) fn begin(path: &Arc<Datapath>, connection: Registered, syn: HeldSyn) {
+    let attempt = match unknown::decide_at_once(&path.policy, connection.live(), syn.behind()) {
+        Some(decided) => decided.apply(path, connection, syn).map(Attempt::Permitted),
+        None => Some(Attempt::Held(connection, syn)),
+    };
+    if let Some(attempt) = attempt {
+        tokio::spawn(carry(Arc::clone(path), attempt));
+    }
+}
+
+/// Carries one connection.
+pub(crate) fn carry(path: Arc<Datapath>, attempt: Attempt) -> impl Future<Output = ()> + Send {
     // On its own piece of memory, which is given back when the legs are up: a connection may then rest for days.
-    let opening = Box::pin(open(Arc::clone(&path), connection, syn));
+    let opening = Box::pin(open(Arc::clone(&path), attempt));
     async move {
         let Some(carried) = opening.await else { return };
         let relayed = carried.relay(&path, Progress::begin(), Place::Shared).await;
@@ -114,32 +140,46 @@ impl Carried<TcpStream> {
     }
 }
 
-/// Decides, connects and admits. `None` when the connection ended before both legs were up.
-async fn open(path: Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Option<Carried<LegSocket>> {
-    let live = Arc::clone(connection.live());
-
-    let decided = unknown::decide(&path.policy, &path.waiting, &live, syn.behind()).await;
-    let Decided { snapshot, judged, permit } = match decided {
-        Ok(decided) => decided,
-        Err(stop) => {
-            stopped_while_held(&path, &connection, syn, stop);
+impl Decided {
+    /// Notes the decision, and refuses what it denies: `None` then. Else what may connect.
+    fn apply(self, path: &Arc<Datapath>, connection: Registered, syn: HeldSyn) -> Option<Permitted> {
+        let Self { snapshot, judged, permit } = self;
+        let tuple = connection.live().tuple;
+        // An address of a Service that is still the destination here was dialled: another node translates it.
+        let asked = syn.dialed().map_or(tuple.destination.0, |dialed| dialed.0);
+        let service = snapshot.and_then(|snapshot| snapshot.service_at(asked, tuple.protocol));
+        connection.report(|report| report.service = service.map(Box::new));
+        connection.judged(judged);
+        revoke::check(path, connection.live());
+        let Some(permit) = permit else {
+            connection.end(EndCause::PolicyDenied, None);
+            path.refuse(syn);
             return None;
-        }
-    };
-    let dialed = syn.dialed();
-    // An address of a Service that is still the destination here was dialled: another node translates it.
-    let asked = dialed.map_or(live.tuple.destination.0, |dialed| dialed.0);
-    let service = snapshot.as_deref().and_then(|snapshot| snapshot.service_at(asked, live.tuple.protocol));
-    connection.report(|report| report.service = service.map(Box::new));
-    connection.judged(judged);
-    revoke::check(&path, &live);
-    let Some(permit) = permit else {
-        connection.end(EndCause::PolicyDenied, None);
-        path.refuse(syn);
-        return None;
-    };
-    drop(snapshot);
+        };
+        Some(Permitted { connection, syn, permit })
+    }
+}
 
+/// Waits for the decision of an attempt that has none. `None` when it was refused or stopped.
+async fn permitted(path: &Arc<Datapath>, attempt: Attempt) -> Option<Permitted> {
+    let (connection, syn) = match attempt {
+        Attempt::Permitted(permitted) => return Some(permitted),
+        Attempt::Held(connection, syn) => (connection, syn),
+    };
+    let live = Arc::clone(connection.live());
+    match unknown::decide(&path.policy, &path.waiting, &live, syn.behind()).await {
+        Ok(decided) => decided.apply(path, connection, syn),
+        Err(stop) => {
+            stopped_while_held(path, &connection, syn, stop);
+            None
+        }
+    }
+}
+
+/// Decides, connects and admits. `None` when the connection ended before both legs were up.
+async fn open(path: Arc<Datapath>, attempt: Attempt) -> Option<Carried<LegSocket>> {
+    let Permitted { connection, syn, permit } = permitted(&path, attempt).await?;
+    let dialed = syn.dialed();
     if !path.registry.accepts() {
         connection.end(EndCause::RecordsFull, Some("records cannot be kept".into()));
         syn.reset();
@@ -255,7 +295,7 @@ fn cannot_connect(connection: &Registered, syn: HeldSyn, error: &ConnectError, u
 mod tests {
     use super::*;
 
-    fn size_of_future<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+    fn size_of_future<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
         size_of::<F>()
     }
 

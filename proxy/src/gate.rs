@@ -1,18 +1,19 @@
 //! The gate: reads held SYNs from the kernel and starts a connection for each new one.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use audit::GateDrop;
 
-use crate::connection;
+use crate::connection::{self, Attempt};
 use crate::datagram;
 use crate::datapath::{Datapath, Marks};
 use crate::held::{Gatekeeper, HeldSyn};
 use crate::packet::parse_syn;
 use crate::pending::Arrival;
-use crate::registry::{Live, Phase, Stop};
+use crate::registry::{Live, Phase, Registered, Stop};
 use crate::sys::nfqueue::{Batch, Packet, PacketVerdict, Queue};
 use crate::sys::readiness::watch_queue;
 
@@ -21,6 +22,10 @@ pub(crate) const MAX_HELD: u32 = 65_535;
 
 /// How long a SYN waits for an older connection with its addresses and ports to leave.
 const SUCCESSION: Duration = Duration::from_millis(200);
+
+/// Of how many attempts that come at a time those that are refused are refused one after another. When there are more, other
+/// threads share them, and one that is allowed waits for none of them.
+const DECIDED_HERE: usize = 4;
 
 /// A gate that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +70,9 @@ pub(crate) async fn read(path: Arc<Datapath>, gate: Arc<Gatekeeper>) -> io::Erro
         };
         match gate.queue.read(&mut batch) {
             Ok(()) => {
+                let begin = if batch.len() <= DECIDED_HERE { begin_here } else { begin_elsewhere };
                 for packet in batch.packets() {
-                    arrive(&path, &gate, packet);
+                    arrive(&path, &gate, packet, begin);
                 }
                 if !batch.is_full() {
                     ready.clear_ready();
@@ -82,8 +88,25 @@ pub(crate) async fn read(path: Arc<Datapath>, gate: Arc<Gatekeeper>) -> io::Erro
     }
 }
 
+/// Who decides a new attempt.
+type Begin = fn(&Arc<Datapath>, Registered, HeldSyn);
+
+/// Decides on the gate's own thread, which saves a task where it refuses. A panic is the end of this attempt, as it
+/// would be in a task, and not of the gate.
+fn begin_here(path: &Arc<Datapath>, registered: Registered, held: HeldSyn) {
+    let begun = catch_unwind(AssertUnwindSafe(|| connection::begin(path, registered, held)));
+    if begun.is_err() {
+        tracing::error!("a panic while an attempt was decided: it is left unanswered, and comes again");
+    }
+}
+
+/// Decides in a task.
+fn begin_elsewhere(path: &Arc<Datapath>, registered: Registered, held: HeldSyn) {
+    tokio::spawn(connection::carry(Arc::clone(path), Attempt::Held(registered, held)));
+}
+
 /// Judges one held packet: a new attempt becomes a connection, anything else gets its verdict here.
-fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_>>) {
+fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_>>, begin: Begin) {
     let now = Instant::now();
     path.metrics.gate_packets.inc();
     let Some(packet) = packet else {
@@ -128,7 +151,7 @@ fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: Option<Packet<'_
     let held = HeldSyn::new(gate, syn, &packet, now);
     match path.registry.register(syn.tuple) {
         Ok(registered) => {
-            tokio::spawn(connection::carry(Arc::clone(path), registered, held));
+            begin(path, registered, held);
         }
         Err(older) => {
             tokio::spawn(succeed(Arc::clone(path), older, held));
@@ -161,7 +184,7 @@ async fn succeed(path: Arc<Datapath>, older: Arc<Live>, held: HeldSyn) {
         }
     }
     match path.registry.register(older.tuple) {
-        Ok(registered) => connection::carry(path, registered, held).await,
+        Ok(registered) => connection::carry(path, Attempt::Held(registered, held)).await,
         // Another successor was faster; this one's client sends its SYN again.
         Err(_) => drop(held),
     }

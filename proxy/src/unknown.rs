@@ -25,6 +25,16 @@ pub(crate) struct Decided {
     pub(crate) permit: Option<Permit>,
 }
 
+/// Decides, unless that has to wait for a snapshot that knows both ends.
+pub(crate) fn decide_at_once(
+    policy: &SnapshotStore,
+    live: &Live,
+    behind: BehindInterface,
+) -> Option<Decided> {
+    let decided = Decided::now(policy, live, behind);
+    (decided.knows_both_ends() || is_beyond_knowledge(&live.tuple)).then_some(decided)
+}
+
 /// Decides as soon as both ends are known, at the limit in any case.
 ///
 /// Errors: the order to end that came meanwhile.

@@ -107,6 +107,11 @@ impl Batch {
             .map(|(buffer, length)| parse(&buffer[..length]))
     }
 
+    /// How many messages the last read brought.
+    pub(crate) fn len(&self) -> usize {
+        self.received
+    }
+
     /// True when the last read may have left messages behind.
     pub(crate) fn is_full(&self) -> bool {
         self.received == BATCH
