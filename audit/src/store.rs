@@ -18,11 +18,13 @@ mod hour;
 mod layout;
 mod query;
 mod reading;
+mod retention;
 mod rows;
 mod writing;
 
 pub use query::{IpBlock, MOST_NAMED, PodNamed, StoreQuery};
 pub use reading::{ReadStoreError, read_namespaces, read_store, read_store_where, scan_store, store_size};
+use retention::{Kept, Now, Retention};
 use writing::Current;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -30,6 +32,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const PART: u64 = 8;
 /// Sizes are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What is too old is dropped this often, also while nothing is recorded.
+const DROP_EVERY: Duration = Duration::from_secs(600);
 const PREFIX: &str = "records-";
 const SUFFIX: &str = ".sqlite";
 /// `20261122T180000.000000Z`: sorts as text in the order of time.
@@ -43,7 +47,7 @@ pub struct StoreConfig {
     pub folder: Option<PathBuf>,
     /// Bytes of all files together. Default 1 GiB.
     pub max_bytes: u64,
-    /// Hours that records are kept. Default 24.
+    /// Hours that records are kept. A wall clock that is set, by days even, drops nothing. Default 24.
     pub max_age_h: u64,
 }
 
@@ -60,7 +64,9 @@ pub(crate) struct Store {
     folder: PathBuf,
     node: String,
     current: Current,
+    retention: Retention,
     looked: Instant,
+    dropped: Instant,
 }
 
 impl Store {
@@ -68,24 +74,31 @@ impl Store {
     pub(crate) fn open(config: &StoreConfig, folder: &Path, node: &str) -> Result<Self, SinkError> {
         let error = |cause| SinkError::StoreFolder { folder: folder.to_owned(), cause };
         fs::create_dir_all(folder).map_err(error)?;
-        let current = Current::begin(folder, SystemTime::now(), node)?;
-        let store = Self {
+        let now = Now::read();
+        let current = Current::begin(folder, now.wall, node)?;
+        let mut store = Self {
             config: config.clone(),
             folder: folder.to_owned(),
             node: node.to_owned(),
             current,
-            looked: Instant::now(),
+            retention: Retention::new(config),
+            looked: now.steady,
+            dropped: now.steady,
         };
-        store.drop_surplus();
+        store.drop_surplus(now);
         Ok(store)
     }
 
-    fn keep(&mut self, batch: &Batch, now: SystemTime) -> Result<(), SinkError> {
-        if self.is_full(now) {
+    fn keep(&mut self, batch: &Batch, now: Now) -> Result<(), SinkError> {
+        if self.is_full(now.wall) {
             // The file in use is the newest until then, so a failure leaves it in use.
-            let next = Current::begin(&self.folder, now, &self.node)?;
-            std::mem::replace(&mut self.current, next).finish();
-            self.drop_surplus();
+            let next = Current::begin(&self.folder, now.wall, &self.node)?;
+            let mut full = std::mem::replace(&mut self.current, next);
+            full.finish();
+            self.retention.finished(full.path, now.steady);
+            self.drop_surplus(now);
+        } else if now.steady.saturating_duration_since(self.dropped) >= DROP_EVERY {
+            self.drop_surplus(now);
         }
         self.current.insert(batch)
     }
@@ -102,21 +115,18 @@ impl Store {
     }
 
     /// Drops files until what is left is small and young enough. The one in use stays.
-    fn drop_surplus(&self) {
-        let Ok(mut files) = files(&self.folder) else { return };
-        files.retain(|file| *file != self.current.path);
-        let mut total: u64 = size(&self.current.path) + files.iter().map(|file| size(file)).sum::<u64>();
-        let oldest =
-            SystemTime::now().checked_sub(HOUR * u32::try_from(self.config.max_age_h).unwrap_or(u32::MAX));
-        for file in files {
+    fn drop_surplus(&mut self, now: Now) {
+        self.dropped = now.steady;
+        let Ok(mut paths) = files(&self.folder) else { return };
+        paths.retain(|path| *path != self.current.path);
+        let files = paths.into_iter().map(|path| {
             // Its last record is as old as its last change.
-            let changed = fs::metadata(&file).and_then(|metadata| metadata.modified()).ok();
-            let is_old = oldest.zip(changed).is_some_and(|(oldest, changed)| changed < oldest);
-            if is_old || total > self.config.max_bytes {
-                total = total.saturating_sub(size(&file));
-                if let Err(error) = remove(&file) {
-                    tracing::error!(%error, file = %file.display(), "an old file of the store is not removed");
-                }
+            let changed = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+            Kept { bytes: size(&path), changed, path }
+        });
+        for path in self.retention.surplus(files.collect(), size(&self.current.path), now) {
+            if let Err(error) = remove(&path) {
+                tracing::error!(%error, file = %path.display(), "an old file of the store is not removed");
             }
         }
     }
@@ -124,7 +134,15 @@ impl Store {
 
 impl Deliver for Store {
     fn deliver(&mut self, batch: &Batch) -> Result<(), Undelivered> {
-        self.keep(batch, SystemTime::now()).map_err(|cause| Undelivered { delivered: 0, cause })
+        self.keep(batch, Now::read()).map_err(|cause| Undelivered { delivered: 0, cause })
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        Some(self.dropped + DROP_EVERY)
+    }
+
+    fn wake(&mut self) {
+        self.drop_surplus(Now::read());
     }
 
     fn finish(&mut self) {

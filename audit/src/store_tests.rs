@@ -62,6 +62,11 @@ fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_785_585_600 + seconds)
 }
 
+/// Now, by a wall clock that says this.
+fn wall(wall: SystemTime) -> Now {
+    Now { wall, ..Now::read() }
+}
+
 fn open(folder: &Path, config: &StoreConfig) -> Store {
     Store::open(config, folder, "node-a").unwrap()
 }
@@ -136,7 +141,7 @@ fn an_hour_is_a_file_and_the_oldest_are_dropped_by_size_and_age() {
     let many = || batch((0..100).map(|_| record(Action::Ended, "shop", at(0))));
     let now = SystemTime::now();
     for hour in 1..10 {
-        store.keep(&many(), now + HOUR * hour).unwrap();
+        store.keep(&many(), wall(now + HOUR * hour)).unwrap();
     }
     let left = files(folder.path()).unwrap();
     assert!((2..8).contains(&left.len()), "{left:?}");
@@ -148,7 +153,32 @@ fn an_hour_is_a_file_and_the_oldest_are_dropped_by_size_and_age() {
     for file in &left {
         fs::File::options().append(true).open(file).unwrap().set_modified(old).unwrap();
     }
-    let store = open(folder.path(), &StoreConfig::default());
+    let mut store = open(folder.path(), &StoreConfig::default());
+    assert_eq!(files(folder.path()).unwrap().len(), left.len() + 1, "the wall clock has only just said so");
+    let later = Now::read();
+    store.drop_surplus(Now { steady: later.steady + HOUR, wall: later.wall + HOUR });
+    assert_eq!(files(folder.path()).unwrap(), std::slice::from_ref(&store.current.path));
+}
+
+#[test]
+fn a_clock_that_is_set_a_day_ahead_and_back_again_costs_no_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = open(folder.path(), &StoreConfig::default());
+    drop(earlier);
+    let mut store = open(folder.path(), &StoreConfig::default());
+    let now = SystemTime::now();
+    let day = 24 * HOUR;
+    let one = |store: &mut Store, at: SystemTime| {
+        store.keep(&batch([record(Action::Ended, "shop", at)]), wall(at)).unwrap();
+    };
+    for at in [now, now + HOUR, now + day + 2 * HOUR, now + 2 * HOUR, now - day, now + 3 * HOUR] {
+        one(&mut store, at);
+    }
+    assert_eq!(read(folder.path(), &StoreQuery::default()).len(), 6);
+    // While nothing is recorded, what is too old goes all the same.
+    let due = store.wakes_at().unwrap();
+    assert!(due <= Instant::now() + DROP_EVERY);
+    store.drop_surplus(Now { steady: Instant::now() + day + HOUR, wall: now });
     assert_eq!(files(folder.path()).unwrap(), std::slice::from_ref(&store.current.path));
 }
 
@@ -169,7 +199,7 @@ fn a_clock_that_comes_to_the_same_time_again_overwrites_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = open(folder.path(), &StoreConfig { max_age_h: 87_600, ..StoreConfig::default() });
     for (hour, seconds) in [(1, 0), (2, 3_600), (1, 0), (2, 3_600)] {
-        store.keep(&batch([record(Action::Ended, "shop", at(hour))]), at(seconds)).unwrap();
+        store.keep(&batch([record(Action::Ended, "shop", at(hour))]), wall(at(seconds))).unwrap();
     }
     assert_eq!(
         files(folder.path()).unwrap().len(),
@@ -197,7 +227,7 @@ fn a_store_is_read_backwards_across_its_files_and_says_its_size_and_its_namespac
     let mut store = open(folder.path(), &StoreConfig { max_age_h: 87_600, ..StoreConfig::default() });
     let keep = |store: &mut Store, namespace: &str, seconds: u64| {
         let records = (0..3).map(|second| record(Action::Ended, namespace, at(seconds + second)));
-        store.keep(&batch(records), at(seconds)).unwrap();
+        store.keep(&batch(records), wall(at(seconds))).unwrap();
     };
     keep(&mut store, "shop", 0);
     keep(&mut store, "front", 3_600);
@@ -298,7 +328,7 @@ fn what_is_named_is_found(has_blocks: bool) {
             },
         );
         number += 1;
-        store.keep(&all, at(hour * 3_600)).unwrap();
+        store.keep(&all, wall(at(hour * 3_600))).unwrap();
         if has_blocks {
             store.current.finish();
         }
@@ -531,7 +561,9 @@ fn a_file_that_is_damaged_or_foreign_does_not_hide_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = open(folder.path(), &StoreConfig { max_age_h: 87_600, ..StoreConfig::default() });
     for hour in 0..3 {
-        store.keep(&batch([record(Action::Ended, "shop", at(hour * 3_600))]), at(hour * 3_600)).unwrap();
+        store
+            .keep(&batch([record(Action::Ended, "shop", at(hour * 3_600))]), wall(at(hour * 3_600)))
+            .unwrap();
     }
     let files = files(folder.path()).unwrap();
     // The file of the open comes last or first, and has no rows.
