@@ -222,17 +222,21 @@ impl Pairs {
             return;
         }
         let asked = Asked { source: shared.asked(source), destination: shared.asked(destination) };
-        let known = shared.table.read().unwrap_or_else(PoisonError::into_inner).get(&asked).cloned();
-        match known.or_else(|| shared.begin(asked, now)) {
-            Some(counts) => {
-                counts.used_at.store(now, Ordering::Relaxed);
-                add(&counts);
-            }
-            None => {
-                shared.beyond.fetch_add(1, Ordering::Relaxed);
-                add(&shared.other);
-            }
+        let table = shared.table.read().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: a pair that gives up its place takes no count with it that came after.
+        if let Some(counts) = table.get(&asked) {
+            counts.note(now, add);
+            return;
         }
+        drop(table);
+        shared.begin(asked, now, add);
+    }
+}
+
+impl Counts {
+    fn note(&self, now: u64, add: impl FnOnce(&Self)) {
+        self.used_at.store(now, Ordering::Relaxed);
+        add(self);
     }
 }
 
@@ -253,19 +257,19 @@ impl Shared {
         }
     }
 
-    /// Begins to count a pair; `None` when there is no room for it.
-    fn begin(&self, asked: Asked<'_>, now: u64) -> Option<Arc<Counts>> {
-        if self.is_full() && !self.is_search_due(now) {
-            return None;
-        }
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.len() >= self.max && !table.contains_key(&asked) {
-            table.retain(|_, counts| now < counts.used_at.load(Ordering::Relaxed) + FORGOTTEN_AFTER);
-            if table.len() >= self.max {
-                return None;
+    /// Counts what a pair did that is not known yet, among the others when there is no room for it.
+    fn begin(&self, asked: Asked<'_>, now: u64, add: impl FnOnce(&Counts)) {
+        if !self.is_full() || self.is_search_due(now) {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            if table.len() >= self.max && !table.contains_key(&asked) {
+                table.retain(|_, counts| now < counts.used_at.load(Ordering::Relaxed) + FORGOTTEN_AFTER);
+            }
+            if table.len() < self.max || table.contains_key(&asked) {
+                return table.entry(asked.kept()).or_default().note(now, add);
             }
         }
-        Some(Arc::clone(table.entry(asked.kept()).or_default()))
+        self.beyond.fetch_add(1, Ordering::Relaxed);
+        add(&self.other);
     }
 
     fn is_full(&self) -> bool {
