@@ -99,48 +99,5 @@ fn severity(told: &Told) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::batch::{LossCause, Lost};
-
-    fn batch() -> Batch {
-        let mut batch = Batch::default();
-        batch.add_lost("node-a", Lost { first: 1, last: 3, count: 3, cause: LossCause::QueueFull });
-        batch
-    }
-
-    #[test]
-    fn a_line_is_a_datagram_with_priority_and_name_and_a_daemon_that_is_started_again_gets_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        let mut syslog = Syslog::new(SyslogSink { socket: path.clone(), ..SyslogSink::default() });
-        assert_eq!(syslog.deliver(&batch()).unwrap_err().delivered, 0, "nobody there yet");
-        for _ in 0..2 {
-            let daemon = UnixDatagram::bind(&path).unwrap();
-            daemon.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            syslog.deliver(&batch()).unwrap();
-            let mut datagram = [0; 4096];
-            let length = daemon.recv(&mut datagram).unwrap();
-            let text = std::str::from_utf8(&datagram[..length]).unwrap();
-            let json = text.strip_prefix(&format!("<131>sluice[{}]: ", std::process::id())).unwrap();
-            let line: serde_json::Value = serde_json::from_str(json).unwrap();
-            assert_eq!(line["sluice"]["lost"]["count"], 3);
-            drop(daemon);
-            std::fs::remove_file(&path).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_daemon_that_takes_nothing_is_given_up_after_a_while() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        let _daemon = UnixDatagram::bind(&path).unwrap();
-        let mut syslog = Syslog::new(SyslogSink { socket: path, ..SyslogSink::default() });
-        let mut sent = 0;
-        while syslog.deliver(&batch()).is_ok() {
-            sent += 1;
-            assert!(sent < 1_000_000, "a socket that holds everything");
-        }
-        assert!(sent > 0);
-    }
-}
+#[path = "syslog_tests.rs"]
+mod tests;
