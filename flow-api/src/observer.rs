@@ -26,7 +26,7 @@ use crate::proto::relay::NodeState;
 /// Clients that may read flows at a time.
 const STREAMS: usize = 64;
 /// Flows that wait for a client.
-const WAITING: usize = 256;
+const WAITING: usize = 64;
 /// A client that takes nothing for so long has its history ended, because a file of the store stays open for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Flows of the past that the live ones are compared with.

@@ -230,6 +230,57 @@ async fn followers_are_bounded_and_one_that_goes_makes_room() {
     }
 }
 
+/// Bytes of this process in memory.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Clients and server are one process here: the bound is of both.
+#[tokio::test]
+async fn load_thousands_who_want_to_follow_and_never_read_cost_bounded_memory_and_leave_room_when_they_go() {
+    const CLIENTS: usize = 100;
+    const FLOWS: u64 = 20_000;
+
+    let stage = Stage::new();
+    let request = GetFlowsRequest { follow: true, ..GetFlowsRequest::default() };
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(stage.client().await);
+    }
+    let before = resident();
+    let (mut followers, mut refused) = (Vec::new(), 0);
+    for _ in 0..30 {
+        for client in &mut clients {
+            match client.get_flows(request.clone()).await {
+                Ok(stream) => followers.push(stream.into_inner()),
+                Err(error) => {
+                    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert_eq!((followers.len(), followers.len() + refused), (64, 30 * CLIENTS));
+    let mut most = 0;
+    for first in (1..=FLOWS).step_by(1_000) {
+        stage.hub.tell(&lines(first..=first + 999));
+        // Somebody else is answered all the same.
+        clients[0].server_status(ServerStatusRequest {}).await.unwrap();
+        most = most.max(resident() - before);
+    }
+    eprintln!("{} MiB", most >> 20);
+    assert!(most < 256 << 20, "{} MiB", most >> 20);
+    // Without a word.
+    drop((followers, clients));
+    let mut another = stage.client().await;
+    let begun = Instant::now();
+    while another.get_flows(request.clone()).await.is_err() {
+        assert!(begun.elapsed() < LIMIT, "their places stay taken");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn the_agent_tells_of_itself_and_of_namespaces_with_flows() {
     let stage = Stage::new();
