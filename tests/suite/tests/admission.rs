@@ -7,6 +7,9 @@ use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use lab::{Cluster, ClusterBuilder, Netns, PodSpec, ServiceSpec, patiently, wait_until};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::Socket;
 use suite::carried::{Carried, accept};
@@ -139,6 +142,61 @@ fn a_refused_client_may_try_again_at_once_from_the_same_port() {
         assert!(wait_until(LIMIT, || cluster.records_of("node1", local).len() >= 100), "{to}");
         let records = cluster.records_of("node1", local);
         assert_eq!(records.iter().map(told).collect::<Vec<_>>(), vec![told_of; 100]);
+    }
+}
+
+/// What has become of a connect() that did not wait: `None` while it is under way.
+fn outcome(socket: &Socket) -> Option<Result<(), ErrorKind>> {
+    match socket.take_error().unwrap() {
+        Some(error) => Some(Err(error.kind())),
+        None => socket.peer_addr().is_ok().then_some(Ok(())),
+    }
+}
+
+#[test]
+fn however_many_attempts_wait_to_be_read_each_is_decided_and_recorded_once() {
+    let cluster = Enforced::start(one_node(), &POLICIES, "");
+    let (client, closed, web) =
+        (cluster.pod("shop/client"), cluster.pod("shop/closed"), cluster.pod("shop/web"));
+    let listener = web.listen(8080).unwrap();
+    let sluice = Pid::from_raw(cluster.sluice("node1").pid().try_into().unwrap());
+    let cases = [(closed, Err(ErrorKind::ConnectionRefused)), (web, Ok(()))];
+    // Of few the gate itself decides, of many its tasks do, and of more than it reads at a time both.
+    for together in [1, 2, 5, 40] {
+        // Nobody reads the queue while the process is stopped.
+        kill(sluice, Signal::SIGSTOP).unwrap();
+        let dialling: Vec<_> = (0..together)
+            .flat_map(|_| &cases)
+            .map(|(to, expected)| {
+                let (socket, local) = caller(client);
+                socket.set_nonblocking(true).unwrap();
+                let begun = socket.connect(&to.at(8080).into());
+                assert_eq!(begun.unwrap_err().raw_os_error(), Some(Errno::EINPROGRESS as i32));
+                (socket, local, *expected)
+            })
+            .collect();
+        kill(sluice, Signal::SIGCONT).unwrap();
+        for (socket, _, expected) in &dialling {
+            let mut came_to = None;
+            assert!(wait_until(LIMIT, || {
+                came_to = came_to.or_else(|| outcome(socket));
+                came_to.is_some()
+            }));
+            assert_eq!(came_to, Some(*expected), "{together} of each together");
+        }
+        let dialled: Vec<_> = dialling.into_iter().map(|(_, local, expected)| (local, expected)).collect();
+        for _ in 0..together {
+            drop(accept(&listener, LIMIT).expect("an allowed connection arrives"));
+        }
+        for (local, expected) in dialled {
+            let (last, records) = match expected {
+                Ok(()) => ("connection-ended client-closed", 2),
+                Err(_) => ("connection-denied policy-denied", 1),
+            };
+            assert_eq!(told(&cluster.last_record("node1", local)), last);
+            assert_eq!(cluster.records_of("node1", local).len(), records);
+        }
+        assert_eq!(cluster.metric("node1", "sluice_gate_pending"), 0.0);
     }
 }
 
