@@ -26,7 +26,7 @@ impl Lines {
 
     /// Takes the next bytes, and gives each line that they complete to `each`; blank ones are left out.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Piece<'_>)) {
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at(end);
             bytes = &rest[1..];
             if self.gathered.is_empty() && !self.too_large && line.len() <= self.limit {
