@@ -3,17 +3,16 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::line::tests::everything;
+use crate::recorder::tests::{LIMIT, wait_until};
 use crate::{
     CloseReport, ConnectionId, Metrics, Record, Recorder, RecorderConfig, Sink, StoreConfig, StoreQuery,
     read_store,
 };
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// A small file system in memory, gone with the value.
 pub(crate) struct SmallDisk(tempfile::TempDir);
@@ -42,14 +41,6 @@ impl Drop for SmallDisk {
 
 fn record() -> Record {
     Record { id: ConnectionId::next(), ..everything() }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !condition() {
-        assert!(started.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Numbers that are told, and how many are told to be missing. Fails where a number is neither.

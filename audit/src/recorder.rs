@@ -364,4 +364,4 @@ fn count_only_losses(delivery: Delivery) -> Box<dyn Fn(Counted) + Send + Sync> {
 
 #[cfg(test)]
 #[path = "recorder_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use super::*;
 use crate::schema_tests::assert_valid;
 use crate::{CloseReport, ConnectionId, Timing, Traffic};
 
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 fn record(action: Action) -> Record {
     let is_over = !matches!(action, Action::Started | Action::Updated);
@@ -49,7 +49,7 @@ fn start(config: RecorderConfig, sink: Sink) -> (Recorder, Writer, Metrics) {
     (recorder, writer, metrics)
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
