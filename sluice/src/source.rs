@@ -151,40 +151,64 @@ fn api_condition(status: &ApiStatus) -> Result<(), String> {
     if status.complete {
         return Ok(());
     }
-    let missing: Vec<String> = status
-        .kinds
-        .iter()
-        .filter(|kind| !kind.listed)
-        .map(|kind| match (&kind.error, endless(kind)) {
-            (Some(error), _) => format!("{} ({error})", kind.kind),
-            (None, Some(seconds)) => format!("{} (for {seconds} s, and the list has not ended)", kind.kind),
-            (None, None) => kind.kind.to_owned(),
-        })
-        .collect();
-    Err(format!("not listed by the API server yet: {}", missing.join(", ")))
+    let missing = status.kinds.iter().filter(|kind| !kind.listed);
+    let missing = by_reason(missing, |kinds, reason| match reason {
+        Some(Reason::Error(error)) => format!("{kinds} ({error})"),
+        Some(Reason::Endless(seconds)) => format!("{kinds} (for {seconds} s, and the list has not ended)"),
+        None => kinds,
+    });
+    Err(format!("not listed by the API server yet: {missing}"))
 }
 
-/// For how many seconds a list has been read that should have come to its end.
-fn endless(kind: &KindStatus) -> Option<u64> {
-    kind.listing.filter(|lasting| *lasting >= ENDLESS).map(|lasting| lasting.as_secs())
+/// Why what is known of a kind may not be all there is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason<'s> {
+    Error(&'s str),
+    /// For so many seconds a list has been read that should have come to its end.
+    Endless(u64),
+}
+
+impl<'s> Reason<'s> {
+    fn of(kind: &'s KindStatus) -> Option<Self> {
+        let endless = || kind.listing.filter(|lasting| *lasting >= ENDLESS).map(|lasting| lasting.as_secs());
+        kind.error.as_deref().map(Self::Error).or_else(|| endless().map(Self::Endless))
+    }
+}
+
+/// Says each reason once, with all the kinds it is about: mostly nine of them have the same.
+fn by_reason<'s>(
+    kinds: impl Iterator<Item = &'s KindStatus>,
+    say: impl Fn(String, Option<Reason<'s>>) -> String,
+) -> String {
+    let mut groups: Vec<(Option<Reason<'s>>, Vec<&str>)> = Vec::new();
+    for kind in kinds {
+        let reason = Reason::of(kind);
+        match groups.iter_mut().find(|(other, _)| *other == reason) {
+            Some((_, names)) => names.push(kind.kind),
+            None => groups.push((reason, vec![kind.kind])),
+        }
+    }
+    let said: Vec<String> = groups.into_iter().map(|(reason, names)| say(names.join(", "), reason)).collect();
+    said.join("; ")
 }
 
 /// Which kinds have not been heard of, and for how long.
 fn api_remark(status: &ApiStatus) -> Option<String> {
-    let failing: Vec<String> = status
-        .kinds
-        .iter()
-        .filter_map(|kind| match (&kind.error, endless(kind)) {
-            (Some(error), _) => {
-                Some(format!("{} last heard of {} s ago ({error})", kind.kind, kind.age?.as_secs()))
-            }
-            (None, Some(seconds)) => {
-                Some(format!("{} has been listed for {seconds} s without an end", kind.kind))
-            }
-            (None, None) => None,
-        })
-        .collect();
-    (!failing.is_empty()).then(|| format!("the last state stays in force: {}", failing.join(", ")))
+    let is_known = |kind: &&KindStatus| match Reason::of(kind) {
+        Some(Reason::Error(_)) => kind.age.is_some(),
+        reason => reason.is_some(),
+    };
+    let failing: Vec<&KindStatus> = status.kinds.iter().filter(is_known).collect();
+    let oldest = |error: &str| {
+        let of_it = failing.iter().filter(|kind| kind.error.as_deref() == Some(error));
+        of_it.filter_map(|kind| kind.age).max().unwrap_or_default().as_secs()
+    };
+    let said = by_reason(failing.iter().copied(), |kinds, reason| match reason {
+        Some(Reason::Error(error)) => format!("{kinds} last heard of {} s ago ({error})", oldest(error)),
+        Some(Reason::Endless(seconds)) => format!("{kinds} listed for {seconds} s without an end"),
+        None => kinds,
+    });
+    (!failing.is_empty()).then(|| format!("the last state stays in force: {said}"))
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ fn a_list_that_does_not_end_is_told_before_and_after_the_first() {
     };
     assert_eq!(api_remark(&status(vec![lasting(true, 59)])), None);
     let remark = api_remark(&status(vec![kind("Node", true, None), lasting(true, 75)])).unwrap();
-    assert!(remark.contains("Pod has been listed for 75 s"), "{remark}");
+    assert!(remark.contains("Pod listed for 75 s"), "{remark}");
     let missing = api_condition(&status(vec![lasting(false, 75)])).unwrap_err();
     assert!(missing.contains("Pod (for 75 s"), "{missing}");
 }
@@ -54,6 +54,31 @@ fn an_api_server_that_is_gone_is_remarked_and_does_not_end_readiness() {
     let remark = api_remark(&gone).unwrap();
     assert!(remark.contains("Pod last heard of 3600 s ago (connection refused)"), "{remark}");
     assert_eq!(api_remark(&status(vec![kind("Pod", true, None)])), None);
+}
+
+#[test]
+fn a_reason_that_many_kinds_have_is_said_once() {
+    let gone = |kind_name, listed, error, age| KindStatus {
+        age: Some(Duration::from_secs(age)),
+        ..kind(kind_name, listed, Some(error))
+    };
+    let kinds = |listed| {
+        vec![
+            gone("Namespace", listed, "refused", 5),
+            gone("Pod", listed, "refused", 9),
+            gone("Node", listed, "403 Forbidden", 7),
+            gone("Service", listed, "refused", 6),
+        ]
+    };
+    assert_eq!(
+        api_condition(&status(kinds(false))).unwrap_err(),
+        "not listed by the API server yet: Namespace, Pod, Service (refused); Node (403 Forbidden)"
+    );
+    assert_eq!(
+        api_remark(&status(kinds(true))).unwrap(),
+        "the last state stays in force: Namespace, Pod, Service last heard of 9 s ago (refused); \
+         Node last heard of 7 s ago (403 Forbidden)"
+    );
 }
 
 #[test]

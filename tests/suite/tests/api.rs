@@ -157,7 +157,7 @@ fn when_the_api_is_gone_decisions_go_on_and_readiness_tells_the_age() {
     fed.wait("the age is told", || {
         let (code, body) = fed.sluice.get("/readyz").unwrap();
         assert_eq!(code, 200, "{body}");
-        let told = body.contains("Pod last heard of");
+        let told = body.contains("Pod") && body.contains(" last heard of ");
         seen = body;
         told
     });
