@@ -28,8 +28,9 @@ build: ## A debug build of sluice
 # would unite other features and build most dependencies again.
 NEXTEST := $(CARGO) nextest run --locked --workspace
 
+# They wait for the kernel's timers more than for a processor: more run at a time than there are processors.
 unit: ## Tests of each crate, with real kernels' rules where a crate needs them
-	$(NEXTEST) -E 'not package(suite) and not package(deploy-tests)'
+	$(NEXTEST) --test-threads $$((2 * $$(nproc))) -E 'not package(suite) and not package(deploy-tests)'
 
 suite: ## Datapath tests over real sockets in network namespaces (root)
 	$(NEXTEST) -E 'package(suite)'
@@ -45,25 +46,31 @@ matrix: ## Run every cell of the support matrix and write its table into tests/R
 	UPDATE_MATRIX=1 $(NEXTEST) -E 'package(suite) and test(every_row)'
 	UPDATE_MATRIX=1 $(NEXTEST) -E 'package(suite) and test(the_matrix_in_the_readme)'
 
-# No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The inputs that are kept
-# stand in fuzz/corpus; what a run finds on its way stays in the target folder.
+# No sanitizer: there is no unsafe code to watch, and so no nightly toolchain is needed. The workspace's own crates are
+# instrumented, and beside them stand the dependencies of the debug build. The inputs that are kept stand in fuzz/corpus;
+# what a run finds on its way stays in the target folder, what fails one in fuzz/artifacts.
 FUZZ_SECONDS ?= 20
-FUZZ_FLAGS := --sanitizer none --dev --features targets --target-dir $(TARGET)/fuzz
+FUZZ_TARGETS := packet manifests probes hello object config
 FUZZ_FOUND := $(TARGET)/fuzz/found
-FUZZ_LIMITS := -max_total_time=$(FUZZ_SECONDS) -timeout=30 -rss_limit_mb=2048 -print_final_stats=1
+# What each is told besides, and what it reads besides what it found.
+FUZZ_manifests := -max_len=16384 -dict=fuzz/manifests.dict
+FUZZ_probes := -max_len=4096
+FUZZ_hello := -max_len=4096
+FUZZ_packet := -max_len=512
+FUZZ_object := -max_len=8192 -dict=fuzz/manifests.dict
+FUZZ_config := -max_len=8192
+FUZZ_READ_manifests := deploy/examples
 
 fuzz: setup-fuzz ## Hostile packets, manifests, probes, TLS hellos, API objects and configuration, FUZZ_SECONDS (20) of each
-	mkdir -p $(addprefix $(FUZZ_FOUND)/,packet manifests probes hello object config)
+	mkdir -p $(foreach target,$(FUZZ_TARGETS),$(FUZZ_FOUND)/$(target) fuzz/artifacts/$(target))
 	cp deploy/config.example.yaml $(FUZZ_FOUND)/config/
-	$(CARGO) fuzz build $(FUZZ_FLAGS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) manifests $(FUZZ_FOUND)/manifests fuzz/corpus/manifests deploy/examples -- \
-		-max_len=16384 -dict=fuzz/manifests.dict $(FUZZ_LIMITS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) probes $(FUZZ_FOUND)/probes fuzz/corpus/probes -- -max_len=4096 $(FUZZ_LIMITS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) hello $(FUZZ_FOUND)/hello fuzz/corpus/hello -- -max_len=4096 $(FUZZ_LIMITS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) packet $(FUZZ_FOUND)/packet fuzz/corpus/packet -- -max_len=512 $(FUZZ_LIMITS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) object $(FUZZ_FOUND)/object fuzz/corpus/object -- \
-		-max_len=8192 -dict=fuzz/manifests.dict $(FUZZ_LIMITS)
-	$(CARGO) fuzz run $(FUZZ_FLAGS) config $(FUZZ_FOUND)/config -- -max_len=8192 $(FUZZ_LIMITS)
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrumented.sh $(CARGO) build --locked --workspace --features fuzz/targets --examples
+	$(MAKE) --no-print-directory --keep-going --output-sync -j$$(nproc) $(FUZZ_TARGETS:%=fuzz-%)
+
+.PHONY: $(FUZZ_TARGETS:%=fuzz-%)
+$(FUZZ_TARGETS:%=fuzz-%): fuzz-%:
+	$(TARGET)/debug/examples/$* $(FUZZ_$*) -max_total_time=$(FUZZ_SECONDS) -timeout=30 -rss_limit_mb=2048 -print_final_stats=1 \
+		-artifact_prefix=fuzz/artifacts/$*/ $(FUZZ_FOUND)/$* $(wildcard fuzz/corpus/$*) $(FUZZ_READ_$*)
 
 test-lab: ## The lab with a debug build (root)
 	$(NEXTEST) --no-run
@@ -132,9 +139,8 @@ setup-test: setup ## The same, cargo-nextest, and what the deployment is checked
 setup-image: setup-test ## The same, and what builds an image without an engine
 	@deploy/setup-debian.sh image
 
-setup-fuzz: setup ## The same, and cargo-fuzz with what it builds
+setup-fuzz: setup ## The same, and what libFuzzer is compiled with
 	@deploy/setup-debian.sh fuzz
-	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
 
 setup-kernels: setup ## The same, and what boots kernels: qemu and the parts of a small system
 	@deploy/setup-debian.sh kernels

@@ -1,4 +1,4 @@
-//! What the targets of cargo-fuzz and the tests have in common: what is tried with an input, and texts → the same
+//! What libFuzzer's targets and the tests have in common: what is tried with an input, and texts → the same
 //! texts, damaged: what a fuzzer's mutator does, but repeatable and without instrumentation.
 
 mod tried;
