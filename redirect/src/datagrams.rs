@@ -10,7 +10,7 @@
 use crate::config::Icmp;
 use crate::marks::Marks;
 use crate::overlays;
-use crate::ruleset::{GATE_PRIORITY, GateBackend, RedirectSpec, Script, families};
+use crate::ruleset::{GATE_PRIORITY, GateBackend, RedirectSpec, SENDERS, Script, families};
 
 /// The protocols of which flows are judged by their first packet and left to the kernel.
 pub(crate) const DATAGRAM: &str = "meta l4proto { udp, sctp }";
@@ -19,9 +19,25 @@ pub(crate) const DATAGRAM: &str = "meta l4proto { udp, sctp }";
 pub(crate) fn write_interception(script: &mut Script, spec: &RedirectSpec) {
     let flow = spec.marks.flow;
     script.chain("datagram", None);
-    // Before the marks: conntrack tells a flow by its addresses, and anybody can write those.
+    // Before the marks: conntrack tells a flow by its addresses, and anybody can write those. Looking for the way back is
+    // dear: senders of accepted flows are remembered for a moment, with the interface that they were found behind.
+    let accepted = format!("ct mark and {flow:#x} == {flow:#x}");
+    for (protocol, version) in families(spec) {
+        script.rule(
+            &format!("{accepted} {protocol} saddr . iif @{SENDERS}{version} accept"),
+            "its flow was accepted, its sender found there",
+        );
+    }
     script.rule("fib saddr . iif oif missing jump of_pods", "nobody speaks for others");
-    script.rule(&format!("ct mark and {flow:#x} == {flow:#x} accept"), "its flow was accepted");
+    for (protocol, version) in families(spec) {
+        script.rule(
+            &format!(
+                "{accepted} fib saddr . iif oif exists add @{SENDERS}{version} {{ {protocol} saddr . iif }}"
+            ),
+            "a sender found",
+        );
+    }
+    script.rule(&format!("{accepted} accept"), "its flow was accepted");
     script.rule("ct direction reply accept", "replies belong to their flow");
     script.rule("ct state related accept", "expected by a helper that the node's owner set up");
     overlays::write_ports(script, spec);

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::bridges::QUIETED;
 use crate::pods::{LocalPods, SetElements};
-use crate::ruleset::SYN_RATE;
 use crate::ruleset::{CreatedBases, GATE_HOOKS, TABLE};
+use crate::ruleset::{SENDERS, SYN_RATE};
 use crate::tool::{ToolError, nft};
 
 /// What the kernel holds of our table.
@@ -117,7 +117,7 @@ fn parse(text: &str) -> Option<Listing> {
                 members.iter().map(|member| member.as_str()?.parse().ok()).collect();
             match (set.get("name").and_then(Value::as_str), addresses) {
                 // What clients do fills these sets.
-                (Some(name), _) if name.starts_with(SYN_RATE) => {}
+                (Some(name), _) if name.starts_with(SYN_RATE) || name.starts_with(SENDERS) => {}
                 (Some("pod_links"), _) => {
                     links.extend(members.iter().filter_map(Value::as_str).map(str::to_owned));
                     plain &= links.len() == members.len();

@@ -31,6 +31,9 @@ pub(crate) const GATE_RULES: usize = 3;
 /// What the names of the sets begin with that remember how many connections each client opens.
 pub(crate) const SYN_RATE: &str = "syn_rate";
 
+/// What the names of the sets begin with that remember where senders of accepted flows were found: address and interface.
+pub(crate) const SENDERS: &str = "senders";
+
 /// After destination translation at -100 (`dstnat`), so that rules see pods and pod ports.
 const INTERCEPT_PRIORITY: i32 = -90;
 /// Where iptables keeps its `mangle` chains; the nft gate stands at the same place.
@@ -399,6 +402,12 @@ fn sets(script: &mut Script, spec: &RedirectSpec) {
             let flags = "size 65535; flags dynamic, timeout; timeout 10s;";
             script.line(1, &format!("set {SYN_RATE}{version} {{ type ipv{version}_addr; {flags} }}"));
         }
+    }
+    for (_, version) in families(spec) {
+        // A way that has changed is known after two seconds, as it is for the set of pods' interfaces.
+        let flags = "size 65535; flags dynamic, timeout; timeout 2s;";
+        let kind = format!("ipv{version}_addr . iface_index");
+        script.line(1, &format!("set {SENDERS}{version} {{ type {kind}; {flags} }}"));
     }
 }
 

@@ -423,6 +423,29 @@ fn nobody_else_sends_in_a_live_flow_with_rules_of_iptables() {
     a_live_flow_takes_nothing_from_others(Backend::IptablesLegacy);
 }
 
+/// Where a sender was found is remembered for a moment, and not for as long as it sends.
+#[test]
+fn a_sender_whose_address_is_routed_elsewhere_is_believed_no_longer() {
+    let cluster = enforced(Topology::Routed, Backend::Auto);
+    let (client, near, node) = (cluster.pod("client"), cluster.pod("near"), cluster.node("node1").unwrap());
+    let ear = Ear::open(near);
+    for family in [Family::V4, Family::V6] {
+        let server = near.serve_udp_on((family.unspecified(), PORT)).unwrap();
+        let socket = client.udp_to(near.at_in(family, PORT)).unwrap();
+        assert_eq!(ask(&socket, b"HELLO\n", ANSWER).unwrap(), socket.local_addr().unwrap());
+        let elsewhere = near.veth().unwrap();
+        node.ip(&format!("route replace {} dev {elsewhere}\n", client.address_in(family))).unwrap();
+        let refused = wait_until(LIMIT, || {
+            ear.packets();
+            socket.send(MARKER).unwrap();
+            until_all_is_judged(&cluster, family);
+            ear.packets_with(MARKER).is_empty()
+        });
+        assert!(refused, "{family:?}");
+        drop(server);
+    }
+}
+
 /// A packet in a packet of the overlay, as another node would send it: RFC 7348, section 5.
 fn in_overlay(from: SocketAddr, to: IpAddr, node: u8, inner: &[u8]) -> Vec<u8> {
     let frame_type: [u8; 2] = if inner[0] >> 4 == 4 { [0x08, 0] } else { [0x86, 0xdd] };
