@@ -120,7 +120,9 @@ pub(crate) async fn run(program: &PathBuf, arguments: &[&str], script: &str) -> 
     }
     let complaint = &stderr[..stderr.len().min(COMPLAINT)];
     let message = String::from_utf8_lossy(complaint).trim().to_owned();
-    if message.contains("Operation not permitted") || message.contains("you must be root") {
+    // The kernel's words, those of iptables' nf_tables variant, and those of the older one, which may not even lock.
+    const NOT_PERMITTED: [&str; 3] = ["Operation not permitted", "you must be root", "Permission denied"];
+    if NOT_PERMITTED.iter().any(|words| message.contains(words)) {
         return Err(ToolError::NotPermitted { program: name, message });
     }
     Err(ToolError::Failed { program: name, status: status.to_string(), message })
@@ -148,6 +150,20 @@ mod tests {
         assert_eq!(sh("cat; printf ' answered'").await.unwrap(), "asked answered");
         let error = sh("echo broken >&2; exit 3").await.unwrap_err();
         assert!(error.to_string().contains("broken"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_permitted_is_told_from_what_is_not_there() {
+        for said in [
+            "netlink: Error: cache initialization failed: Operation not permitted",
+            "Could not fetch rule set generation id: Permission denied (you must be root)",
+            "Fatal: can't open lock file /run/xtables.lock: Permission denied",
+        ] {
+            let error = sh(&format!("echo \"{said}\" >&2; exit 4")).await.unwrap_err();
+            assert!(matches!(error, ToolError::NotPermitted { .. }), "{error}");
+        }
+        let error = sh("echo 'Extension TPROXY is not supported' >&2; exit 2").await.unwrap_err();
+        assert!(matches!(error, ToolError::Failed { .. }), "{error}");
     }
 
     #[tokio::test]

@@ -252,7 +252,28 @@ fn without_privilege_it_says_so_and_makes_nothing() {
     assert_eq!(output.status.code(), Some(1), "{report:#}");
     assert_found(&report, "rights.net-admin", "fail", "no CAP_NET_ADMIN");
     assert_found(&report, "kernel.parts", "fail", "permission to change the ruleset");
+    let parts: Vec<&Value> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["name"] == "kernel.parts")
+        .collect();
+    assert_eq!(parts.len(), 1, "what is there may not be called missing: {parts:#?}");
     assert_found(&report, "self-test", "warn", "not run");
+}
+
+/// A mount of its own hides nft from everything that doctor starts.
+#[test]
+fn without_nft_the_self_test_is_that_of_iptables() {
+    let netns = node();
+    let script = format!("mount --bind /dev/null \"$(command -v nft)\" && exec {SLUICE} doctor -o json");
+    let output = netns.command("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let report = report(&output);
+    assert_eq!(output.status.code(), Some(0), "{report:#}");
+    assert_found(&report, "kernel.parts", "ok", "the rules are those of iptables-");
+    for case in ["self-test.tcp4", "self-test.udp4"] {
+        assert_found(&report, case, "ok", "one refused in");
+    }
 }
 
 #[test]

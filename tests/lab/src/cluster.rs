@@ -293,7 +293,9 @@ fn configure(plan: &Plan, names: &Names) -> Result<(), LabError> {
         if !entries.is_empty() {
             bridge_batch(name, &entries)?;
         }
-        nft_script(name, &node_ruleset(plan, &plan.nodes[index]))?;
+        if !plan.secluded {
+            nft_script(name, &node_ruleset(plan, &plan.nodes[index]))?;
+        }
         if plan.kube_proxy == KubeProxy::Iptables {
             for family in plan.families.each() {
                 let script = iptables_mode::restore_script(plan, &plan.nodes[index], *family);

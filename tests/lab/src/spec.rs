@@ -244,6 +244,7 @@ pub struct ClusterBuilder {
     pub(crate) families: Families,
     pub(crate) topology: Topology,
     pub(crate) kube_proxy: KubeProxy,
+    pub(crate) secluded: bool,
     pub(crate) prefix: Option<String>,
     pub(crate) folder: Option<std::path::PathBuf>,
 }
@@ -261,6 +262,7 @@ impl ClusterBuilder {
             families: Families::default(),
             topology: Topology::default(),
             kube_proxy: KubeProxy::default(),
+            secluded: false,
             prefix: None,
             folder: None,
         }
@@ -328,6 +330,12 @@ impl ClusterBuilder {
     /// The shape of the rules that lead to Services; nftables by default.
     pub fn kube_proxy(mut self, kube_proxy: KubeProxy) -> Self {
         self.kube_proxy = kube_proxy;
+        self
+    }
+
+    /// Without rules for Services, host ports and ways out of the cluster: its nodes need no nft then.
+    pub fn secluded(mut self) -> Self {
+        self.secluded = true;
         self
     }
 

@@ -75,6 +75,7 @@ pub(crate) struct Plan {
     pub(crate) families: Families,
     pub(crate) topology: Topology,
     pub(crate) kube_proxy: KubeProxy,
+    pub(crate) secluded: bool,
 }
 
 impl NodePlan {
@@ -172,6 +173,7 @@ pub(crate) fn plan(builder: &ClusterBuilder) -> Result<Plan, LabError> {
         families,
         topology: builder.topology,
         kube_proxy: builder.kube_proxy,
+        secluded: builder.secluded,
     })
 }
 

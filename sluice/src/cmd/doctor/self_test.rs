@@ -76,14 +76,7 @@ pub(super) fn run(facts: &Facts, interrupt: &Interrupt) -> anyhow::Result<Vec<Fi
     }
     let sluice = match start(&cluster, facts, interrupt)? {
         Ok(sluice) => sluice,
-        Err(found) => {
-            return Ok(vec![fail(
-                NAME,
-                found,
-                "sluice run does not enforce on this kernel with these tools",
-                "the log above says what is missing; deploy/docs/troubleshooting.md says what to do",
-            )]);
-        }
+        Err(found) => return Ok(vec![found]),
     };
     let mut findings = Vec::new();
     for case in cases {
@@ -113,7 +106,8 @@ fn not_run(why: &str) -> Finding {
 }
 
 fn cluster(ipv6: bool) -> Result<Cluster, LabError> {
-    let mut builder = Cluster::builder();
+    // nft may be what this node lacks.
+    let mut builder = Cluster::builder().secluded();
     for name in ["client", "open", "closed"] {
         builder = builder.pod(PodSpec::new(&format!("doctor/{name}")).label("app", name));
     }
@@ -146,15 +140,15 @@ impl Servers {
     }
 }
 
-/// The agent, ready; or what it said instead.
-fn start(cluster: &Cluster, facts: &Facts, interrupt: &Interrupt) -> anyhow::Result<Result<Sluice, String>> {
+/// The agent, ready; or what stands against it.
+fn start(cluster: &Cluster, facts: &Facts, interrupt: &Interrupt) -> anyhow::Result<Result<Sluice, Finding>> {
     // As configured, but for what is this node's alone.
     let config = json!({ "redirect": facts.config.redirect, "proxy": facts.config.proxy }).to_string();
     let binary = std::env::current_exe().context("find this program's own file")?;
     let options = SluiceOptions { binary: Some(binary), config, ..SluiceOptions::default() };
     let mut sluice = match cluster.node("node1")?.start_sluice(&options) {
         Ok(sluice) => sluice,
-        Err(error) => return Ok(Err(first_line(&error))),
+        Err(error) => return Ok(Err(ended(&first_line(&error)))),
     };
     let begin = Instant::now();
     loop {
@@ -163,14 +157,31 @@ fn start(cluster: &Cluster, facts: &Facts, interrupt: &Interrupt) -> anyhow::Res
             Err(LabError::TimedOut { .. }) if begin.elapsed() < patiently(READY_LIMIT) => {
                 interrupt.check()?
             }
-            Err(_) => {
-                return Ok(Err(format!(
-                    "sluice run does not become ready: {}",
-                    last_lines(&sluice.stderr())
-                )));
+            Err(LabError::TimedOut { .. }) => {
+                return Ok(Err(late(begin.elapsed(), &last_lines(&sluice.stderr()))));
             }
+            Err(_) => return Ok(Err(ended(&last_lines(&sluice.stderr())))),
         }
     }
+}
+
+fn ended(said: &str) -> Finding {
+    fail(
+        NAME,
+        format!("sluice run ends without having been ready: {said}"),
+        "sluice run does not enforce on this kernel with these tools",
+        "the log above says what is missing; deploy/docs/troubleshooting.md says what to do",
+    )
+}
+
+/// A busy node is not told from one that lacks something: both are no guarantee.
+fn late(waited: Duration, said: &str) -> Finding {
+    fail(
+        NAME,
+        format!("sluice run is not ready after {} s: {said}", waited.as_secs()),
+        "whether sluice run enforces here was not seen",
+        "run doctor again when this node is less busy; after the same once more, the log above says what it waits for",
+    )
 }
 
 /// Makes both connections and looks at their records.
