@@ -78,6 +78,11 @@ impl Cluster {
         self.dial_for(address, SILENCE)
     }
 
+    /// Dials the server pod by all of its addresses at once, because silence takes its time.
+    fn dial_each(&self) -> [(&'static str, io::Result<TcpStream>); 2] {
+        at_once(SERVER, |address| (address, self.dial(address)))
+    }
+
     fn dial_for(&self, address: &str, limit: Duration) -> io::Result<TcpStream> {
         let server = SocketAddr::new(address.parse().unwrap(), PORT);
         self.client.enter(move || TcpStream::connect_timeout(&server, limit))
@@ -155,6 +160,15 @@ impl Cluster {
     }
 }
 
+/// What becomes of each, on threads of their own.
+fn at_once<const N: usize, A: Copy + Send, B: Send>(all: [A; N], work: impl Fn(A) -> B + Sync) -> [B; N] {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads = all.map(|one| scope.spawn(move || work(one)));
+        threads.map(|thread| thread.join().unwrap())
+    })
+}
+
 /// Echoes what it gets, in both families, until the process ends.
 fn serve(ns: &Netns, port: u16) {
     let listener = ns.enter(move || TcpListener::bind(("::", port)).unwrap());
@@ -222,8 +236,8 @@ fn without_a_listener(backend: BackendChoice, mode: FailMode, isolated: bool, ob
     ];
     for (pods, reached, which) in table {
         cluster.install(config.clone(), pods);
-        for address in SERVER {
-            match cluster.dial(address) {
+        for (address, outcome) in cluster.dial_each() {
+            match outcome {
                 Ok(mut stream) => {
                     assert!(reached, "{which}, {address}");
                     echo(&mut stream).unwrap();
@@ -250,13 +264,13 @@ fn a_syn_is_held_while_nobody_reads_the_queue(backend: BackendChoice) {
     let cluster = Cluster::new(backend);
     let spec = cluster.install(RedirectConfig::default(), local(&SERVER, &[]));
     let _listeners = cluster.listen(spec.listener_port);
-    for address in SERVER {
-        assert!(is_silent(cluster.dial(address)), "{address}");
+    for (address, outcome) in cluster.dial_each() {
+        assert!(is_silent(outcome), "{address}");
     }
     // To rules of iptables the queue's reader is what tells that a process is there.
     cluster.install(RedirectConfig::default(), local(&[], &SERVER));
-    for address in SERVER {
-        assert_eq!(is_silent(cluster.dial(address)), cluster.variant().is_none(), "{address}");
+    for (address, outcome) in cluster.dial_each() {
+        assert_eq!(is_silent(outcome), cluster.variant().is_none(), "{address}");
     }
 }
 
@@ -410,9 +424,8 @@ fn without_a_listener_unknown_pods_are_closed_unless_all_are_open(backend: Backe
     for mode in [FailMode::Isolation, FailMode::Closed, FailMode::Open] {
         for (config, pods, which) in table.clone() {
             cluster.install(RedirectConfig { fail_mode: mode, ..config }, pods);
-            for address in SERVER {
-                let reached = cluster.dial(address).is_ok();
-                assert_eq!(reached, mode == FailMode::Open, "{which}, {address}, {mode:?}");
+            for (address, outcome) in cluster.dial_each() {
+                assert_eq!(outcome.is_ok(), mode == FailMode::Open, "{which}, {address}, {mode:?}");
             }
         }
     }
@@ -450,8 +463,8 @@ fn a_first_packet_tells_the_gate_which_ends_lie_behind_interfaces_of_pods(backen
             from | to | marks.proxy,
             bits | marks.proxy
         ));
-        for address in SERVER {
-            assert!(is_silent(cluster.dial(address)), "held: {config:?}");
+        for (_, outcome) in cluster.dial_each() {
+            assert!(is_silent(outcome), "held: {config:?}");
         }
         let seen = cluster.node.run("nft list chain inet seen input");
         assert!(seen.contains("packets 2 "), "{config:?} {pods:?}: {seen}");
@@ -495,13 +508,13 @@ fn a_pod_speaks_with_no_address_but_those_that_are_routed_to_it(backend: Backend
     {
         cluster.install(RedirectConfig::default(), pods);
         // An address outside, and one that is routed to another pod or node.
-        for source in ["198.51.100.7", "10.2.0.9", "2001:db8::7", "fd02::9"] {
+        at_once(["198.51.100.7", "10.2.0.9", "2001:db8::7", "fd02::9"], |source| {
             let source = SocketAddr::new(source.parse().unwrap(), 0);
             let to = SERVER[usize::from(source.is_ipv6())];
             let target = SocketAddr::new(to.parse().unwrap(), PORT);
             assert!(is_unanswered(cluster.client.enter(move || upstream(source, target, 0))));
             cluster.client.enter(move || datagram(source, target)).unwrap();
-        }
+        });
         dropped(if is_pod { 8 } else { 0 });
         assert!(names(if is_pod { "pod1" } else { "pod2" }), "{}", cluster.pod_links());
     }
@@ -522,11 +535,11 @@ fn an_address_of_the_nodes_ranges_that_comes_from_elsewhere_is_dropped(backend: 
         ),
     ] {
         cluster.install(config, pods);
-        for (borrowed, server) in ["10.2.0.9", "fd02::9"].into_iter().zip(SERVER) {
+        at_once([("10.2.0.9", SERVER[0]), ("fd02::9", SERVER[1])], |(borrowed, server)| {
             let source = SocketAddr::new(borrowed.parse().unwrap(), 0);
             let target = SocketAddr::new(server.parse().unwrap(), PORT);
             assert!(is_unanswered(cluster.client.enter(move || upstream(source, target, 0))));
-        }
+        });
         assert_eq!(cluster.dropped(("from_unknown", "from elsewhere"), "SLUICE-SOURCE"), 2);
     }
 }
