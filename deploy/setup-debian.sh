@@ -24,6 +24,7 @@ if [ "${1:-}" = test ]; then
     need runc runc
     need mmdebstrap mmdebstrap
     need promtool prometheus
+    need mkfs.ext4 e2fsprogs
     [ -x /lib/systemd/systemd-journald ] || missing="$missing systemd"
 fi
 if [ "${1:-}" = image ]; then

@@ -16,6 +16,9 @@ use suite::ends::Dialer;
 use suite::schema::assert_valid;
 use suite::stage::{ALLOWED, DENIED, LIMIT, Stage, action, bytes, is_from};
 
+#[path = "records/disks.rs"]
+mod disks;
+
 /// One connection after another from `client`, closed once the server has answered, until told to stop; when each
 /// was over, and its address.
 fn visit_until(stage: &Stage, stop: &AtomicBool) -> Vec<(Instant, SocketAddr)> {
