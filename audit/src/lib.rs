@@ -47,8 +47,8 @@ pub use recorder::{ConfigProblem, Overflow, Recorder, RecorderConfig, ServedTo};
 pub use rotation::Rotation;
 pub use sinks::{FileSink, Only, SinkConfig, StdoutSink};
 pub use store::{
-    IpBlock, MOST_NAMED, PodNamed, ReadStoreError, StoreConfig, StoreQuery, read_namespaces, read_store,
-    read_store_where, scan_store, store_size,
+    Hints, IpBlock, MOST_NAMED, PodNamed, ReadStoreError, StoreConfig, StoreQuery, read_namespaces,
+    read_store, read_store_where, scan_store, store_size,
 };
 pub use syslog::SyslogSink;
 pub use tap::Listener;

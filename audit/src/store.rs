@@ -14,6 +14,7 @@ use crate::output::SinkError;
 mod blocks;
 mod conditions;
 mod dictionary;
+mod hints;
 mod hour;
 mod layout;
 mod query;
@@ -22,6 +23,7 @@ mod retention;
 mod rows;
 mod writing;
 
+pub use hints::Hints;
 pub use query::{IpBlock, MOST_NAMED, PodNamed, StoreQuery};
 pub use reading::{ReadStoreError, read_namespaces, read_store, read_store_where, scan_store, store_size};
 use retention::{Kept, Now, Retention};

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use rusqlite::Connection;
 
+use super::hints::Sought;
 use super::hour::Span;
 use super::query::{IpBlock, StoreQuery};
 use super::rows::{Brief, Known};
@@ -51,6 +52,9 @@ pub(super) struct Conditions {
     pods: Option<Set>,
     namespaces: Option<Set>,
     ips: Option<(Set, Vec<IpBlock>)>,
+    /// Ends with the labels and workloads that are asked for.
+    hinted: Option<Set>,
+    sought: Sought,
 }
 
 impl Conditions {
@@ -67,12 +71,16 @@ impl Conditions {
             pods: (!query.pods.is_empty()).then(Set::default),
             namespaces: (!query.namespaces.is_empty()).then(Set::default),
             ips: (!query.ips.is_empty()).then(|| (Set::default(), query.ips.clone())),
+            hinted: query.hints.ask_for_ends().then(Set::default),
+            sought: Sought::of(&query.hints, known, file)?,
         };
         conditions.find_ends(query, file)?;
         let has_words =
             conditions.actions != 0 && conditions.causes != Some(0) && conditions.denied != Some(0);
         let nobody = |set: &Option<Set>| set.as_ref().is_some_and(Set::is_empty);
-        let can_be_met = has_words && !nobody(&conditions.pods) && !nobody(&conditions.namespaces);
+        let nobody_at_all =
+            [&conditions.pods, &conditions.namespaces, &conditions.hinted].into_iter().any(nobody);
+        let can_be_met = has_words && !nobody_at_all;
         Ok((can_be_met || conditions.losses != 0).then_some(conditions))
     }
 
@@ -80,7 +88,7 @@ impl Conditions {
         if !self.ask_for_ends() {
             return Ok(());
         }
-        let mut statement = file.prepare("SELECT id, ip, namespace, pod FROM ends")?;
+        let mut statement = file.prepare("SELECT id, ip, namespace, pod, k8s FROM ends")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let id: u32 = row.get(0)?;
@@ -100,21 +108,27 @@ impl Conditions {
             {
                 ips.add(id);
             }
+            if let Some(hinted) = &mut self.hinted
+                && query.hints.may_be_of(row.get_ref(4)?.as_str()?)
+            {
+                hinted.add(id);
+            }
         }
         Ok(())
     }
 
     pub(super) fn ask_for_ends(&self) -> bool {
-        self.pods.is_some() || self.namespaces.is_some() || self.ips.is_some()
+        self.pods.is_some() || self.namespaces.is_some() || self.ips.is_some() || self.hinted.is_some()
     }
 
     /// Whether a row with this end may meet them. Asked where ends are asked for.
     pub(super) fn may_be_of(&self, end: u32) -> bool {
-        if end == 0 && (self.losses != 0 || (self.pods.is_none() && self.namespaces.is_none())) {
+        let of_pods = [&self.pods, &self.namespaces, &self.hinted];
+        if end == 0 && (self.losses != 0 || of_pods.iter().all(|ends| ends.is_none())) {
             return true;
         }
         let ips = self.ips.as_ref().map(|(ends, _)| ends);
-        [self.pods.as_ref(), self.namespaces.as_ref(), ips]
+        [self.pods.as_ref(), self.namespaces.as_ref(), self.hinted.as_ref(), ips]
             .into_iter()
             .flatten()
             .next()
@@ -127,7 +141,10 @@ impl Conditions {
         span.newest >= self.since
             && span.oldest <= self.until
             && (has(self.losses)
-                || has(self.actions) && self.causes.is_none_or(has) && self.denied.is_none_or(has))
+                || has(self.actions)
+                    && self.causes.is_none_or(has)
+                    && self.denied.is_none_or(has)
+                    && self.sought.may_be_in(span))
     }
 
     pub(super) fn are_met(&self, row: &Brief<'_>) -> bool {
@@ -144,6 +161,7 @@ impl Conditions {
             && self.denied.is_none_or(|denied| (action | cause) & denied != 0)
             && self.pods.as_ref().is_none_or(|ends| ends.has_one_of(row))
             && self.namespaces.as_ref().is_none_or(|ends| ends.has_one_of(row))
+            && self.hinted.as_ref().is_none_or(|ends| ends.has_one_of(row))
             && self.ips.as_ref().is_none_or(|(ends, blocks)| {
                 let own = |ip: Option<&str>| ip.is_some_and(|ip| is_in(blocks, ip));
                 ends.has_one_of(row) || own(row.source_ip) || own(row.destination_ip)

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Statement};
 
 use super::blocks;
 use super::conditions::{Conditions, Set};
+use super::hints::Marks;
 use super::layout::LAYOUT;
 use super::query::StoreQuery;
 use super::rows::{Brief, Known, MORE, NARROW};
@@ -47,9 +48,14 @@ pub(super) struct Span {
     pub(super) newest: i64,
     /// See `blocks.words`.
     pub(super) words: i64,
+    pub(super) marks: Marks,
     /// Whether a row of `blocks` tells of its ends.
     is_told: bool,
 }
+
+/// Lines that are made together at first, and then.
+const FIRST_LINES: usize = 32;
+const MOST_LINES: usize = 512;
 
 /// When a row was, and its number.
 type Place = (i64, i64);
@@ -115,12 +121,12 @@ impl Hour {
             let next = spans.get(place + 1);
             let goes_on = if is_backwards {
                 let ready = next.map_or(0, |next| found.partition_point(|(time, _)| *time <= next.newest));
-                tell(&mut line, found.split_off(ready).iter().rev(), each)?
+                tell(file, &mut line, found.split_off(ready).iter().rev(), each)?
             } else {
                 let ready =
                     next.map_or(found.len(), |next| found.partition_point(|(time, _)| *time < next.oldest));
                 let rest = found.split_off(ready);
-                tell(&mut line, std::mem::replace(&mut found, rest).iter(), each)?
+                tell(file, &mut line, std::mem::replace(&mut found, rest).iter(), each)?
             };
             if !goes_on {
                 return Ok(false);
@@ -179,10 +185,18 @@ impl Hour {
 
     /// All rows: blocks, and what no block tells of.
     fn spans(&self) -> rusqlite::Result<Vec<Span>> {
-        let untold =
-            |first, last| Span { first, last, oldest: i64::MIN, newest: i64::MAX, words: -1, is_told: false };
+        let untold = |first, last| Span {
+            first,
+            last,
+            oldest: i64::MIN,
+            newest: i64::MAX,
+            words: -1,
+            marks: Marks::NONE,
+            is_told: false,
+        };
         let mut statement = self.file.prepare(
-            "SELECT first, last, oldest, newest, words FROM blocks WHERE last <= ?1 ORDER BY first",
+            "SELECT first, last, oldest, newest, words, ports, parts, longest, largest FROM blocks \
+             WHERE last <= ?1 ORDER BY first",
         )?;
         let mut rows = statement.query([self.last])?;
         let (mut spans, mut next) = (Vec::new(), 1);
@@ -193,6 +207,12 @@ impl Hour {
                 oldest: row.get(2)?,
                 newest: row.get(3)?,
                 words: row.get(4)?,
+                marks: Marks {
+                    ports: row.get(5)?,
+                    parts: row.get(6)?,
+                    longest: row.get(7)?,
+                    largest: row.get(8)?,
+                },
                 is_told: true,
             };
             if span.first > next {
@@ -221,6 +241,8 @@ fn each_row(
         let brief = Brief::of(row, is_wide)?;
         if conditions.are_met(&brief) { each(&brief) } else { Ok(()) }
     };
+    // The file is locked once, not for every row that is looked up.
+    let _reading = file.unchecked_transaction()?;
     match numbers(file, span, conditions)? {
         Some(numbers) => {
             let sql = format!("SELECT {columns} FROM connections WHERE number = ?1");
@@ -260,19 +282,30 @@ fn numbers(file: &Connection, span: &Span, conditions: &Conditions) -> rusqlite:
     Ok((is_whole && numbers.len() <= length / 4).then_some(numbers))
 }
 
-/// Gives the lines of these rows to `each`; false when it has had enough.
+/// Gives the lines of these rows to `each`; false when it has had enough. The file is not read while `each` has them: the
+/// first few are made alone, for who wants no more, and then more at a time, because the file is locked anew each time.
 fn tell<'a>(
+    file: &Connection,
     line: &mut Statement<'_>,
-    places: impl Iterator<Item = &'a Place>,
+    mut places: impl Iterator<Item = &'a Place>,
     each: &mut dyn FnMut(&str) -> bool,
 ) -> rusqlite::Result<bool> {
-    for (_, number) in places {
-        let line: String = line.query_row([number], |row| row.get(0))?;
-        if !each(&line) {
+    let mut lines: Vec<String> = Vec::new();
+    let mut together = FIRST_LINES;
+    loop {
+        let reading = file.unchecked_transaction()?;
+        for (_, number) in places.by_ref().take(together) {
+            lines.push(line.query_row([number], |row| row.get(0))?);
+        }
+        drop(reading);
+        if lines.is_empty() {
+            return Ok(true);
+        }
+        if !lines.drain(..).all(|line| each(&line)) {
             return Ok(false);
         }
+        together = MOST_LINES;
     }
-    Ok(true)
 }
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {

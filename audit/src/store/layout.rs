@@ -5,14 +5,14 @@
 //! and the whole line together again, in SQL alone, so that any sqlite3 reads them.
 //!
 //! Rows are only ever appended, and no index is kept while they are. Every [`BLOCK`] rows a row of `blocks` says what
-//! is among them: their times, the words they use, and who stands at their ends, row by row. The rows behind the last
+//! is among them: their times, the words, ports and decisions in them, and who stands at their ends, row by row. The rows behind the last
 //! block, or all of them when a process was killed early, are simply read.
 
 use crate::line::{ECS_VERSION, SCHEMA, outcome, types};
 use crate::record::Action;
 
 /// `PRAGMA user_version` of a file; another one is another layout.
-pub(super) const LAYOUT: i32 = 2;
+pub(super) const LAYOUT: i32 = 3;
 /// Rows that are told of together.
 pub(super) const BLOCK: usize = 4096;
 
@@ -57,7 +57,10 @@ CREATE TABLE connections (
 CREATE TABLE blocks (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL,   -- numbers of its rows
     oldest INTEGER NOT NULL, newest INTEGER NOT NULL,   -- times
-    words INTEGER NOT NULL,         -- a bit for each of the words 0 to 62 that is an action or a cause
+    words INTEGER NOT NULL,         -- a bit for each of the words 0 to 62; the sign where a row has a line
+    ports INTEGER NOT NULL,         -- a bit for each port of a server; some share one
+    parts INTEGER NOT NULL,         -- and for each decision and Service
+    longest INTEGER NOT NULL, largest INTEGER NOT NULL, -- duration, and bytes both ways; -1 where no row tells
     ends BLOB NOT NULL              -- for each end its rows; see blocks.rs of Sluice's sources
 );
 ";

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::hints::Hints;
+
 /// Values that each list of a [`StoreQuery`] may have.
 pub const MOST_NAMED: usize = 100;
 
@@ -29,6 +31,8 @@ pub struct StoreQuery {
     pub denied: bool,
     /// Lines of lost records as well, whatever is named.
     pub losses: bool,
+    /// What blocks are passed over by.
+    pub hints: Hints,
     /// From the newest record to the oldest.
     pub newest_first: bool,
 }
@@ -54,6 +58,7 @@ impl Default for StoreQuery {
             causes: Vec::new(),
             denied: false,
             losses: false,
+            hints: Hints::default(),
             newest_first: false,
         }
     }

@@ -184,6 +184,11 @@ impl Known {
         }))
     }
 
+    /// Who wrote the file.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
     fn word(&self, id: Option<i64>) -> Option<&str> {
         self.words.get(usize::try_from(id?).ok()?).map(String::as_str)
     }

@@ -8,6 +8,7 @@ use rusqlite::{Connection, Statement, params};
 
 use super::blocks;
 use super::dictionary::{Ends, Given, Parts, Words};
+use super::hints::{Marked, Marks, UNTOLD};
 use super::layout::{BLOCK, COLUMNS, schema};
 use super::{PREFIX, STAMP, SUFFIX, hour};
 use crate::batch::{Batch, Entry, Told};
@@ -47,6 +48,7 @@ struct Block {
     newest: i64,
     /// See `blocks.words`.
     words: i64,
+    marks: Marks,
     ends: blocks::Ends,
 }
 
@@ -281,7 +283,15 @@ fn text<'a>(batch: &'a Batch, entry: &Entry) -> &'a str {
 
 impl Block {
     fn begin(first: i64) -> Self {
-        Self { first, length: 0, oldest: i64::MAX, newest: i64::MIN, words: 0, ends: blocks::Ends::default() }
+        Self {
+            first,
+            length: 0,
+            oldest: i64::MAX,
+            newest: i64::MIN,
+            words: 0,
+            marks: Marks::NONE,
+            ends: blocks::Ends::default(),
+        }
     }
 
     fn add(&mut self, row: &Row<'_>) {
@@ -289,9 +299,13 @@ impl Block {
         self.length += 1;
         self.oldest = self.oldest.min(row.time);
         self.newest = self.newest.max(row.time);
-        for word in [Some(row.action), row.cause].into_iter().flatten() {
+        for word in [Some(row.action), row.cause].into_iter().chain(row.before).flatten() {
             self.words |= 1 << word.min(62);
         }
+        if row.line.is_some() {
+            self.words |= UNTOLD;
+        }
+        self.marks.add(row.marked());
     }
 
     /// Writes the row of `blocks`, if there is anything to tell, and begins the next.
@@ -301,14 +315,20 @@ impl Block {
         }
         let next = self.first + i64::try_from(self.length).unwrap_or_default();
         let ends = self.ends.take();
-        file.prepare("INSERT INTO blocks VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-            self.first,
-            next - 1,
-            self.oldest,
-            self.newest,
-            self.words,
-            ends
-        ])?;
+        file.prepare("INSERT INTO blocks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
+            params![
+                self.first,
+                next - 1,
+                self.oldest,
+                self.newest,
+                self.words,
+                self.marks.ports,
+                self.marks.parts,
+                self.marks.longest,
+                self.marks.largest,
+                ends
+            ],
+        )?;
         *self = Self::begin(next);
         Ok(())
     }
@@ -394,6 +414,12 @@ impl Row<'_> {
             community: None,
             line: None,
         }
+    }
+
+    fn marked(&self) -> Marked {
+        let [_, port, _, duration, source_bytes, destination_bytes, egress, ingress, service, ..] =
+            self.after;
+        Marked { port, parts: [egress, ingress, service], duration, bytes: [source_bytes, destination_bytes] }
     }
 
     fn bind(&self, number: i64, statement: &mut Statement<'_>) -> rusqlite::Result<()> {

@@ -2,12 +2,17 @@
 //!
 //! Values of one flag are alternatives, flags add up, and a value that begins with `!` is one that must not match.
 
-use std::ffi::{OsStr, OsString};
-use std::str::FromStr;
 use std::time::Duration;
 
-use audit::{End, Glance, IpBlock, MOST_NAMED, PodNamed, StoreQuery};
+use audit::{End, Glance, Hints, MOST_NAMED, StoreQuery};
 use serde_json::Value;
+
+mod not;
+mod value;
+
+pub(crate) use not::with_not;
+pub(crate) use value::duration;
+use value::{Block, Cause, Direction, Kind, Label, Named, Policy, Term, Text, Transport, VerdictIs, bytes};
 
 /// Filters, as `sluice observe`, `sluice top` and `sluice graph` take them. A value that begins with ! must not
 /// match; so does the value after --not.
@@ -198,251 +203,37 @@ impl Filters {
             .map_or_else(Vec::new, |causes| words(causes.into_iter().map(|Cause(name)| *name).collect()));
         query.denied = asked(&self.verdict)
             .is_some_and(|verdicts| verdicts.into_iter().all(|verdict| *verdict == VerdictIs::Deny));
+        query.hints = self.hints();
     }
-}
 
-/// A value, and whether it must not match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Term<T> {
-    value: T,
-    is_not: bool,
-    /// As it was written.
-    text: String,
-}
-
-impl<T: FromStr<Err = String>> Term<T> {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (value, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
-        if value.is_empty() {
-            return Err("must not be empty".to_owned());
+    fn hints(&self) -> Hints {
+        /// What is the same text in a line of JSON.
+        fn names<T>(terms: &[Term<T>], name: impl Fn(&T) -> &str) -> Vec<String> {
+            let is_plain = |name: &&str| {
+                name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._/#".contains(&byte))
+            };
+            let all = asked(terms).unwrap_or_default();
+            let plain: Vec<String> =
+                all.iter().map(|value| name(value)).filter(is_plain).map(str::to_owned).collect();
+            if plain.len() == all.len() { plain } else { Vec::new() }
         }
-        Ok(Self { value: value.parse()?, is_not, text: text.to_owned() })
-    }
-}
-
-macro_rules! term {
-    ($($t:ty),*) => {$(
-        impl FromStr for Term<$t> {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                Self::parse(text)
-            }
+        fn each<T, V>(terms: &[Term<T>], value: impl Fn(&T) -> V) -> Vec<V> {
+            asked(terms).unwrap_or_default().into_iter().map(value).collect()
         }
-    )*};
-}
-term!(Text, Named, Label, Block, Transport, Policy, VerdictIs, Direction, Cause, Kind);
-
-impl FromStr for Term<u16> {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (value, is_not) = text.strip_prefix('!').map_or((text, false), |rest| (rest, true));
-        let value = value.parse().map_err(|_| "must be a port from 0 to 65535".to_owned())?;
-        Ok(Self { value, is_not, text: text.to_owned() })
-    }
-}
-
-/// Any text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Text(String);
-
-impl FromStr for Text {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// A name, and what stands before its slash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Named {
-    before: Option<String>,
-    name: String,
-}
-
-impl FromStr for Named {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text.split_once('/') {
-            Some((before, name)) => Self { before: Some(before.to_owned()), name: name.to_owned() },
-            None => Self { before: None, name: text.to_owned() },
-        })
-    }
-}
-
-impl Named {
-    fn as_pod(&self) -> PodNamed {
-        PodNamed { namespace: self.before.clone(), prefix: self.name.clone() }
-    }
-}
-
-/// An address or a block of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Block(IpBlock);
-
-impl FromStr for Block {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|()| format!("{text} is no IP address and no CIDR such as 10.0.0.0/8"))
-    }
-}
-
-/// A label's key, and its value where one was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Label {
-    key: String,
-    value: Option<String>,
-}
-
-impl FromStr for Label {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value)));
-        if key.is_empty() {
-            return Err("must be KEY or KEY=VALUE".to_owned());
+        Hints {
+            nodes: each(&self.node, |node| node.0.clone()),
+            ports: each(&self.port, |port| *port),
+            protocols: each(&self.protocol, |protocol| protocol.0.to_owned()),
+            directions: each(&self.direction, |direction| direction.0.to_owned()),
+            labels: each(&self.label, |label| (label.key.clone(), label.value.clone())),
+            workloads: each(&self.workload, |workload| workload.name.clone()),
+            policies: names(&self.policy, Policy::text),
+            services: names(&self.service, |service| &service.name),
+            least_ns: self
+                .min_duration
+                .map_or(0, |least| u64::try_from(least.as_nanos()).unwrap_or(u64::MAX)),
+            least_bytes: self.min_bytes.unwrap_or(0),
         }
-        Ok(Self { key: key.to_owned(), value: value.map(str::to_owned) })
-    }
-}
-
-/// The word of `all` that is `text`, in whatever case.
-fn one_of(text: &str, all: &[&'static str]) -> Result<&'static str, String> {
-    let found = all.iter().find(|word| word.eq_ignore_ascii_case(text));
-    found.copied().ok_or_else(|| match all {
-        [before @ .., last] => format!("must be {} or {last}", before.join(", ")),
-        [] => String::new(),
-    })
-}
-
-/// `network.transport`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Transport(&'static str);
-
-impl FromStr for Transport {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        one_of(text, &["tcp", "udp", "sctp"]).map(Self)
-    }
-}
-
-/// `network.direction`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Direction(&'static str);
-
-impl FromStr for Direction {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        one_of(text, &["ingress", "egress", "internal", "unknown"]).map(Self)
-    }
-}
-
-/// `sluice.end_cause`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cause(&'static str);
-
-impl FromStr for Cause {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        one_of(text, &flow::EndCause::ALL.map(flow::EndCause::as_str)).map(Self)
-    }
-}
-
-/// A policy as records name it, or the end of such a name after a slash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Policy(String);
-
-impl FromStr for Policy {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (whole, rule) = text.split_once('#').map_or((text, None), |(whole, rule)| (whole, Some(rule)));
-        let parts: Vec<&str> = whole.split('/').collect();
-        let is_rule = rule.is_none_or(|rule| rule.parse::<u32>().is_ok());
-        if parts.len() > 3 || parts.contains(&"") || !is_rule {
-            return Err("must be NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME, and #RULE at most".to_owned());
-        }
-        match (&*parts, rule) {
-            ([kind, namespace, name], rule) => {
-                let kind = one_of(kind, &KINDS).map_err(|must| format!("its kind {must}"))?;
-                let rule = rule.map_or_else(String::new, |rule| format!("#{rule}"));
-                Ok(Self(format!("{kind}/{namespace}/{name}{rule}")))
-            }
-            _ => Ok(Self(text.to_owned())),
-        }
-    }
-}
-
-impl Policy {
-    /// `shop/web`, `web`, `web#0` and `NetworkPolicy/shop/web` all name `NetworkPolicy/shop/web#0`.
-    fn is(&self, named: &str) -> bool {
-        let named = if self.0.contains('#') { named } else { named.split('#').next().unwrap_or_default() };
-        named == self.0 || named.strip_suffix(&*self.0).is_some_and(|before| before.ends_with('/'))
-    }
-}
-
-/// Kinds of policies that have a namespace before their name, or stand alone before it.
-const KINDS: [&str; 4] = [
-    flow::PolicyKind::NetworkPolicy.as_str(),
-    flow::PolicyKind::ClusterNetworkPolicy.as_str(),
-    flow::PolicyKind::AdminNetworkPolicy.as_str(),
-    flow::PolicyKind::BaselineAdminNetworkPolicy.as_str(),
-];
-
-/// What policy said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum VerdictIs {
-    Allow,
-    Deny,
-}
-
-impl FromStr for VerdictIs {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.to_lowercase().as_str() {
-            "allow" | "allowed" => Ok(Self::Allow),
-            "deny" | "denied" => Ok(Self::Deny),
-            _ => Err("must be allow or deny".to_owned()),
-        }
-    }
-}
-
-impl VerdictIs {
-    /// A record of losses tells of no verdict.
-    fn is_of(self, record: &Glance<'_>) -> bool {
-        record.action != Kind::Lost.action() && is_denied(record) == (self == Self::Deny)
-    }
-}
-
-/// What a record tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Started,
-    Updated,
-    Ended,
-    Denied,
-    Failed,
-    Lost,
-}
-
-impl Kind {
-    const fn action(self) -> &'static str {
-        match self {
-            Self::Started => "connection-started",
-            Self::Updated => "connection-updated",
-            Self::Ended => "connection-ended",
-            Self::Denied => "connection-denied",
-            Self::Failed => "connection-failed",
-            Self::Lost => "records-lost",
-        }
-    }
-}
-
-impl FromStr for Kind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::Started, Self::Updated, Self::Ended, Self::Denied, Self::Failed, Self::Lost];
-        let is_it = |kind: &Self| kind.action() == text || kind.action().rsplit('-').next() == Some(text);
-        all.into_iter()
-            .find(is_it)
-            .ok_or_else(|| "must be started, updated, ended, denied, failed or lost".to_owned())
     }
 }
 
@@ -521,91 +312,6 @@ pub(crate) fn lived(record: &Glance<'_>) -> Option<Duration> {
 /// Bytes both ways.
 pub(crate) fn carried(record: &Glance<'_>) -> u64 {
     record.source.bytes.unwrap_or(0).saturating_add(record.destination.bytes.unwrap_or(0))
-}
-
-/// `500ms`, `10s`, `5m`, `1h`, `2d`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let fault = || format!("{text} is no duration such as 500ms, 10s, 5m or 1h");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| fault())?;
-    let millis = match &text[digits..] {
-        "ms" => Some(number),
-        "s" | "" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        "d" => number.checked_mul(86_400_000),
-        _ => None,
-    };
-    millis.map(Duration::from_millis).ok_or_else(fault)
-}
-
-/// `1000`, `64K`, `10M`, `2G`; a K is 1024.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let fault = || format!("{text} is no number of bytes such as 1000, 64K or 10M");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| fault())?;
-    let unit = match &text[digits..] {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        _ => return Err(fault()),
-    };
-    number.checked_mul(unit).ok_or_else(fault)
-}
-
-/// Turns `--not --port 80` into `--port !80`, and `--not --port=80` into `--port=!80`, in the arguments of a command
-/// that takes filters. What follows `--` is somebody else's.
-pub(crate) fn with_not(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut arguments = arguments.into_iter();
-    let mut turned: Vec<OsString> = arguments.by_ref().take(2).collect();
-    if !turned.get(1).is_some_and(|command| ["observe", "top", "graph"].iter().any(|one| command == one)) {
-        return turned.into_iter().chain(arguments).collect();
-    }
-    while let Some(argument) = arguments.next() {
-        if argument == "--" {
-            turned.push(argument);
-            turned.extend(arguments);
-            return turned;
-        }
-        if argument != "--not" {
-            turned.push(argument);
-            continue;
-        }
-        match arguments.next() {
-            Some(flag) if flag.to_str().is_some_and(can_be_turned_around) => {
-                turned.extend(turned_around(&flag, &mut arguments));
-            }
-            // Said to be missing once the arguments are read.
-            other => turned.extend(std::iter::once(argument).chain(other)),
-        }
-    }
-    turned
-}
-
-/// True for the flags of filters that have a value which may be one that must not match.
-fn can_be_turned_around(flag: &str) -> bool {
-    const OTHERS: [&str; 3] = ["not", "min-duration", "min-bytes"];
-
-    let flag = flag.split('=').next().unwrap_or_default();
-    let filters = <Filters as clap::Args>::augment_args(clap::Command::new("filters"));
-    filters.get_arguments().any(|argument| {
-        let long = argument.get_long().filter(|long| !OTHERS.contains(long));
-        let is_short = argument.get_short().is_some_and(|short| flag == format!("-{short}"));
-        long.is_some_and(|long| is_short || flag.strip_prefix("--") == Some(long))
-    })
-}
-
-fn turned_around(flag: &OsStr, arguments: &mut impl Iterator<Item = OsString>) -> Vec<OsString> {
-    if let Some((flag, value)) = flag.to_str().and_then(|flag| flag.split_once('=')) {
-        return vec![format!("{flag}=!{value}").into()];
-    }
-    let value = arguments.next().map(|value| {
-        let mut not = OsString::from("!");
-        not.push(value);
-        not
-    });
-    std::iter::once(flag.to_owned()).chain(value).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::*;
+use std::ffi::OsString;
 use std::net::IpAddr;
 
 #[derive(Parser)]
