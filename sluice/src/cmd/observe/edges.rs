@@ -39,6 +39,8 @@ pub(crate) struct Edges {
     names: HashMap<String, u32>,
     /// Bytes of live connections that are counted already, by id.
     told: HashMap<u128, u64>,
+    /// The name that is looked for.
+    name: String,
 }
 
 /// An edge, as an agent tells of it in a line of JSON.
@@ -66,10 +68,13 @@ impl Edges {
             return;
         }
         let edge = Edge {
-            from: self.name(workload(&record.source)),
-            to: self.name(workload(&record.destination)),
+            from: self.name(|name| workload(name, &record.source)),
+            to: self.name(|name| workload(name, &record.destination)),
             port: record.destination.port.unwrap_or(0),
-            protocol: self.name(record.transport.to_uppercase()),
+            protocol: self.name(|name| {
+                name.push_str(record.transport);
+                name.make_ascii_uppercase();
+            }),
         };
         let counts = self.edges.entry(edge).or_default();
         let id = record.id;
@@ -99,8 +104,9 @@ impl Edges {
 
     /// Adds what somebody else has added up.
     pub(crate) fn add_counts(&mut self, pair: Pair, counts: Counts) {
-        let (from, to) = (self.name(pair.from), self.name(pair.to));
-        let edge = Edge { from, to, port: pair.port, protocol: self.name(pair.protocol) };
+        let [from, to, protocol] =
+            [pair.from, pair.to, pair.protocol].map(|known| self.name(|name| name.push_str(&known)));
+        let edge = Edge { from, to, port: pair.port, protocol };
         let sum = self.edges.entry(edge).or_default();
         sum.carried += counts.carried;
         sum.denied += counts.denied;
@@ -108,9 +114,16 @@ impl Edges {
         sum.bytes += counts.bytes;
     }
 
-    fn name(&mut self, name: String) -> u32 {
+    /// The number of what is written. A name that is known is not copied: there are a few, and millions of records.
+    fn name(&mut self, write: impl FnOnce(&mut String)) -> u32 {
+        self.name.clear();
+        write(&mut self.name);
+        if let Some(number) = self.names.get(&self.name) {
+            return *number;
+        }
         let next = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
-        *self.names.entry(name).or_insert(next)
+        self.names.insert(self.name.clone(), next);
+        next
     }
 
     /// Every edge, in the order of its names.
@@ -133,12 +146,17 @@ impl Edges {
     }
 }
 
-/// The workload's name, the pod's where it has none.
-fn workload(of: &End<'_>) -> String {
+/// Writes the workload's name, the pod's where it has none.
+fn workload(name: &mut String, of: &End<'_>) {
     let k8s = of.k8s;
     match (k8s["namespace"].as_str(), k8s["owner"]["name"].as_str()) {
-        (Some(namespace), Some(owner)) => printable(&format!("{namespace}/{owner}")),
-        _ => who(k8s).unwrap_or_else(|| "external".to_owned()),
+        (Some(namespace), Some(owner)) => {
+            name.extend([namespace, "/", owner]);
+            if !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+                *name = printable(name);
+            }
+        }
+        _ => name.push_str(&who(k8s).unwrap_or_else(|| "external".to_owned())),
     }
 }
 
