@@ -83,6 +83,7 @@ test-kernel: setup-kernels ## Doctor and lab on this Debian release's own kernel
 test-kernels: setup-kernels ## Debian's kernels 5.10, 6.1 and 6.12 in emulated machines, whole and with less: doctor, lab, the datapath's tests; a table (root)
 	$(NEXTEST) --no-run
 	tests/kernels/run.sh iptables bullseye
+	tests/kernels/run.sh legacy bullseye
 	tests/kernels/run.sh bare bullseye
 	tests/kernels/run.sh whole bullseye bookworm trixie
 	$(NEXTEST) -E 'package(suite) and test(the_table_of_kernels)'

@@ -152,6 +152,10 @@ async fn remove_gate(
     chains: [bool; 2],
     report: &mut CleanupReport,
 ) -> Result<(), ToolError> {
+    // The gate stands beside nft's rules, and nowhere else.
+    if !Nfnetlink::kernel_has_nf_tables() {
+        return Ok(());
+    }
     let iptables = match Iptables::find(family).await {
         Ok(iptables) => iptables,
         // Without the tool there never was a gate of its making.

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::bridges::QUIETED;
+use crate::nfnetlink::Nfnetlink;
 use crate::pods::{LocalPods, SetElements};
 use crate::ruleset::{CreatedBases, GATE_HOOKS, TABLE};
 use crate::ruleset::{SENDERS, SYN_RATE};
@@ -30,6 +31,7 @@ pub(crate) async fn list_table() -> Result<Option<Listing>, ToolError> {
     match nft(&["-j", "list", "table", "inet", TABLE], "").await {
         Ok(text) => Ok(parse(&text)),
         Err(ToolError::Failed { message, .. }) if message.contains("No such file or directory") => Ok(None),
+        Err(ToolError::Failed { .. }) if !Nfnetlink::kernel_has_nf_tables() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -83,6 +83,17 @@ impl Nfnetlink {
         }
     }
 
+    /// Whether this kernel has nf_tables; asking makes it load the module. What else keeps an answer away (rights, say) is
+    /// no proof that it has not.
+    pub(crate) fn kernel_has_nf_tables() -> bool {
+        let asked = Self::open().and_then(|netlink| netlink.generation());
+        let error = asked.err().and_then(|error| error.raw_os_error());
+        !matches!(
+            error,
+            Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP | nix::libc::ENOENT | nix::libc::EPROTONOSUPPORT)
+        )
+    }
+
     /// Removes `table` if it has no chains, sets or objects. Whether it is gone.
     pub(crate) fn remove_empty_table(&self, family: Family, table: &str) -> io::Result<bool> {
         self.remove(NFT_MSG_DELTABLE, family, &string_attribute(NFTA_TABLE_NAME, table))

@@ -317,6 +317,14 @@ async fn note_bases(tools: &Tools, spec: &mut RedirectSpec) {
     }
 }
 
+/// The variants of which rules can be there: of iptables-nft none, where the kernel has no nf_tables.
+fn variants() -> impl Iterator<Item = IptablesVariant> {
+    let has_nf_tables = Nfnetlink::kernel_has_nf_tables();
+    [IptablesVariant::Nft, IptablesVariant::Legacy]
+        .into_iter()
+        .filter(move |variant| has_nf_tables || *variant != IptablesVariant::Nft)
+}
+
 /// What an installation noted of its changes to the node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Noted {
@@ -345,7 +353,7 @@ impl Noted {
 /// Reads the notes of an earlier installation, of either variant.
 pub(crate) async fn noted() -> Result<Noted, ToolError> {
     let mut noted = Noted::default();
-    for variant in [IptablesVariant::Nft, IptablesVariant::Legacy] {
+    for variant in variants() {
         for version in [Version::V4, Version::V6] {
             let tools = match Tools::find(variant, version).await {
                 Ok(tools) => tools,
@@ -373,7 +381,7 @@ pub(crate) struct Removed {
 /// Takes away all chains, jumps and sets of ours, of both variants but `keep`. The sets stay with a variant.
 pub(crate) async fn remove_all(keep: Option<IptablesVariant>) -> Result<Removed, ToolError> {
     let mut removed = Removed::default();
-    for variant in [IptablesVariant::Nft, IptablesVariant::Legacy] {
+    for variant in variants() {
         for version in [Version::V4, Version::V6] {
             if keep == Some(variant) {
                 continue;

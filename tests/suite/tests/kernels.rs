@@ -12,8 +12,9 @@ use suite::cells;
 const RELEASES: [(&str, &str); 3] =
     [("bullseye", "(bullseye)"), ("bookworm", "(bookworm)"), ("trixie", "(trixie)")];
 /// Kernels without some of their modules, each with jobs of its own.
-const LESSER: [(&str, &str); 2] = [
+const LESSER: [(&str, &str); 3] = [
     ("bullseye-iptables", "(bullseye) without nft's tproxy and queue"),
+    ("bullseye-legacy", "(bullseye) without nf_tables"),
     ("bullseye-bare", "(bullseye) without any tproxy and queue"),
 ];
 
