@@ -205,7 +205,11 @@ pub(crate) async fn missing_parts(variant: IptablesVariant, ipv6: bool) -> Absen
             lacks(MissingPart { part, kernel_option: "", remedy });
             continue;
         };
-        let probe = Probe::new(&tools).await;
+        // The older variant says the same without rights as without a part: the right to make a set tells.
+        let Ok(probe) = Probe::new(&tools).await else {
+            lacks(crate::probe::PERMISSION);
+            continue;
+        };
         if probe.takes(&PARTS.iter().collect::<Vec<_>>()).await.is_err() {
             for part in &PARTS {
                 match probe.takes(&[part]).await {
@@ -235,7 +239,8 @@ struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    async fn new(tools: &'a Tools) -> Self {
+    /// Errors: [`ToolError::NotPermitted`]. A kernel without sets has none of the parts that need one.
+    async fn new(tools: &'a Tools) -> Result<Self, ToolError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let tables = match tools.variant {
@@ -245,10 +250,12 @@ impl<'a> Probe<'a> {
         let (chain, set) = (format!("SLUICE-{unique}"), format!("{SET_PREFIX}{unique}"));
         let probe = Self { tools, tables, chain, set };
         let family = if tools.version == Version::V4 { "inet" } else { "inet6" };
-        if let Err(error) = restore_sets(&format!("create {} hash:ip family {family}\n", probe.set)).await {
-            tracing::debug!(%error, "no sets");
+        match restore_sets(&format!("create {} hash:ip family {family}\n", probe.set)).await {
+            Err(error @ ToolError::NotPermitted { .. }) => return Err(error),
+            Err(error) => tracing::debug!(%error, "no sets"),
+            Ok(()) => {}
         }
-        probe
+        Ok(probe)
     }
 
     /// Loads a chain with the parts' rules, and takes it away.
