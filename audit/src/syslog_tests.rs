@@ -1,12 +1,12 @@
 //! Lines to daemons: sockets that this test owns, and systemd-journald.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use super::*;
 use crate::batch::{LossCause, Lost};
 use crate::line::LineWriter;
 use crate::line::tests::everything;
+use crate::recorder::tests::wait_until;
 use crate::{ConnectionId, Record};
 
 fn batch() -> Batch {
@@ -65,11 +65,9 @@ impl Journald {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-ec", JOURNALD]).stderr(Stdio::null());
         let journald = Self(command.spawn().unwrap());
-        let begun = Instant::now();
-        while UnixDatagram::unbound().unwrap().connect(journald.socket()).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "journald does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("journald listens", || {
+            UnixDatagram::unbound().unwrap().connect(journald.socket()).is_ok()
+        });
         journald
     }
 

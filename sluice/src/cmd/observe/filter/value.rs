@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use audit::{Glance, IpBlock, PodNamed};
+use audit::{Action, Glance, IpBlock, PodNamed};
 
 use super::is_denied;
 
@@ -237,11 +237,11 @@ pub(crate) enum Kind {
 impl Kind {
     pub(super) const fn action(self) -> &'static str {
         match self {
-            Self::Started => "connection-started",
-            Self::Updated => "connection-updated",
-            Self::Ended => "connection-ended",
-            Self::Denied => "connection-denied",
-            Self::Failed => "connection-failed",
+            Self::Started => Action::Started.as_str(),
+            Self::Updated => Action::Updated.as_str(),
+            Self::Ended => Action::Ended.as_str(),
+            Self::Denied => Action::Denied.as_str(),
+            Self::Failed => Action::Failed.as_str(),
             Self::Lost => "records-lost",
         }
     }
