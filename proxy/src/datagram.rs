@@ -64,9 +64,19 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
     let Held { tuple, since, .. } = held;
     let mut table = path.flows.lock();
     let snapshot = path.policy.current();
-    match known(&mut table, snapshot.as_deref(), &tuple) {
-        Known::Accepted => {
-            held.accept();
+    match known(&mut table, snapshot.as_deref(), &held) {
+        // The client has sent its first packet again, and that has gone on.
+        Known::AcceptedMeanwhile if tuple.protocol != Protocol::Udp => {
+            path.metrics.gate_dropped.of(GateDrop::Duplicate).inc();
+            held.verdict(PacketVerdict::Drop);
+            return None;
+        }
+        Known::Accepted | Known::AcceptedMeanwhile => {
+            if tuple.protocol == Protocol::Udp {
+                held.accept_again()
+            } else {
+                held.accept()
+            }
             return None;
         }
         Known::Refused | Known::Answers(_) => {
@@ -116,10 +126,10 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
 
 /// What is known of a packet's flow. What answers a revoked flow belongs to it, also when it is allowed again:
 /// then its client begins it anew.
-fn known(table: &mut Table, snapshot: Option<&Snapshot>, tuple: &Tuple) -> Known {
+fn known(table: &mut Table, snapshot: Option<&Snapshot>, held: &Held) -> Known {
     let generation = snapshot.map(Snapshot::generation).unwrap_or_default();
     let now = Instant::now();
-    let known = table.known(tuple, generation, now);
+    let known = table.known(&held.tuple, generation, held.since, now);
     let Known::Answers(revoked) = known else { return known };
     let (_, permit) = authorize(snapshot, &revoked, BehindInterface::default());
     table.note_revoked(&revoked, generation, permit.is_some(), now);
@@ -151,6 +161,12 @@ async fn wait(path: Arc<Datapath>, mut held: Held) {
 impl Held {
     fn accept(&self) {
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.accept));
+    }
+
+    /// The flow is accepted already: conntrack knows it, but does not know this packet as one of it.
+    fn accept_again(&self) {
+        let Marks { accept, again, .. } = self.gate.marks;
+        self.verdict(PacketVerdict::AcceptWithMark(self.mark | accept | again));
     }
 
     fn refuse(&self, action: DenyAction) {

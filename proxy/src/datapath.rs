@@ -55,6 +55,8 @@ pub struct Marks {
     pub flow: u32,
     /// Set by a verdict on a datagram: its flow is accepted.
     pub accept: u32,
+    /// Set by a verdict beside `accept`: the flow was accepted by another of its datagrams.
+    pub again: u32,
 }
 
 /// What the datapath needs from the rest of the process.

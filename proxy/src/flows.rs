@@ -58,11 +58,14 @@ pub(crate) struct Flow {
     judged: Judged,
     service: Option<Service>,
     started: Instant,
+    accepted: Instant,
     started_at: SystemTime,
     decide: Option<Duration>,
     detail: Option<&'static str>,
     /// What conntrack had counted before this process knew the flow.
     before: (Counted, Counted),
+    /// What was counted beside the flow's own entry.
+    beside: (Counted, Counted),
     /// What conntrack had counted when it was last asked.
     counted: Option<(Counted, Counted)>,
     revoked: Option<Decision>,
@@ -83,6 +86,8 @@ pub(crate) enum Known {
     Nothing,
     /// It was accepted.
     Accepted,
+    /// It was accepted, after this packet had come.
+    AcceptedMeanwhile,
     /// It was refused a moment ago, by the snapshot that is still in force, or is being revoked, or answers
     /// one that was.
     Refused,
@@ -161,6 +166,16 @@ impl Flows {
         let record = flow.record(&tuple, action, Some(cause));
         self.metrics.count_final(&record);
         self.recorder.submit(record);
+    }
+
+    /// Conntrack has let go of an entry beside a flow's own, which goes on: what it counted is the flow's.
+    pub(crate) fn count_beside(&self, entry: &Entry) {
+        let mut table = self.lock();
+        if let Some(flow) = table.live.get_mut(&entry.tuple())
+            && let Some((sent, received)) = entry.counted
+        {
+            flow.beside = (flow.beside.0.and(sent), flow.beside.1.and(received));
+        }
     }
 
     /// Conntrack has let go of an entry. True when another with the same addresses and ports may be there.
@@ -367,8 +382,14 @@ pub(crate) struct Compared {
 }
 
 impl Table {
-    /// What is known of a packet's flow, while the snapshot `generation` is in force.
-    pub(crate) fn known(&mut self, tuple: &Tuple, generation: Generation, now: Instant) -> Known {
+    /// What is known of the flow of a packet that came at `since`, while the snapshot `generation` is in force.
+    pub(crate) fn known(
+        &mut self,
+        tuple: &Tuple,
+        generation: Generation,
+        since: Instant,
+        now: Instant,
+    ) -> Known {
         match self.barred.against(tuple, generation, now) {
             Against::Refused => return Known::Refused,
             Against::Ask(revoked) => return Known::Answers(revoked),
@@ -377,6 +398,9 @@ impl Table {
         if let Some(flow) = self.live.get_mut(tuple) {
             if flow.revoked.is_some() {
                 return Known::Refused;
+            }
+            if since < flow.accepted {
+                return Known::AcceptedMeanwhile;
             }
             flow.contested = true;
             if let Some(last) = &mut flow.unseen {
@@ -451,10 +475,12 @@ impl Flow {
             judged,
             service: None,
             started: since,
+            accepted: Instant::now(),
             started_at: SystemTime::now(),
             decide: Some(since.elapsed()),
             detail: None,
             before: Default::default(),
+            beside: Default::default(),
             counted: None,
             revoked: None,
             contested: false,
@@ -503,10 +529,12 @@ impl Flow {
     }
 
     fn traffic(&self, tuple: &Tuple) -> Traffic {
-        let Some((sent, received)) = self.counted else {
+        if self.counted.is_none() && self.beside == Default::default() {
             return Traffic { uncounted: true, ..Traffic::default() };
-        };
-        let (sent, received) = (since(sent, self.before.0), since(received, self.before.1));
+        }
+        let (sent, received) = self.counted.unwrap_or_default();
+        let sent = since(sent, self.before.0).and(self.beside.0);
+        let received = since(received, self.before.1).and(self.beside.1);
         Traffic {
             client_bytes: payload(sent, tuple),
             server_bytes: payload(received, tuple),

@@ -18,6 +18,7 @@ mod datagrams;
 mod first_packet;
 mod gate;
 mod guard;
+mod held_together;
 mod kernel;
 mod links;
 mod listing;

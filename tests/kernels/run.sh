@@ -7,7 +7,8 @@
 # tests/README.md is made; with UPDATE_MATRIX set it is written there. With JOBS set, a pattern of grep -E, only jobs with such
 # names are run, and what is known of others stays. Needs the test programs built (`cargo nextest run --workspace --no-run`),
 # and what deploy/setup-debian.sh installs. SLUICE names another binary than that build's: one of a release takes two thirds of
-# the processor time. Kernels and each boot's console are left in target/kernels.
+# the processor time. Kernels and each boot's console are left in target/kernels. Of several releases as many are booted at a
+# time as there are processors, and what each prints stays together.
 set -eu
 
 here=$(dirname "$(readlink -f "$0")")
@@ -17,13 +18,22 @@ folder=$target/kernels
 extent=$1
 jobs=$here/jobs.$extent
 shift
+mkdir -p "$folder"
+if [ $# -gt 1 ]; then
+    # shellcheck disable=SC2016 # for the inner shell
+    printf '%s\n' "$@" | xargs -P "$(nproc)" -I RELEASE sh -c '
+        "$0" "$1" "$2" > "$3" 2>&1; code=$?; cat "$3"; rm "$3"; exit $code' "$0" "$extent" RELEASE "$folder/RELEASE-$extent.told" || exit 1
+    exit
+fi
+release=$1
+of=$release-$extent
+[ "$extent" != whole ] || of=$release
 WITHOUT=$(sed -n 's/^# without: //p' "$jobs")
 export WITHOUT
-mkdir -p "$folder"
 
-files=$folder/files
-rm -rf "$files"
-mkdir -p "$files"
+# Several of these may run at a time.
+files=$(mktemp -d "$folder/files.XXXXXX")
+trap 'rm -rf "$files"' EXIT
 cp "$jobs" "$files/jobs"
 echo "${JOBS:-.}" > "$files/only"
 ln -s "${SLUICE:-$target/debug/sluice}" "$files/sluice"
@@ -35,9 +45,9 @@ if [ -n "$needed" ]; then
 import json, sys
 for name, binary in json.load(sys.stdin)["rust-binaries"].items():
     print(name.replace("::", "-"), binary["binary-path"])
-' > "$folder/programs"
+' > "$files/.programs"
     for name in $needed; do
-        path=$(sed -n "s/^$name //p" "$folder/programs")
+        path=$(sed -n "s/^$name //p" "$files/.programs")
         [ -n "$path" ] || { echo "run.sh: there is no test program $name" >&2; exit 1; }
         ln -s "$path" "$files/$name"
     done
@@ -50,63 +60,57 @@ clock="-accel tcg,thread=single -icount shift=2,sleep=off -smp 1"
 # copying byte by byte.
 processor=max,-la57,-smap,-smep,-erms,-fsrm
 cheaper="mitigations=off apparmor=0 audit=0 init_on_alloc=0 nowatchdog"
-boot() { # release, console
-    "$here/fetch.sh" "$1" "$folder"
-    "$here/initramfs.sh" "$folder/$1" "$folder/$1.initramfs" "$files"/*
-    # shellcheck disable=SC2086 # a list of arguments
-    timeout 5400 qemu-system-x86_64 $clock -cpu "$processor" -m 3072 -nographic -no-reboot -net none \
-        -kernel "$folder/$1/boot/vmlinuz-$(cat "$folder/$1/version")" -initrd "$folder/$1.initramfs" \
-        -append "console=ttyS0 quiet panic=-1 no_timer_check $cheaper rdinit=/init" < /dev/null > "$2.raw" 2>&1 || true
-    rm -f "$folder/$1.initramfs"
-    tr -d '\r' < "$2.raw" > "$2"
-    rm -f "$2.raw"
-}
+console=$folder/$of.console
+initramfs=$folder/$of.initramfs
+"$here/fetch.sh" "$release" "$folder"
+"$here/initramfs.sh" "$folder/$release" "$initramfs" "$files"/*
+# shellcheck disable=SC2086 # a list of arguments
+timeout 14400 qemu-system-x86_64 $clock -cpu "$processor" -m 3072 -nographic -no-reboot -net none \
+    -kernel "$folder/$release/boot/vmlinuz-$(cat "$folder/$release/version")" -initrd "$initramfs" \
+    -append "console=ttyS0 quiet panic=-1 no_timer_check $cheaper rdinit=/init" < /dev/null > "$console.raw" 2>&1 || true
+rm -f "$initramfs"
+tr -d '\r' < "$console.raw" > "$console"
+rm -f "$console.raw"
 
 tab=$(printf '\t')
 failed=0
 printf '%-10s %-22s %-60s %-8s %s\n' release kernel job result seconds
-for release in "$@"; do
-    of=$release-$extent
-    [ "$extent" != whole ] || of=$release
-    console=$folder/$of.console
-    boot "$release" "$console"
-    results=$folder/$of.results
-    kernel=$(sed -n "s/^KERNEL$tab//p" "$console" | head -n 1)
-    # The version's end changes with every repair of a kernel.
-    printf 'kernel\t%s\n' "$(echo "$kernel" | cut -d . -f 1,2)" > "$results"
-    sed -n "s/^FACT$tab//p" "$console" >> "$results"
-    sed -n "s/^RESULT$tab//p" "$console" > "$results.told"
-    if ! grep -q '^END$' "$console"; then
-        printf '%-10s %-22s %-60s %s\n' "$release" "${kernel:-?}" "the whole" FAILED
-        tail -n 40 "$console" >&2
+results=$folder/$of.results
+kernel=$(sed -n "s/^KERNEL$tab//p" "$console" | head -n 1)
+# The version's end changes with every repair of a kernel.
+printf 'kernel\t%s\n' "$(echo "$kernel" | cut -d . -f 1,2)" > "$results"
+sed -n "s/^FACT$tab//p" "$console" >> "$results"
+sed -n "s/^RESULT$tab//p" "$console" > "$results.told"
+if ! grep -q '^END$' "$console"; then
+    printf '%-10s %-22s %-60s %s\n' "$release" "${kernel:-?}" "the whole" FAILED
+    tail -n 40 "$console" >&2
+    failed=1
+fi
+while IFS="$tab" read -r job code seconds; do
+    result=yes
+    if [ "$code" -ne 0 ]; then
+        result=FAILED
+        failed=1
+        sed -n "/^BEGIN$tab$job\$/,/^RESULT$tab$job$tab/p" "$console" | tail -n 80 >&2
+    fi
+    printf '%s\t%s\n' "$job" "$result" >> "$results"
+    printf '%-10s %-22s %-60s %-8s %s\n' "$release" "$kernel" "$job" "$result" "$seconds"
+done < "$results.told"
+rm -f "$results.told"
+if [ "$extent" != short ]; then
+    kept=$here/results/$of
+    if [ -n "${JOBS:-}" ] && [ -e "$kept" ]; then
+        # Rows that were not run now are as they were; a new one is the last.
+        awk -F '\t' 'NR == FNR { now[$1] = $0; order[++count] = $1; next }
+            $1 in now { print now[$1]; delete now[$1]; next } { print }
+            END { for (i = 1; i <= count; i++) if (order[i] in now) print now[order[i]] }' \
+            "$results" "$kept" > "$results.all"
+        mv "$results.all" "$results"
+    fi
+    [ -z "${UPDATE_MATRIX:-}" ] || grep -v "${tab}FAILED\$" "$results" > "$kept"
+    if ! diff "$kept" "$results"; then
+        echo "results/$of is not what the jobs gave; UPDATE_MATRIX=1 writes it" >&2
         failed=1
     fi
-    while IFS="$tab" read -r job code seconds; do
-        result=yes
-        if [ "$code" -ne 0 ]; then
-            result=FAILED
-            failed=1
-            sed -n "/^BEGIN$tab$job\$/,/^RESULT$tab$job$tab/p" "$console" | tail -n 80 >&2
-        fi
-        printf '%s\t%s\n' "$job" "$result" >> "$results"
-        printf '%-10s %-22s %-60s %-8s %s\n' "$release" "$kernel" "$job" "$result" "$seconds"
-    done < "$results.told"
-    rm -f "$results.told"
-    if [ "$extent" != short ]; then
-        kept=$here/results/$of
-        if [ -n "${JOBS:-}" ] && [ -e "$kept" ]; then
-            # Rows that were not run now are as they were; a new one is the last.
-            awk -F '\t' 'NR == FNR { now[$1] = $0; order[++count] = $1; next }
-                $1 in now { print now[$1]; delete now[$1]; next } { print }
-                END { for (i = 1; i <= count; i++) if (order[i] in now) print now[order[i]] }' \
-                "$results" "$kept" > "$results.all"
-            mv "$results.all" "$results"
-        fi
-        [ -z "${UPDATE_MATRIX:-}" ] || grep -v "${tab}FAILED\$" "$results" > "$kept"
-        if ! diff "$kept" "$results"; then
-            echo "results/$of is not what the jobs gave; UPDATE_MATRIX=1 writes it" >&2
-            failed=1
-        fi
-    fi
-done
+fi
 exit $failed

@@ -38,6 +38,7 @@ fn entry(port: u16, packets: u64) -> Entry {
         zone: 0,
         counted: Some((counted, Counted::default())),
         is_over: false,
+        is_beside: false,
     }
 }
 
@@ -60,7 +61,8 @@ fn look(flows: &Flows, present: &[u16]) -> Compared {
 }
 
 fn known(flows: &Flows, port: u16, generation: u64) -> Known {
-    flows.lock().known(&tuple(port), Generation(generation), Instant::now())
+    let now = Instant::now();
+    flows.lock().known(&tuple(port), Generation(generation), now, now)
 }
 
 #[test]
@@ -92,6 +94,42 @@ fn a_flow_is_known_until_conntrack_lets_go_of_it() {
 }
 
 #[test]
+fn what_came_before_its_flow_was_accepted_begins_no_other() {
+    let (flows, ..) = recorded(Sink::Discard, 10);
+    let since = Instant::now();
+    accept(&flows, 1, 1);
+    let meanwhile = flows.lock().known(&tuple(1), Generation(1), since, Instant::now());
+    assert_eq!(meanwhile, Known::AcceptedMeanwhile);
+    assert!(!flows.ended(&entry(1, 3), |_| None), "nothing else is looked for");
+}
+
+#[test]
+fn what_is_counted_beside_a_flow_s_own_entry_is_the_flow_s_and_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    let (flows, writer, metrics) = recorded(Sink::File(path.clone()), 10);
+    let beside = |port| flows.count_beside(&Entry { is_beside: true, ..entry(port, 1) });
+    accept(&flows, 1, 1);
+    accept(&flows, 2, 1);
+    beside(1);
+    beside(2);
+    beside(3);
+    beside(1);
+    assert_eq!(metrics.connections_live.get(), 2);
+    flows.ended(&entry(1, 3), |_| None);
+    // The second has no entry of its own that anybody could see.
+    look(&flows, &[]);
+    look(&flows, &[]);
+    assert_eq!(metrics.connections_live.get(), 0);
+    writer.close(LIMIT);
+    let text = std::fs::read_to_string(path).unwrap();
+    for (port, packets) in [(1, 5), (2, 1)] {
+        let side = format!("\"port\":{port},\"bytes\":{},\"packets\":{packets}", packets * 10);
+        assert_eq!(text.matches(&side).count(), 1, "{text}");
+    }
+}
+
+#[test]
 fn a_refusal_holds_for_the_snapshot_that_gave_it() {
     let (flows, _writer, metrics) = recorded(Sink::Discard, 2);
     let refuse = |port| {
@@ -104,7 +142,7 @@ fn a_refusal_holds_for_the_snapshot_that_gave_it() {
     assert_eq!(known(&flows, 1, 1), Known::Refused);
     assert_eq!(known(&flows, 1, 2), Known::Nothing, "a newer snapshot may allow it");
     let later = Instant::now() + REFUSED + Duration::from_secs(1);
-    assert_eq!(flows.lock().known(&tuple(1), Generation(1), later), Known::Nothing);
+    assert_eq!(flows.lock().known(&tuple(1), Generation(1), later, later), Known::Nothing);
     (1..=3).for_each(refuse);
     assert_eq!(known(&flows, 1, 1), Known::Nothing, "the oldest made room");
     assert_eq!((known(&flows, 2, 1), known(&flows, 3, 1)), (Known::Refused, Known::Refused));

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use lab::{Cluster, ClusterBuilder, Pod, PodSpec, ServiceSpec, Transport, ask};
+use lab::{Cluster, ClusterBuilder, Pod, PodSpec, ServiceSpec, Transport, ask, patiently};
 use serde_json::Value;
 
 use crate::enforced::{Enforced, is_from};
@@ -61,8 +61,11 @@ pub fn enforced(config: &str) -> Enforced {
     let cluster = builder().build().expect("a working lab");
     cluster.write_policy("policy.yaml", POLICY).expect("a working lab");
     for node in cluster.nodes() {
-        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "1").expect("a working lab");
-        node.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "2").expect("a working lab");
+        for (timeout, limit) in [("udp_timeout", 1), ("udp_timeout_stream", 2)] {
+            let limit = patiently(Duration::from_secs(limit)).as_secs();
+            node.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), &limit.to_string())
+                .expect("a working lab");
+        }
     }
     Enforced::on(cluster, &["node1", "node2"], config)
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lab::{SluiceOptions, UdpServer, ask, wait_until};
+use lab::{SluiceOptions, UdpServer, ask, patiently, wait_until};
 use serde_json::Value;
 use suite::enforced::{Enforced, LIMIT, is_from, told};
 use suite::flows::{ANSWER, END, POLICY, counted, ended, enforced, greeting, refused, socket};
@@ -252,7 +252,8 @@ impl Stream {
                 for listener in &listeners {
                     let _ = socket.send_to(b"stream", listener);
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                // A slow machine has no time left for anything else otherwise.
+                std::thread::sleep(patiently(Duration::from_millis(1)));
             }
         });
         Self { received, stop, thread: Some(thread) }
