@@ -2,7 +2,7 @@
 //!
 //! Each of them came before its flow was known to conntrack, and goes on after the first has made it known: source
 //! translation then takes the flow's own ports for another's and gives them new ones, so that a server hears one client
-//! as two (`get_unique_tuple` in net/netfilter/nf_nat_core.c; seen with 5.10 and 6.1, not with 6.18). To translate such a
+//! as two (`get_unique_tuple` in net/netfilter/nf_nat_core.c; seen with 5.10 and 6.1, not with 6.12 and 6.18). To translate such a
 //! datagram to what it is leaves nothing to choose, and conntrack makes one flow of both, counts included
 //! (`nf_ct_resolve_clash`). What the node's own rules translate at their place before has its new ports all the same.
 
