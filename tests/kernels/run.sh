@@ -57,9 +57,10 @@ fi
 # free, and a host that is busy or stands still makes it late for nothing. Such a clock goes with one processor only.
 clock="-accel tcg,thread=single -icount shift=2,sleep=off -smp 1"
 # What protects memory from other programs and from leftovers is dear in software and does not bear on the network, and so is
-# copying byte by byte.
+# copying byte by byte. qemu finds its translation of a program again only where that is loaded at the same address: with
+# addresses by chance it spends most of its time translating, and takes three times as long.
 processor=max,-la57,-smap,-smep,-erms,-fsrm
-cheaper="mitigations=off apparmor=0 audit=0 init_on_alloc=0 nowatchdog"
+cheaper="mitigations=off apparmor=0 audit=0 init_on_alloc=0 nowatchdog norandmaps"
 console=$folder/$of.console
 initramfs=$folder/$of.initramfs
 "$here/fetch.sh" "$release" "$folder"
