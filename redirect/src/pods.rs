@@ -134,7 +134,8 @@ fn change<A: Ord + Display>(script: &mut String, set: &str, old: &BTreeSet<A>, n
     }
 }
 
-/// Ranges that go make room first: the kernel refuses one that overlaps another.
+/// Ranges that go make room first: the kernel refuses one that overlaps another. Older ones (5.10) and their nft refuse it
+/// within a transaction as well; the whole table is replaced then.
 fn change_ranges<R: Ord + Display>(script: &mut String, set: &str, old: &BTreeSet<R>, new: &BTreeSet<R>) {
     for (verb, ranges) in [("delete", old.difference(new)), ("add", new.difference(old))] {
         line(script, verb, set, element_list(ranges));

@@ -385,9 +385,22 @@ fn assert_sets(ns: &Netns, wanted: &LocalPods) {
     }
 }
 
+/// Whether a range may take the place of one that it lies in, in one transaction. nft 0.9.8 and Linux 5.10 refuse it.
+fn replaces_ranges(ns: &Netns) -> bool {
+    ns.load(
+        "table inet ranges { set some { type ipv4_addr; flags interval; elements = { 10.0.0.0/16 }; }; }",
+    );
+    let taken = ns.try_load(
+        "delete element inet ranges some { 10.0.0.0/16 }\nadd element inet ranges some { 10.0.0.0/24 }\n",
+    );
+    ns.run("nft delete table inet ranges");
+    taken
+}
+
 #[test]
 fn nft_takes_each_delta_from_the_old_sets_to_the_new() {
     let ns = Netns::new();
+    let replaces_ranges = replaces_ranges(&ns);
     let spec = RedirectSpec::new(
         &RedirectConfig::default(),
         GateBackend::IptablesNfqueue,
@@ -396,7 +409,7 @@ fn nft_takes_each_delta_from_the_old_sets_to_the_new() {
     );
     ns.load(&ruleset(&spec.unwrap()).nft);
     let mut old = LocalPods::default();
-    for new in series() {
+    for new in series().into_iter().filter(|pods| replaces_ranges || pods.ranges.is_empty()) {
         if let Some(script) = delta(&old, &new) {
             ns.load(&script);
         }
@@ -412,12 +425,19 @@ fn local_pods_reach_the_kernel_without_replacing_the_table() {
     ns.block_on(move || async move {
         let handle = start(LocalPods::default()).await;
         let table = table_handle(&inside);
-        for pods in series() {
+        let replaces_ranges = replaces_ranges(&inside);
+        for pods in series().into_iter().filter(|pods| replaces_ranges || pods.ranges.is_empty()) {
             let version = handle.set_local_pods(pods.clone());
             handle.applied(version).await.unwrap();
             assert_sets(&inside, &pods);
         }
         assert_eq!(table_handle(&inside), table);
+        // Where it has to be replaced, the sets are right all the same.
+        for pods in series() {
+            let version = handle.set_local_pods(pods.clone());
+            handle.applied(version).await.unwrap();
+            assert_sets(&inside, &pods);
+        }
         assert_eq!(repairs(&handle), 0);
     });
 }

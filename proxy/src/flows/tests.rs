@@ -252,6 +252,7 @@ enum Step {
     Accept(u16),
     Packet(u16),
     Ended(u16),
+    Beside(u16),
     Look(Vec<u16>),
     Adopt(u16),
     Sweep(bool),
@@ -263,6 +264,7 @@ fn step() -> impl Strategy<Value = Step> {
         port.clone().prop_map(Step::Accept),
         port.clone().prop_map(Step::Packet),
         port.clone().prop_map(Step::Ended),
+        port.clone().prop_map(Step::Beside),
         port.clone().prop_map(Step::Adopt),
         proptest::collection::vec(port, 0..4).prop_map(Step::Look),
         any::<bool>().prop_map(Step::Sweep),
@@ -281,6 +283,7 @@ proptest! {
                 Step::Accept(port) if known(&flows, port, 1) == Known::Nothing => accept(&flows, port, 1),
                 Step::Accept(port) | Step::Packet(port) => drop(known(&flows, port, 1)),
                 Step::Ended(port) => drop(flows.ended(&entry(port, 1), |_| None)),
+                Step::Beside(port) => flows.count_beside(&entry(port, 1)),
                 Step::Adopt(port) => flows.adopt(&entry(port, 1), judged(1), None, true),
                 Step::Look(ports) => drop(look(&flows, &ports)),
                 Step::Sweep(revoke) => drop(flows.sweep(NEVER, |_, _| {

@@ -52,13 +52,18 @@ impl Netns {
 
     /// Loads an nft script; it must be accepted.
     pub(crate) fn load(&self, script: &str) {
+        assert!(self.try_load(script), "{script}");
+    }
+
+    /// Loads an nft script, and tells whether it was accepted.
+    pub(crate) fn try_load(&self, script: &str) -> bool {
         let mut nft = Command::new("ip")
             .args(["netns", "exec", &self.name, "nft", "-f", "-"])
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         nft.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-        assert!(nft.wait().unwrap().success(), "{script}");
+        nft.wait().unwrap().success()
     }
 
     /// Runs `work` on a thread of its own that is inside.
