@@ -53,13 +53,21 @@ fn choice(variant: IptablesVariant) -> BackendChoice {
 
 /// Everything that an installation could touch. The older iptables' tables, once asked for, stay and are empty.
 fn snapshot(ns: &Netns) -> Vec<String> {
-    let mut seen = vec![ns.run("nft list ruleset"), ns.run("ipset save")];
+    // nft 0.9.8 ends with an error at TPROXY's rules of iptables; iptables itself shows them.
+    let listed = ns.try_run("nft list ruleset").stdout;
+    let mut seen = vec![String::from_utf8(listed).unwrap(), ns.run("ipset save")];
+    for command in ["iptables-nft-save", "ip6tables-nft-save"] {
+        let saved = ns.run(command);
+        // Without times and counters.
+        let lines = saved.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(" [").next());
+        seen.push(lines.map(Option::unwrap_or_default).collect());
+    }
     for line in ["ip -4 rule", "ip -6 rule", "ip -4 route show table all", "ip -6 route show table all"] {
         seen.push(ns.run(line));
     }
     for command in ["iptables-legacy", "ip6tables-legacy"] {
         for table in TABLES {
-            seen.push(ns.run(&format!("{command} -t {table} -S")));
+            seen.push(ns.run(&format!("{command} -w -t {table} -S")));
         }
     }
     seen
@@ -69,7 +77,7 @@ fn rules(ns: &Netns, variant: IptablesVariant) -> String {
     let mut text = String::new();
     for command in ["iptables", "ip6tables"] {
         for table in TABLES {
-            text += &ns.run(&format!("{command}-{} -t {table} -S", variant.word()));
+            text += &ns.run(&format!("{command}-{} -w -t {table} -S", variant.word()));
         }
     }
     text
@@ -230,7 +238,7 @@ fn local_pods_reach_the_sets_without_another_installation() {
 /// Whether something takes packets of pods: nft's table, or the rules of a variant.
 fn stands(ns: &Netns) -> bool {
     let hooked = |command: &str| {
-        let output = ns.try_run(&format!("{command} -t mangle -S PREROUTING"));
+        let output = ns.try_run(&format!("{command} -w -t mangle -S PREROUTING"));
         String::from_utf8_lossy(&output.stdout).contains("-j SLUICE-PREROUTING")
     };
     let table = ns.try_run("nft list chain inet sluice intercept");
