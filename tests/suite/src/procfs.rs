@@ -8,9 +8,9 @@ pub fn descriptors(pid: u32) -> io::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-/// Memory of process `pid` that is in use, in KiB: `VmRSS`.
-pub fn resident_kib(pid: u32) -> io::Result<u64> {
-    status_kib(pid, "VmRSS:")
+/// Memory of process `pid` that holds data, in KiB: `RssAnon`. Its program's own pages come in as they are first used.
+pub fn data_kib(pid: u32) -> io::Result<u64> {
+    status_kib(pid, "RssAnon:")
 }
 
 fn status_kib(pid: u32, key: &str) -> io::Result<u64> {

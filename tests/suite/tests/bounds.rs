@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::SockRef;
-use suite::procfs::{descriptors, resident_kib};
+use suite::procfs::{data_kib, descriptors};
 use suite::stage::{ALLOWED, DENIED, LIMIT, Stage, action, bytes, cause, is_final};
 use suite::syn::SynSender;
 
@@ -133,7 +133,7 @@ fn load_four_thousand_idle_connections_answer_afterwards_and_leave_nothing() {
     let listener = server.listen(ALLOWED).unwrap();
     SockRef::from(&listener).set_read_timeout(Some(LIMIT)).unwrap();
     let pid = stage.sluice().pid();
-    let (files, resident) = (descriptors(pid).unwrap(), resident_kib(pid).unwrap());
+    let (files, resident) = (descriptors(pid).unwrap(), data_kib(pid).unwrap());
     let to = server.at(ALLOWED);
     let mut held: Vec<(TcpStream, TcpStream)> = client.run(|| {
         let connect = |_| (TcpStream::connect_timeout(&to, LIMIT).unwrap(), listener.accept().unwrap().0);
@@ -141,7 +141,7 @@ fn load_four_thousand_idle_connections_answer_afterwards_and_leave_nothing() {
     });
     assert_eq!(stage.sluice().metric("sluice_connections_live").unwrap(), COUNT as f64);
     let open = descriptors(pid).unwrap() - files;
-    let grown = resident_kib(pid).unwrap().saturating_sub(resident);
+    let grown = data_kib(pid).unwrap().saturating_sub(resident);
     println!(
         "{COUNT} idle connections: {open} descriptors, {grown} KiB, {} bytes each",
         (grown << 10) / COUNT as u64

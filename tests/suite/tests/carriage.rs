@@ -11,7 +11,7 @@ use lab::wait_until;
 use serde_json::Value;
 use suite::ends::{Dialer, End, fill, read_to_end, reset, unread, write_some, write_to_end};
 use suite::pattern::Pattern;
-use suite::procfs::resident_kib;
+use suite::procfs::data_kib;
 use suite::stage::{ALLOWED, LIMIT, Stage, action, bytes, cause, is_final, is_from};
 
 /// Nothing is taken for this long by a path that is full.
@@ -408,7 +408,7 @@ fn a_slow_reader_holds_its_writer_back_and_loses_nothing() {
     let (near, far) = dialer.pair().unwrap();
     let from = near.local_addr().unwrap();
     let pattern = Pattern::new(7);
-    let resident = resident_kib(stage.sluice().pid()).unwrap();
+    let resident = data_kib(stage.sluice().pid()).unwrap();
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
             pattern.send(&near, 0, TOTAL).unwrap();
@@ -425,7 +425,7 @@ fn a_slow_reader_holds_its_writer_back_and_loses_nothing() {
         }
         pattern.receive(&far, read, TOTAL - read).unwrap();
     });
-    let grown = resident_kib(stage.sluice().pid()).unwrap().saturating_sub(resident);
+    let grown = data_kib(stage.sluice().pid()).unwrap().saturating_sub(resident);
     assert!(grown < 4 << 10, "{grown} KiB more for one held back stream");
     assert_eq!(read_to_end(&far), (vec![], End::Closed));
     drop((near, far));
