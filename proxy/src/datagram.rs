@@ -19,7 +19,7 @@ use crate::config::DenyAction;
 use crate::datapath::{Datapath, Marks};
 use crate::flows::{Known, Refusal, Table};
 use crate::held::Gatekeeper;
-use crate::packet::parse_flow;
+use crate::packet::{length, parse_flow};
 use crate::sys::nfqueue::{Packet, PacketVerdict};
 use crate::sys::tracked::{Conntrack, Direction, Entry};
 
@@ -28,7 +28,8 @@ pub(crate) fn arrive(path: &Arc<Datapath>, gate: &Arc<Gatekeeper>, packet: &Pack
     match parse_flow(packet.payload) {
         Ok(tuple) => {
             let Packet { id, mark, dialed, .. } = *packet;
-            let held = Held { gate: Arc::clone(gate), tuple, id, mark, dialed, since: now };
+            let length = length(packet.payload);
+            let held = Held { gate: Arc::clone(gate), tuple, id, mark, dialed, length, since: now };
             if let Some(held) = judge(path, held, Patience::Waits) {
                 tokio::spawn(wait(Arc::clone(path), held));
             }
@@ -49,6 +50,8 @@ struct Held {
     id: u32,
     mark: u32,
     dialed: Option<SocketAddr>,
+    /// Its length in bytes, from the IP header on.
+    length: u64,
     since: Instant,
 }
 
@@ -72,10 +75,10 @@ fn judge(path: &Datapath, held: Held, patience: Patience) -> Option<Held> {
             return None;
         }
         Known::Accepted | Known::AcceptedMeanwhile => {
-            if tuple.protocol == Protocol::Udp {
-                held.accept_again()
-            } else {
-                held.accept()
+            if table.is_unseen(&tuple) {
+                held.accept();
+            } else if path.uncounted.around(&path.conntrack(), &tuple, || held.accept()) {
+                table.count_beside(&tuple, held.length);
             }
             return None;
         }
@@ -161,12 +164,6 @@ async fn wait(path: Arc<Datapath>, mut held: Held) {
 impl Held {
     fn accept(&self) {
         self.verdict(PacketVerdict::AcceptWithMark(self.mark | self.gate.marks.accept));
-    }
-
-    /// The flow is accepted already: conntrack knows it, but does not know this packet as one of it.
-    fn accept_again(&self) {
-        let Marks { accept, again, .. } = self.gate.marks;
-        self.verdict(PacketVerdict::AcceptWithMark(self.mark | accept | again));
     }
 
     fn refuse(&self, action: DenyAction) {

@@ -28,6 +28,7 @@ use crate::streams::Streams;
 use crate::sys;
 use crate::sys::icmp::IcmpSocket;
 use crate::sys::tracked::{Conntrack, Endings};
+use crate::uncounted::Uncounted;
 use crate::unknown::Waiting;
 
 /// How often abandoned attempts are looked for, and gauges brought up to date.
@@ -55,8 +56,6 @@ pub struct Marks {
     pub flow: u32,
     /// Set by a verdict on a datagram: its flow is accepted.
     pub accept: u32,
-    /// Set by a verdict beside `accept`: the flow was accepted by another of its datagrams.
-    pub again: u32,
 }
 
 /// What the datapath needs from the rest of the process.
@@ -146,6 +145,7 @@ pub(crate) struct Datapath {
     pub(crate) metrics: Metrics,
     pub(crate) handshake_limit: Duration,
     pub(crate) flows: Flows,
+    pub(crate) uncounted: Uncounted,
     conntrack: Mutex<Conntrack>,
     marks: Marks,
     pub(crate) deny_action: DenyAction,
@@ -230,6 +230,7 @@ impl Running {
             deny_action: config.deny_action,
             marks,
             flows: Flows::new(recorder, metrics.clone(), config.max_flows, config.max_flows_per_client),
+            uncounted: Uncounted::default(),
             conntrack: Mutex::new(Conntrack::open().map_err(StartError::Conntrack)?),
             draining: AtomicBool::new(false),
             metrics,

@@ -64,8 +64,8 @@ pub(crate) struct Flow {
     detail: Option<&'static str>,
     /// What conntrack had counted before this process knew the flow.
     before: (Counted, Counted),
-    /// What was counted beside the flow's own entry.
-    beside: (Counted, Counted),
+    /// What the client has sent and conntrack has not counted.
+    beside: Counted,
     /// What conntrack had counted when it was last asked.
     counted: Option<(Counted, Counted)>,
     revoked: Option<Decision>,
@@ -166,16 +166,6 @@ impl Flows {
         let record = flow.record(&tuple, action, Some(cause));
         self.metrics.count_final(&record);
         self.recorder.submit(record);
-    }
-
-    /// Conntrack has let go of an entry beside a flow's own, which goes on: what it counted is the flow's.
-    pub(crate) fn count_beside(&self, entry: &Entry) {
-        let mut table = self.lock();
-        if let Some(flow) = table.live.get_mut(&entry.tuple())
-            && let Some((sent, received)) = entry.counted
-        {
-            flow.beside = (flow.beside.0.and(sent), flow.beside.1.and(received));
-        }
     }
 
     /// Conntrack has let go of an entry. True when another with the same addresses and ports may be there.
@@ -417,6 +407,18 @@ impl Table {
         }
     }
 
+    /// True for a live flow that conntrack does not see.
+    pub(crate) fn is_unseen(&self, tuple: &Tuple) -> bool {
+        self.live.get(tuple).is_some_and(|flow| flow.unseen.is_some())
+    }
+
+    /// Adds a packet of `bytes` from the IP header on to what a flow's client has sent: conntrack has not counted it.
+    pub(crate) fn count_beside(&mut self, tuple: &Tuple, bytes: u64) {
+        if let Some(flow) = self.live.get_mut(tuple) {
+            flow.beside = flow.beside.and(Counted { packets: 1, bytes });
+        }
+    }
+
     /// Notes whether the snapshot `by` allows a flow that was revoked.
     pub(crate) fn note_revoked(&mut self, tuple: &Tuple, by: Generation, allowed: bool, now: Instant) {
         self.barred.note(tuple, by, allowed, now);
@@ -529,12 +531,10 @@ impl Flow {
     }
 
     fn traffic(&self, tuple: &Tuple) -> Traffic {
-        if self.counted.is_none() && self.beside == Default::default() {
+        let Some((sent, received)) = self.counted else {
             return Traffic { uncounted: true, ..Traffic::default() };
-        }
-        let (sent, received) = self.counted.unwrap_or_default();
-        let sent = since(sent, self.before.0).and(self.beside.0);
-        let received = since(received, self.before.1).and(self.beside.1);
+        };
+        let (sent, received) = (since(sent, self.before.0).and(self.beside), since(received, self.before.1));
         Traffic {
             client_bytes: payload(sent, tuple),
             server_bytes: payload(received, tuple),

@@ -78,10 +78,6 @@ fn read(path: &Datapath, endings: &Endings, buffer: &mut [u8]) -> io::Result<()>
 }
 
 fn ended(path: &Datapath, entry: &Entry) {
-    if entry.is_beside {
-        path.flows.count_beside(entry);
-        return;
-    }
     let snapshot = path.policy.current();
     let contested = path.flows.ended(entry, |entry| service_of(snapshot.as_deref()?, entry));
     if !contested {

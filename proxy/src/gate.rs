@@ -196,8 +196,7 @@ mod tests {
 
     #[test]
     fn a_syn_that_asks_is_told_from_one_that_is_to_be_decided() {
-        let marks =
-            Marks { cluster: 4, tracked: 8, reset: 16, unreachable: 32, flow: 64, accept: 2, again: 16 };
+        let marks = Marks { cluster: 4, tracked: 8, reset: 16, unreachable: 32, flow: 64, accept: 2 };
         for (mark, asks) in
             [(32, true), (32 | 0x4000, true), (0, false), (2, false), (2 | 32, false), (32 | 16, false)]
         {

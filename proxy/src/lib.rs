@@ -32,6 +32,7 @@ pub mod stages;
 mod strays;
 mod streams;
 mod sys;
+mod uncounted;
 mod unknown;
 
 pub use config::{ConfigProblem, DenyAction, PortRange, ProxyConfig};

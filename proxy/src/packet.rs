@@ -72,6 +72,16 @@ pub(crate) fn parse_flow(packet: &[u8]) -> Result<Tuple, PacketError> {
     })
 }
 
+/// The whole length of a packet whose IP header is there, in bytes, however few of them are; 0 without the header.
+pub(crate) fn length(packet: &[u8]) -> u64 {
+    let (at, beyond) = match packet.first().map(|first| first >> 4) {
+        Some(4) => (2, 0),
+        Some(6) => (4, 40),
+        _ => return 0,
+    };
+    take(packet, at).map_or(0, |length| beyond + u64::from(u16::from_be_bytes(length)))
+}
+
 /// A packet's transport header and what the IP header says of it.
 struct Located<'a> {
     protocol: u8,
@@ -183,6 +193,8 @@ mod tests {
         packet[12..16].copy_from_slice(&[10, 0, 0, 1]);
         packet[16..20].copy_from_slice(&[10, 0, 0, 2]);
         packet.extend_from_slice(segment);
+        let length = u16::try_from(packet.len()).unwrap();
+        packet[2..4].copy_from_slice(&length.to_be_bytes());
         packet
     }
 
@@ -199,7 +211,18 @@ mod tests {
             packet.extend_from_slice(&extension);
         }
         packet.extend_from_slice(segment);
+        let length = u16::try_from(packet.len() - 40).unwrap();
+        packet[4..6].copy_from_slice(&length.to_be_bytes());
         packet
+    }
+
+    #[test]
+    fn a_packet_tells_its_length_though_its_end_was_not_copied() {
+        for packet in [v4(8, 0, UDP, &[7; 100]), v6(&[(0, 8)], &[7; 100])] {
+            assert_eq!(length(&packet), packet.len() as u64);
+            assert_eq!(length(&packet[..20]), packet.len() as u64);
+        }
+        assert_eq!([&[][..], &[0x45], &[0x60, 0, 0], &[0x10; 40]].map(length), [0; 4]);
     }
 
     #[test]

@@ -8,7 +8,6 @@
 //! hold them, and a chain behind the gate does what its verdict says.
 
 use crate::config::Icmp;
-use crate::held_together;
 use crate::marks::Marks;
 use crate::overlays;
 use crate::ruleset::{GATE_PRIORITY, GateBackend, RedirectSpec, SENDERS, Script, families};
@@ -99,7 +98,6 @@ pub(crate) fn write_settlement(script: &mut Script, spec: &RedirectSpec) {
     let forget = format!("meta mark set meta mark and {:#x}", !spec.marks.used());
     script.chain("settle", None);
     let (refused, accepted, open) = (flow | reset, flow | proxy, flow | unreachable);
-    held_together::write_settlement(script, spec, &forget);
     // A flow is new as long as nobody has answered; the mark is what ends the questions.
     script.rule(
         &format!(

@@ -18,7 +18,7 @@ use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quie
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pod_links;
 use crate::pods::{LocalPods, SetElements, delta_of};
-use crate::probe::{MissingParts, builds_bridge_rules, builds_source_translation, probe_for};
+use crate::probe::{MissingParts, builds_bridge_rules, probe_for};
 use crate::routes::{RouteError, RouteSpec, Routes};
 use crate::ruleset::{GateBackend, RedirectSpec, TABLE, ruleset};
 use crate::tool::{ToolError, nft};
@@ -168,7 +168,6 @@ impl Kernel {
         kernel.read_links().await?;
         kernel.spec.bridges = kernel.bridges().await;
         kernel.spec.overlays = kernel.links.overlays();
-        kernel.spec.source_translation = kernel.xtables.is_none() && builds_source_translation().await;
         // What a former process left keeps isolated pods closed; only what is ours alone is taken back.
         let is_first = !kernel.finds_rules().await?;
         let mut outcome = kernel.replace().await;

@@ -18,7 +18,6 @@ mod datagrams;
 mod first_packet;
 mod gate;
 mod guard;
-mod held_together;
 mod kernel;
 mod links;
 mod listing;

@@ -14,12 +14,10 @@ pub struct Marks {
     /// `SO_MARK` of upstream sockets that stay in conntrack; also the connection mark of own-node legs. On a
     /// SYN that is on its way to the gate: its destination lies behind an interface of pods.
     pub tracked: u32,
-    /// Set by the gate's verdict: answer the SYN with a TCP reset; beside `proxy`, on a datagram: its flow was accepted
-    /// while it was held. As a connection mark: answer every packet so.
+    /// Set by the gate's verdict: answer the SYN with a TCP reset. As a connection mark: answer every packet so.
     pub reset: u32,
     /// Set by the gate's verdict: answer the SYN with ICMPv6 address unreachable, or in IPv4 a TCP reset. With rules
-    /// of iptables, on a SYN before conntrack: is a process there; with `reset` beside it: yes. As a connection mark,
-    /// beside `flow`: its datagram was held when another of its flow was accepted.
+    /// of iptables, on a SYN before conntrack: is a process there; with `reset` beside it: yes.
     pub unreachable: u32,
     /// On a packet: a datagram without a judged flow, for the gate. On a connection: its flow was accepted.
     pub flow: u32,

@@ -14,7 +14,6 @@ use rtnetlink::IpVersion;
 
 use crate::config::BackendChoice;
 use crate::gate::Iptables;
-use crate::held_together;
 use crate::listing::mangle_exists;
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::Routes;
@@ -279,12 +278,6 @@ async fn builds(rule: &str) -> bool {
 async fn hooked_builds(kind: &str, hook: &str, rule: &str) -> bool {
     check(&format!("add rule inet NAME probe {rule}"), &format!(" {{ type {kind} hook {hook} priority 0; }}"))
         .await
-}
-
-/// Whether the kernel builds rules that translate sources.
-pub(crate) async fn builds_source_translation() -> bool {
-    let (kind, hook, rule) = held_together::PROBE;
-    hooked_builds(kind, hook, rule).await
 }
 
 /// Whether the kernel builds the rules of a bridge's table.

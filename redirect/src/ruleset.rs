@@ -13,7 +13,6 @@ use crate::bypass::Bypassed;
 use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::datagrams;
 use crate::first_packet;
-use crate::held_together;
 use crate::marks::{Marks, MarksError};
 use crate::overlays::{self, Overlays};
 use crate::pods::{LocalPods, SetElements, element_list, name_list};
@@ -177,8 +176,6 @@ pub struct RedirectSpec {
     pub ipv6: bool,
     /// The interfaces that lead to pods, as names with an optional `*` at the end.
     pub pod_interfaces: Vec<String>,
-    /// Whether the kernel translates sources for rules of ours. Known to the installer; true elsewhere.
-    pub source_translation: bool,
     /// Whether there may be pods out of scope, [`LocalPods::passed`].
     pub passes: bool,
     /// What the connections of observed pods are not intercepted for.
@@ -223,7 +220,6 @@ impl RedirectSpec {
             gate,
             ipv6,
             pod_interfaces: config.pod_interfaces.clone(),
-            source_translation: true,
             passes: false,
             bypass: Bypassed::of(&config.bypass),
             pods,
@@ -375,7 +371,6 @@ fn table(spec: &RedirectSpec) -> String {
     gate(&mut script, spec);
     refuse(&mut script, spec);
     refuse_forward(&mut script, spec);
-    held_together::write(&mut script, spec);
     script.line(0, "}");
     script.text
 }

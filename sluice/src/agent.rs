@@ -158,7 +158,6 @@ impl Agent {
                 flow: spec.marks.flow,
                 // Nothing that is forwarded carries this bit, so it is free to tell of an accepted datagram.
                 accept: spec.marks.proxy,
-                again: spec.marks.reset,
             },
             policy: policy.clone(),
             recorder,

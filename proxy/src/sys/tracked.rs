@@ -25,7 +25,6 @@ const NESTED: u16 = 0x8000;
 
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
-const STATUS: u16 = 3;
 const PROTOCOL_INFO: u16 = 4;
 const MARK: u16 = 8;
 const COUNTERS_ORIG: u16 = 9;
@@ -36,8 +35,6 @@ const MARK_MASK: u16 = 21;
 
 /// TIME_WAIT and CLOSE (include/uapi/linux/netfilter/nf_conntrack_tcp.h): the connection is over, its entry is not.
 const TCP_OVER: std::ops::RangeInclusive<u8> = 7..=8;
-/// `IPS_NAT_CLASH` (include/uapi/linux/netfilter/nf_conntrack_common.h), since 5.7. No entry had this bit before.
-const NAT_CLASH: u32 = 1 << 12;
 /// `NFNLGRP_CONNTRACK_DESTROY`.
 const GROUP_DESTROY: u32 = 3;
 /// Length of nlmsghdr and nfgenmsg.
@@ -83,9 +80,6 @@ pub(crate) struct Entry {
     pub(crate) counted: Option<(Counted, Counted)>,
     /// A TCP connection that both its ends, or a reset, have ended.
     pub(crate) is_over: bool,
-    /// Beside the entry of its flow, for a datagram that came before that entry was there and whose ports were translated
-    /// apart (`nf_ct_resolve_clash_harder`). A dump shows none of these; each tells of its end.
-    pub(crate) is_beside: bool,
 }
 
 impl Entry {
@@ -380,7 +374,7 @@ fn not_found_is<T>(result: io::Result<T>, absent: T) -> io::Result<T> {
 fn parse(message: &[u8]) -> Option<Entry> {
     let (mut original, mut reply) = (None, None);
     let (mut mark, mut id, mut zone) = (0, None, 0);
-    let (mut sent, mut received, mut is_over, mut is_beside) = (None, None, false, false);
+    let (mut sent, mut received, mut is_over) = (None, None, false);
     for (kind, value) in attributes(message.get(HEADERS..)?) {
         match kind {
             TUPLE_ORIG => original = Some(parse_tuple(value)?),
@@ -390,7 +384,6 @@ fn parse(message: &[u8]) -> Option<Entry> {
                 let state = attribute(value, 1).and_then(|tcp| attribute(tcp, 1)).and_then(|v| v.first());
                 is_over = state.is_some_and(|state| TCP_OVER.contains(state));
             }
-            STATUS => is_beside = u32::from_be_bytes(field(value, 0)?) & NAT_CLASH != 0,
             MARK => mark = u32::from_be_bytes(field(value, 0)?),
             ID => id = Some(u32::from_be_bytes(field(value, 0)?)),
             ZONE => zone = u16::from_be_bytes(field(value, 0)?),
@@ -400,8 +393,7 @@ fn parse(message: &[u8]) -> Option<Entry> {
         }
     }
     let ((protocol, original), (_, reply)) = (original?, reply?);
-    let counted = sent.zip(received);
-    Some(Entry { protocol, original, reply, mark, id, zone, counted, is_over, is_beside })
+    Some(Entry { protocol, original, reply, mark, id, zone, counted: sent.zip(received), is_over })
 }
 
 fn parse_tuple(tuple: &[u8]) -> Option<(Protocol, (SocketAddr, SocketAddr))> {
@@ -445,7 +437,6 @@ mod tests {
             zone: 0,
             counted: Some((Counted { packets: 1, bytes: 60 }, Counted { packets: 2, bytes: 200 })),
             is_over: false,
-            is_beside: false,
         }
     }
 
@@ -468,9 +459,6 @@ mod tests {
             if let Some(id) = entry.id {
                 push_attribute(body, ID, &id.to_be_bytes());
             }
-            // Seen by both sides and confirmed, as every entry that is told of.
-            let status = 0b1010 | if entry.is_beside { NAT_CLASH } else { 0 };
-            push_attribute(body, STATUS, &status.to_be_bytes());
             if entry.protocol == Protocol::Tcp {
                 let (mut tcp, mut info) = (Vec::new(), Vec::new());
                 push_attribute(&mut tcp, 1, &[if entry.is_over { 7 } else { 3 }]);
@@ -497,8 +485,6 @@ mod tests {
         assert_eq!(entry.dialed(), entry.original.1);
         let uncounted = Entry { counted: None, ..entry };
         assert_eq!(parse(&told(&uncounted)), Some(uncounted));
-        let beside = Entry { is_beside: true, ..entry };
-        assert_eq!(parse(&told(&beside)), Some(beside));
     }
 
     #[test]
