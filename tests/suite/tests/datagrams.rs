@@ -252,8 +252,8 @@ impl Stream {
                 for listener in &listeners {
                     let _ = socket.send_to(b"stream", listener);
                 }
-                // A slow machine has no time left for anything else otherwise.
-                std::thread::sleep(patiently(Duration::from_millis(1)));
+                // A slow machine has no time left for anything else otherwise: it is slow to send, and slow to refuse.
+                std::thread::sleep(patiently(patiently(Duration::from_millis(1))));
             }
         });
         Self { received, stop, thread: Some(thread) }
