@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::ruleset::{RedirectSpec, Script, TABLE};
+use crate::ruleset::{Script, TABLE};
+use crate::spec::RedirectSpec;
 
 /// The first place in family `bridge`: before broute's tables and br_netfilter
 /// (include/uapi/linux/netfilter_bridge.h).

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::first_packet::{interfaces, not_borrowed, target, unknown};
 use crate::pods::element_list;
-use crate::ruleset::{RedirectSpec, Script, closed, families};
+use crate::ruleset::{Script, closed, families};
+use crate::spec::RedirectSpec;
 
 /// What the connections of pods that no policy isolates are not intercepted for. Such connections are not recorded,
 /// and are carried by the kernel.

@@ -13,7 +13,8 @@ use crate::listing::{list_bridge_table, list_table, quieted};
 use crate::marks::{Marks, MarksError};
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::{RouteError, RouteSpec, Routes};
-use crate::ruleset::{CreatedBases, GATE_CHAIN, GATE_HOOKS, RedirectSpec, TABLE};
+use crate::ruleset::{GATE_CHAIN, GATE_HOOKS, TABLE};
+use crate::spec::{CreatedBases, RedirectSpec};
 use crate::tool::{ToolError, nft};
 use crate::xtables::remove_all;
 

@@ -10,7 +10,8 @@
 use crate::config::Icmp;
 use crate::marks::Marks;
 use crate::overlays;
-use crate::ruleset::{GATE_PRIORITY, GateBackend, RedirectSpec, SENDERS, Script, families};
+use crate::ruleset::{GATE_PRIORITY, SENDERS, Script, families};
+use crate::spec::{GateBackend, RedirectSpec};
 
 /// The protocols of which flows are judged by their first packet and left to the kernel.
 pub(crate) const DATAGRAM: &str = "meta l4proto { udp, sctp }";

@@ -14,7 +14,8 @@
 use crate::bypass;
 use crate::config::FailMode;
 use crate::datagrams::DATAGRAM;
-use crate::ruleset::{RedirectSpec, SYN_RATE, Script, closed, families};
+use crate::ruleset::{SYN_RATE, Script, closed, families};
+use crate::spec::RedirectSpec;
 
 /// Addresses that mean something on one link only (RFC 4291, section 2.5.6). They are routed only from one port
 /// of a bridge to another.

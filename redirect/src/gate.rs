@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 
 use crate::nfnetlink::Family;
-use crate::ruleset::{GATE_CHAIN, GATE_HOOKS, GATE_RULES, RedirectSpec, gate_script};
+use crate::ruleset::{GATE_CHAIN, GATE_HOOKS, GATE_RULES, gate_script};
+use crate::spec::RedirectSpec;
 use crate::tool::{self, ToolError};
 
 /// The restore and save commands of one family.

@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::kernel::{Difference, InstallError, Kernel};
 use crate::pods::LocalPods;
-use crate::ruleset::RedirectSpec;
+use crate::spec::RedirectSpec;
 
 /// How often the guard asks whether anything has changed.
 const LOOK: Duration = Duration::from_millis(200);

@@ -3,13 +3,15 @@
 //!
 //! Order of installation: gate, routes, table. The table is what sends packets, so it comes last.
 
+mod differences;
+mod surroundings;
+
 use std::io;
 
 use serde_json::Value;
 
-use crate::accounting;
-use crate::bridge_settings::{self, Setting};
-use crate::bridges::PodBridge;
+pub(crate) use self::differences::Difference;
+use crate::bridge_settings::Setting;
 use crate::cleanup;
 use crate::config::BackendChoice;
 use crate::gate::Iptables;
@@ -18,21 +20,15 @@ use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quie
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pod_links;
 use crate::pods::{LocalPods, SetElements, delta_of};
-use crate::probe::{MissingParts, builds_bridge_rules, probe_for};
+use crate::probe::{MissingParts, probe_for};
 use crate::routes::{RouteError, RouteSpec, Routes};
-use crate::ruleset::{GateBackend, RedirectSpec, TABLE, ruleset};
+use crate::ruleset::{TABLE, ruleset};
+use crate::spec::{GateBackend, RedirectSpec};
 use crate::tool::{ToolError, nft};
-use crate::xtables::{IptablesVariant, Look, Noted, Seen, Xtables, noted, remove_all};
+use crate::xtables::{Noted, Seen, Xtables, noted, remove_all};
 
 /// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
 const QUIET_ATTEMPTS: u32 = 5;
-
-/// How many looks it is from one comparison of what tells of no change by itself to the next: sets of ipset, and
-/// the rules of the older iptables.
-const LOOKS_PER_COMPARISON: u32 = 4;
-
-/// What it means when conntrack does not count.
-const NOT_COUNTED: &str = "records of UDP and SCTP flows have no packets and bytes";
 
 /// Why the interception could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -55,45 +51,6 @@ pub enum InstallError {
     /// The table was accepted and is not there.
     #[error("table inet sluice vanished while it was installed")]
     Vanished,
-}
-
-/// Something that differs from what was installed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Difference {
-    /// The whole table is gone.
-    TableMissing,
-    /// A chain, rule or set is gone, changed or added.
-    TableChanged,
-    /// A set has other elements.
-    ElementsChanged,
-    /// The gate's chain or jump.
-    Gate(Family),
-    /// A chain of iptables, one of its rules, or the jump to it.
-    Chains,
-    /// A set of ipset.
-    Sets,
-    /// The table of the bridges.
-    Bridges,
-    /// A setting that hides bridged traffic.
-    Setting(&'static str),
-    /// A routing rule or route, by name.
-    Route(&'static str),
-}
-
-impl Difference {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::TableMissing => "table inet sluice missing",
-            Self::TableChanged => "table inet sluice changed",
-            Self::ElementsChanged => "set elements changed",
-            Self::Gate(Family::V4) => "iptables gate changed",
-            Self::Gate(Family::V6) => "ip6tables gate changed",
-            Self::Chains => "iptables rules changed",
-            Self::Sets => "ipset sets changed",
-            Self::Bridges => "table bridge sluice changed",
-            Self::Setting(name) | Self::Route(name) => name,
-        }
-    }
 }
 
 /// The owner of the installed state.
@@ -307,71 +264,6 @@ impl Kernel {
         }
     }
 
-    /// Looks for differences. Cheap while the ruleset's generation stands still.
-    pub(crate) async fn differences(&mut self) -> Result<Vec<Difference>, InstallError> {
-        if self.xtables.is_some() && self.installed.is_some() {
-            return self.iptables_differences().await;
-        }
-        let Some(installed) = &self.installed else { return Ok(vec![Difference::TableMissing]) };
-        let generation = self.netlink.generation()?;
-        if self.generation == Some(generation) {
-            return Ok(Vec::new());
-        }
-        let mut differences = Vec::new();
-        match list_table().await? {
-            None => differences.push(Difference::TableMissing),
-            Some(Listing { shape, .. }) if shape != installed.shape => {
-                differences.push(Difference::TableChanged)
-            }
-            Some(Listing { elements, .. }) if elements != Some(self.spec.elements()) => {
-                differences.push(Difference::ElementsChanged);
-            }
-            Some(_) => {}
-        }
-        if !self.spec.bridges.is_empty() && list_bridge_table().await != installed.bridges {
-            differences.push(Difference::Bridges);
-        }
-        for (iptables, gate) in self.iptables.iter().zip(&installed.gates) {
-            if iptables.glance().await? != *gate {
-                differences.push(Difference::Gate(iptables.family));
-            }
-        }
-        if differences.is_empty() {
-            // Read before the lists, so that a change between is looked at next time.
-            self.generation = Some(generation);
-        }
-        Ok(differences)
-    }
-
-    /// nf_tables' generation tells of changes to rules of iptables' nf_tables variant; nothing tells of the others.
-    async fn iptables_differences(&mut self) -> Result<Vec<Difference>, InstallError> {
-        let (Some(xtables), Some(installed)) = (&self.xtables, &self.installed) else {
-            return Ok(vec![Difference::Chains]);
-        };
-        let Some(seen) = &installed.xtables else { return Ok(vec![Difference::Chains]) };
-        self.looks = (self.looks + 1) % LOOKS_PER_COMPARISON;
-        let generation = self.netlink.generation().ok();
-        let told = self.spec.gate.iptables() == Some(IptablesVariant::Nft) && generation.is_some();
-        let has_changed = generation != self.generation;
-        if self.looks != 0 && !(told && has_changed) {
-            return Ok(Vec::new());
-        }
-        let mut differences = Vec::new();
-        match xtables.look(&self.spec, seen, !told || has_changed).await? {
-            Look::Same => {}
-            Look::Rules => differences.push(Difference::Chains),
-            Look::Sets => differences.push(Difference::Sets),
-        }
-        if !self.spec.bridges.is_empty() && list_bridge_table().await != installed.bridges {
-            differences.push(Difference::Bridges);
-        }
-        if differences.is_empty() {
-            // Read before the lists, so that a change between is looked at next time.
-            self.generation = generation;
-        }
-        Ok(differences)
-    }
-
     /// The one nft table that stands beside rules of iptables: that of the bridges.
     async fn replace_bridges(&self) -> Result<(), InstallError> {
         let mut script = ruleset(&self.spec).nft;
@@ -384,157 +276,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Waits for a change of the node's devices. Cancel safe.
-    pub(crate) async fn links_changed(&self) {
-        self.watch.changed().await;
-    }
-
-    /// Follows the bridges of pods and the node's tunnels: the rules go with their ports, and settings that would hide their traffic are
-    /// off. Gives back the settings that somebody had turned on.
-    pub(crate) async fn follow_bridges(&mut self) -> Result<Vec<Difference>, InstallError> {
-        self.links_are_old |= self.watch.has_changed();
-        if self.links_are_old {
-            self.read_links().await?;
-        }
-        let bridges = self.bridges().await;
-        self.stuck.retain(|setting| setting.is_on());
-        let turned_on: Vec<Difference> = self
-            .settings_in_the_way(&bridges)
-            .filter(|_| self.spec.bridge_settings && !self.spec.bridges.is_empty())
-            .filter(|setting| !self.stuck.contains(setting))
-            .map(|setting| Difference::Setting(setting.name()))
-            .collect();
-        let overlays = self.links.overlays();
-        if overlays != self.spec.overlays {
-            tracing::info!(?overlays, "tunnels of this node, which take nothing from pods");
-        }
-        if bridges != self.spec.bridges || overlays != self.spec.overlays || !turned_on.is_empty() {
-            let names: Vec<&str> = bridges.iter().map(|bridge| bridge.name.as_str()).collect();
-            if names != self.spec.bridges.iter().map(|bridge| bridge.name.as_str()).collect::<Vec<_>>() {
-                tracing::info!(bridges = ?names, "pods of this node share a bridge");
-            }
-            self.spec.bridges = bridges;
-            self.spec.overlays = overlays;
-            self.replace().await?;
-        }
-        self.obstacles = self.look_for_obstacles();
-        Ok(turned_on)
-    }
-
-    fn look_for_obstacles(&self) -> Vec<String> {
-        let (pods, patterns) = (&self.spec.pods, &self.spec.pod_interfaces);
-        let found = self.links.pod_bridges(pods, patterns);
-        let Some(PodBridge { name, .. }) = found.first() else { return Vec::new() };
-        let settings = self.settings_in_the_way(&found).map(|setting| {
-            let setting = setting.name();
-            format!(
-                "bridge {name} of pods: with {setting}=1 connections between its pods pass unseen; set it to 0 on the node"
-            )
-        });
-        let mut obstacles: Vec<String> = settings.chain(self.links.obstacles(pods, patterns)).collect();
-        if self.spec.bridges.is_empty() {
-            obstacles.push(format!(
-                "bridge {name} of pods: this kernel has no nftables for bridges (CONFIG_NF_TABLES_BRIDGE), and \
-                 connections between its pods pass unseen"
-            ));
-        }
-        obstacles
-    }
-
-    /// Why bridged traffic could pass unseen.
-    pub(crate) fn obstacles(&self) -> &[String] {
-        &self.obstacles
-    }
-
-    async fn read_links(&mut self) -> Result<(), InstallError> {
-        let read = Links::read(self.routes.handle()).await;
-        self.links = read.map_err(|error| InstallError::Links(Box::new(error)))?;
-        self.links_are_old = false;
-        Ok(())
-    }
-
-    /// The bridges of pods that the rules can be for.
-    async fn bridges(&mut self) -> Vec<PodBridge> {
-        let found = self.links.pod_bridges(&self.spec.pods, &self.spec.pod_interfaces);
-        if !found.is_empty() && self.has_bridge_rules.is_none() {
-            self.has_bridge_rules = Some(builds_bridge_rules().await);
-        }
-        if self.has_bridge_rules == Some(false) { Vec::new() } else { found }
-    }
-
-    fn settings_in_the_way(&self, bridges: &[PodBridge]) -> impl Iterator<Item = Setting> + use<> {
-        let ipv6 = self.spec.ipv6;
-        let concerned = move |setting: &Setting| ipv6 || *setting == Setting::CallIptables;
-        let settings = if bridges.is_empty() { &[][..] } else { &Setting::HIDING[..] };
-        settings.iter().copied().filter(concerned).filter(|setting| setting.is_on())
-    }
-
-    /// What stays on is told by [`follow_bridges`](Self::follow_bridges).
-    fn show_bridged_frames_to_nobody(&mut self) {
-        if !self.spec.bridge_settings {
-            return;
-        }
-        for setting in self.settings_in_the_way(&self.spec.bridges) {
-            let created = &mut self.spec.created;
-            match (setting.set(false), setting) {
-                (Ok(()), Setting::CallIptables) => created.call_iptables = true,
-                (Ok(()), Setting::CallIp6tables) => created.call_ip6tables = true,
-                (Ok(()), Setting::SendRedirects) => created.send_redirects = true,
-                (Err(error), _) => {
-                    tracing::warn!(%error, setting = setting.name(), "cannot be turned off");
-                    self.stuck.push(setting);
-                    continue;
-                }
-            }
-            tracing::info!(
-                setting = setting.name(),
-                "turned off: bridged frames come to the node by its own rules"
-            );
-        }
-        self.tell_of_no_shorter_way();
-    }
-
-    /// Where this fails, clients of a bridge get no ICMP error with a refusal; nothing else differs.
-    fn tell_of_no_shorter_way(&mut self) {
-        if self.spec.bridges.is_empty() {
-            return;
-        }
-        if Setting::SendRedirects.is_on() && Setting::SendRedirects.set(false).is_ok() {
-            self.spec.created.send_redirects = true;
-        }
-        for PodBridge { name, .. } in &self.spec.bridges {
-            if bridge_settings::sends_redirects(name) && bridge_settings::send_redirects(name, false).is_ok()
-            {
-                self.spec.quieted.insert(name.clone());
-            }
-        }
-    }
-
     /// Puts back routing rules and routes that are missing.
     pub(crate) async fn repair_routes(&self) -> Result<Vec<Difference>, InstallError> {
         let repaired = self.routes.ensure(RouteSpec::of(&self.spec)).await?;
         Ok(repaired.into_iter().map(Difference::Route).collect())
-    }
-
-    /// Records of flows lack packets and bytes where this fails; nothing else does.
-    fn count_datagrams(&mut self) {
-        if !self.spec.conntrack_accounting {
-            return;
-        }
-        match accounting::enable() {
-            Ok(false) => {}
-            Ok(true) => {
-                self.spec.created.accounting = true;
-                tracing::info!(setting = accounting::NAME, "conntrack counts packets and bytes from now on");
-            }
-            // As in most containers: the node's owner has to set it.
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                tracing::info!(setting = accounting::NAME, "not ours to turn on: {NOT_COUNTED}");
-            }
-            Err(error) => {
-                tracing::warn!(%error, setting = accounting::NAME, "cannot be turned on: {NOT_COUNTED}");
-            }
-        }
     }
 
     async fn replace_gates(&mut self) -> Result<Vec<Vec<String>>, InstallError> {

@@ -11,8 +11,9 @@ use serde_json::Value;
 use crate::bridges::QUIETED;
 use crate::nfnetlink::Nfnetlink;
 use crate::pods::{LocalPods, SetElements};
-use crate::ruleset::{CreatedBases, GATE_HOOKS, TABLE};
+use crate::ruleset::{GATE_HOOKS, TABLE};
 use crate::ruleset::{SENDERS, SYN_RATE};
+use crate::spec::CreatedBases;
 use crate::tool::{ToolError, nft};
 
 /// What the kernel holds of our table.

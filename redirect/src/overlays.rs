@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use crate::first_packet::interfaces;
-use crate::ruleset::{RedirectSpec, Script, families};
+use crate::ruleset::{Script, families};
+use crate::spec::RedirectSpec;
 
 /// What the node's tunnels are reached by; empty without tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use crate::gate::Iptables;
 use crate::listing::mangle_exists;
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::Routes;
-use crate::ruleset::GateBackend;
+use crate::spec::GateBackend;
 use crate::tool::{ToolError, nft};
 use crate::xtables::{IptablesVariant, missing_parts};
 

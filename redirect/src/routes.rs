@@ -13,7 +13,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use crate::ruleset::RedirectSpec;
+use crate::spec::RedirectSpec;
 use crate::survey::MarkRule;
 
 /// Not in iproute2's etc/rt_protos.

@@ -7,7 +7,8 @@
 use super::rules::{OPENING, Version, pattern, set};
 use super::script::{Chain, Table};
 use crate::config::FailMode;
-use crate::ruleset::{RedirectSpec, closed};
+use crate::ruleset::closed;
+use crate::spec::RedirectSpec;
 
 /// RFC 4291, section 2.5.6.
 const LINK_LOCAL: &str = "fe80::/10";

@@ -8,7 +8,8 @@ use super::script::{Chain, Place, Table};
 use crate::config::{FailMode, Icmp};
 use crate::marks::Marks;
 use crate::overlays::Overlays;
-use crate::ruleset::{RedirectSpec, closed};
+use crate::ruleset::closed;
+use crate::spec::RedirectSpec;
 
 /// SYN alone.
 pub(super) const OPENING: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";

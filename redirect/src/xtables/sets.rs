@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
 use crate::pods::SetElements;
-use crate::ruleset::RedirectSpec;
+use crate::spec::RedirectSpec;
 
 /// One set: its name, its type with options, and its elements.
 #[derive(Clone, Debug, PartialEq, Eq)]

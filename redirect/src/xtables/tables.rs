@@ -12,7 +12,8 @@ use super::{CHAIN_PREFIX, IptablesVariant, classify, sets};
 use crate::listing::base_chains;
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::pods::SetElements;
-use crate::ruleset::{CreatedBases, GATE_CHAIN, RedirectSpec};
+use crate::ruleset::GATE_CHAIN;
+use crate::spec::{CreatedBases, RedirectSpec};
 use crate::tool::ToolError;
 
 const TABLES: [&str; 3] = ["mangle", "raw", "filter"];
