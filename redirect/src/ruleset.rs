@@ -298,13 +298,25 @@ fn untracked(script: &mut Script, spec: &RedirectSpec) {
 }
 
 /// Upstream legs that end on this node loop through lo and their replies never cross prerouting. Their
-/// replies are found by the connection mark and routed back to the proxy's socket.
+/// replies are found by the connection mark, or by their ports, and routed back to the proxy's socket.
 fn own_node(script: &mut Script, spec: &RedirectSpec) {
     let Marks { proxy, tracked, cluster, .. } = spec.marks;
     script.chain("own_node", Some(("route", "output", MANGLE_PRIORITY)));
     script.rule(
         &format!("ct direction reply ct mark and {tracked:#x} == {tracked:#x} meta mark set meta mark or {proxy:#x}"),
         "replies of own-node legs return to the proxy",
+    );
+    // A node-local DNS cache keeps what is for it out of conntrack. What leaves from one of this node's addresses to a port
+    // of the proxy's legs, and is not the proxy's own, answers such a leg.
+    let (ports, used) = (&spec.upstream_ports, spec.marks.used());
+    script.rule(
+        &format!(
+            "ct state untracked meta mark and {used:#x} == 0x0 tcp dport {}-{} fib saddr type local meta mark set \
+             meta mark or {proxy:#x}",
+            ports.start(),
+            ports.end()
+        ),
+        "the same, where somebody keeps them out of conntrack",
     );
     script.rule(
         &format!("meta mark and {tracked:#x} == {tracked:#x} fib daddr type local ct mark set ct mark or {tracked:#x}"),

@@ -1,6 +1,7 @@
 //! The desired interception as a value: what the configuration says, what the node offers, and whom it is for.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use crate::bridges::PodBridge;
 use crate::bypass::Bypassed;
@@ -109,6 +110,9 @@ impl CreatedBases {
     }
 }
 
+/// A proxy's ports where nobody says otherwise: below those that Linux gives to sockets by itself.
+const UPSTREAM_PORTS: RangeInclusive<u16> = 16_384..=32_767;
+
 /// All of the desired interception.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedirectSpec {
@@ -124,6 +128,8 @@ pub struct RedirectSpec {
     pub route_table: u32,
     /// The priority of the rule that leads to it.
     pub rule_priority: u32,
+    /// The ports of the proxy's legs that conntrack sees, which pods do not use themselves.
+    pub upstream_ports: RangeInclusive<u16>,
     /// What becomes of new connections while no proxy listens.
     pub fail_mode: FailMode,
     /// What becomes of echo requests to and from isolated pods.
@@ -161,7 +167,8 @@ pub struct RedirectSpec {
 }
 
 impl RedirectSpec {
-    /// Combines the configuration with what the node offers.
+    /// Combines the configuration with what the node offers. The ports of legs are those of a proxy that nobody has
+    /// configured.
     pub fn new(
         config: &RedirectConfig,
         gate: GateBackend,
@@ -175,6 +182,7 @@ impl RedirectSpec {
             queues: config.queues.max(1),
             route_table: config.route_table,
             rule_priority: config.rule_priority,
+            upstream_ports: UPSTREAM_PORTS,
             fail_mode: config.fail_mode,
             icmp: config.icmp,
             conntrack_accounting: config.conntrack_accounting,

@@ -134,6 +134,8 @@ impl Agent {
         let interception = config.interception.clone();
         let mut spec =
             RedirectSpec::new(&config.redirect, backend, gate.ipv6, redirect::LocalPods::default())?;
+        let ports = config.proxy.upstream_ports;
+        spec.upstream_ports = ports.first..=ports.last;
         board.set_enforcement(
             Enforcement::chosen(backend, gate.ipv6, config.redirect.fail_mode, &interception),
             gate.nft_version.as_deref(),

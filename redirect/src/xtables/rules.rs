@@ -451,6 +451,17 @@ fn own_node(table: &mut Table, spec: &RedirectSpec) {
         "replies of own-node legs return to the proxy",
         &set(proxy),
     );
+    // See the nft ruleset.
+    let (ports, used) = (&spec.upstream_ports, spec.marks.used());
+    chain.rule(
+        &format!(
+            "-p tcp --dport {}:{} -m conntrack --ctstate UNTRACKED -m mark --mark 0x0/{used:#x} -m addrtype --src-type LOCAL",
+            ports.start(),
+            ports.end()
+        ),
+        "the same, where somebody keeps them out of conntrack",
+        &set(proxy),
+    );
     chain.rule(
         &format!("{} -m addrtype --dst-type LOCAL", has(tracked)),
         "own-node legs",

@@ -57,7 +57,8 @@ impl Backend {
 
 /// Runs the command.
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default().redirect;
+    let Config { redirect: config, proxy, .. } =
+        args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (gate, ipv6) = match args.backend {
         Some(backend) => (backend.gate(), !args.ipv4_only),
@@ -73,6 +74,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         ranges: args.pod_cidrs.into_iter().collect(),
     };
     let mut spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
+    spec.upstream_ports = proxy.upstream_ports.first..=proxy.upstream_ports.last;
     if args.backend.is_none() {
         spec.bridges = runtime.block_on(redirect::pod_bridges(&spec.pods, &spec.pod_interfaces))?;
     }
