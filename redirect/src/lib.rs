@@ -40,7 +40,7 @@ pub use cleanup::{CleanupError, CleanupErrors, CleanupReport, cleanup};
 pub use config::{BackendChoice, ConfigProblem, FailMode, Icmp, RedirectConfig};
 pub use guard::{GuardEnded, Health, Redirect, RedirectHandle};
 pub use kernel::InstallError;
-pub use links::pod_bridges;
+pub use links::{fits_any, pod_bridges};
 pub use marks::{Marks, MarksError};
 pub use overlays::Overlays;
 pub use pods::{LocalPods, delta};

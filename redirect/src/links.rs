@@ -231,6 +231,11 @@ fn holds_pods(range: &IpNet, pods: &LocalPods) -> bool {
         || known.any(|pod| range.contains(&pod.to_canonical()))
 }
 
+/// Whether one of these names, each with an optional `*` at its end, is this interface's.
+pub fn fits_any(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| fits(pattern, name))
+}
+
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(beginning) => name.starts_with(beginning),

@@ -1,7 +1,7 @@
 //! The few questions to nf_tables that the `nft` command cannot put: the ruleset's generation, and removing a
-//! table or chain only if it is empty.
+//! table or chain only if it is empty. And whether conntrack answers at all.
 //!
-//! Message layouts: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h.
+//! Message layouts: include/uapi/linux/netfilter/{nfnetlink,nf_tables,nfnetlink_conntrack}.h.
 
 use std::io;
 
@@ -9,6 +9,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFT_MSG_DELTABLE: u16 = 2;
@@ -28,6 +31,15 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
+
+/// False where the kernel says that it has no such part. What else keeps an answer away (rights, say) is no proof.
+fn is_there<T>(asked: io::Result<T>) -> bool {
+    let error = asked.err().and_then(|error| error.raw_os_error());
+    !matches!(
+        error,
+        Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP | nix::libc::ENOENT | nix::libc::EPROTONOSUPPORT)
+    )
+}
 
 /// An address family of iptables' tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,15 +95,37 @@ impl Nfnetlink {
         }
     }
 
-    /// Whether this kernel has nf_tables; asking makes it load the module. What else keeps an answer away (rights, say) is
-    /// no proof that it has not.
+    /// Whether this kernel has nf_tables; asking makes it load the module.
     pub(crate) fn kernel_has_nf_tables() -> bool {
-        let asked = Self::open().and_then(|netlink| netlink.generation());
-        let error = asked.err().and_then(|error| error.raw_os_error());
-        !matches!(
-            error,
-            Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP | nix::libc::ENOENT | nix::libc::EPROTONOSUPPORT)
-        )
+        is_there(Self::open().and_then(|netlink| netlink.generation()))
+    }
+
+    /// Whether this kernel tells of conntrack's entries by netlink; asking makes it load the module.
+    pub(crate) fn kernel_has_ctnetlink() -> bool {
+        is_there(Self::open().and_then(|netlink| netlink.conntrack_count()))
+    }
+
+    /// How many entries conntrack has in this namespace, which is the cheapest of its answers.
+    fn conntrack_count(&self) -> io::Result<u32> {
+        self.send(&message(
+            (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_GET_STATS,
+            NLM_F_REQUEST,
+            0,
+            0,
+            &[],
+        ))?;
+        let answer = self.receive()?;
+        let malformed =
+            || io::Error::new(io::ErrorKind::InvalidData, "malformed answer to IPCTNL_MSG_CT_GET_STATS");
+        match number16(&answer, 4).ok_or_else(malformed)? {
+            NLMSG_ERROR => Err(error_of(&answer).err().unwrap_or_else(malformed)),
+            _ => {
+                let body = answer.get(NLMSG_HEADER + NFGEN_HEADER..).ok_or_else(malformed)?;
+                let count: Option<[u8; 4]> =
+                    attribute(body, CTA_STATS_GLOBAL_ENTRIES).and_then(|count| count.try_into().ok());
+                count.map(u32::from_be_bytes).ok_or_else(malformed)
+            }
+        }
     }
 
     /// Removes `table` if it has no chains, sets or objects. Whether it is gone.

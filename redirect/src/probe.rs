@@ -48,6 +48,8 @@ pub struct Capabilities {
     pub iptables_nfqueue: bool,
     /// Routing by rules, in the families the node has.
     pub policy_routing: bool,
+    /// Conntrack's netlink: by it flows that policies no longer allow are ended, and counted.
+    pub ctnetlink: bool,
     /// Whether the node has IPv6.
     pub ipv6: bool,
     /// What iptables' variants lack for rules without nft. Only those are asked that the choice could fall on.
@@ -117,6 +119,11 @@ const RULES: MissingPart = MissingPart {
     kernel_option: "CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES",
     remedy: "a kernel built with it",
 };
+const CTNETLINK: MissingPart = MissingPart {
+    part: "netlink of conntrack",
+    kernel_option: "CONFIG_NF_CT_NETLINK",
+    remedy: "modprobe nf_conntrack_netlink",
+};
 const QUEUE: MissingPart =
     MissingPart { part: "nft queue", kernel_option: "CONFIG_NFT_QUEUE", remedy: "modprobe nft_queue" };
 const NFQUEUE: MissingPart = MissingPart {
@@ -167,9 +174,8 @@ impl Capabilities {
     pub(crate) fn lacks_for(&self, backend: GateBackend) -> Option<MissingParts> {
         if let GateBackend::Iptables(variant) = backend {
             let mut missing = self.iptables.get(&variant).cloned().unwrap_or_else(|| vec![NOT_ASKED]);
-            if !self.policy_routing {
-                missing.push(RULES);
-            }
+            let kernel = [(self.policy_routing, RULES), (self.ctnetlink, CTNETLINK)];
+            missing.extend(kernel.into_iter().filter(|(there, _)| !there).map(|(_, part)| part));
             return (!missing.is_empty()).then_some(MissingParts(missing));
         }
         if self.nft_version.is_none() {
@@ -190,6 +196,7 @@ impl Capabilities {
             (self.nft_ct, CT),
             (self.nft_route_chain, ROUTE_CHAIN),
             (self.policy_routing, RULES),
+            (self.ctnetlink, CTNETLINK),
             gate,
         ];
         let missing: Vec<_> = parts.into_iter().filter(|(there, _)| !there).map(|(_, part)| part).collect();
@@ -228,6 +235,7 @@ async fn probe_nft() -> Capabilities {
         found.policy_routing =
             routes.has_rules(IpVersion::V4).await && (!found.ipv6 || routes.has_rules(IpVersion::V6).await);
     }
+    found.ctnetlink = Nfnetlink::kernel_has_ctnetlink();
     match nft(&["--version"], "").await {
         Ok(version) => {
             found.nft_version =

@@ -13,6 +13,7 @@ mod logging;
 mod metrics_page;
 mod node;
 mod node_metrics;
+mod rights;
 mod source;
 mod source_metrics;
 mod status;

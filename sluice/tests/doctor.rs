@@ -259,6 +259,9 @@ fn without_privilege_it_says_so_and_makes_nothing() {
         .filter(|finding| finding["name"] == "kernel.parts")
         .collect();
     assert_eq!(parts.len(), 1, "what is there may not be called missing: {parts:#?}");
+    for name in ["enforcers", "firewalls", "hooks", "detours", "queue", "marks", "leftovers"] {
+        assert_found(&report, name, "warn", "not known: the nft ruleset");
+    }
     assert_found(&report, "self-test", "warn", "not run");
 }
 
@@ -271,6 +274,8 @@ fn without_nft_the_self_test_is_that_of_iptables() {
     let report = report(&output);
     assert_eq!(output.status.code(), Some(0), "{report:#}");
     assert_found(&report, "kernel.parts", "ok", "the rules are those of iptables-");
+    assert_found(&report, "survey", "warn", "nft: not found");
+    assert_found(&report, "enforcers", "warn", "not known: the nft ruleset");
     for case in ["self-test.tcp4", "self-test.udp4"] {
         assert_found(&report, case, "ok", "one refused in");
     }

@@ -105,9 +105,6 @@ fn everything_seen_is_as_expected_on_a_bridge_and_across_an_overlay_with_each_fa
         assert!(stdout.contains(&format!("All {rows} connections as expected.")), "{stdout}");
         lab.assert_nothing_left();
     }
-    let unknown = Lab::new("ring").output(&["--topology", "ring"]);
-    assert_eq!(unknown.status.code(), Some(2));
-    assert!(text(&unknown.stderr).contains("routed, bridge, vxlan"), "{}", text(&unknown.stderr));
 }
 
 #[test]
@@ -195,6 +192,102 @@ fn a_kept_lab_is_there_for_a_shell_until_down() {
     let gone = lab.output(&["shell", "vault/db"]);
     assert_eq!(gone.status.code(), Some(2));
     assert!(text(&gone.stderr).contains("--keep"), "{}", text(&gone.stderr));
+}
+
+/// Runs the lab where some programs are hidden by a mount, and gives what it says: one line.
+#[track_caller]
+fn said_without(hidden: &[&str], arguments: &[&str]) -> String {
+    let lab = Lab::new("lacking");
+    let hide: String = hidden
+        .iter()
+        .map(|program| format!("mount --bind /dev/null \"$(readlink -f \"$(command -v {program})\")\" && "))
+        .collect();
+    let script = format!(
+        "{hide}exec {} lab --name {} {}",
+        env!("CARGO_BIN_EXE_sluice"),
+        lab.name,
+        arguments.join(" ")
+    );
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    lab.assert_nothing_left();
+    one_line(&output)
+}
+
+#[track_caller]
+fn one_line(output: &Output) -> String {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.starts_with("sluice: ") && said.lines().count() == 1 && said.len() < 600, "{said}");
+    said
+}
+
+#[test]
+fn a_program_that_the_lab_lacks_is_told_in_one_line_with_its_package() {
+    for (hidden, arguments, expected) in [
+        (&["ip"][..], &[][..], "`ip` is not installed: apt-get install iproute2"),
+        (&["nft"], &[], "`nft` is not installed: apt-get install nftables"),
+        (&["bridge"], &["--topology", "vxlan"], "`bridge` is not installed: apt-get install iproute2"),
+        (&["ipset"], &["--backend", "iptables-nft"], "this node lacks ipset: apt-get install ipset"),
+    ] {
+        let said = said_without(hidden, arguments);
+        assert!(said.contains(expected), "{hidden:?}: {said}");
+    }
+}
+
+#[test]
+fn a_path_without_the_system_s_folders_is_enough() {
+    let lab = Lab::new("path");
+    let output = lab.command(&[]).env("PATH", "/usr/bin:/bin").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn a_root_that_may_less_is_told_what_the_lab_needs() {
+    let lab = Lab::new("rights");
+    for (right, name) in [("sys_admin", "CAP_SYS_ADMIN"), ("net_admin", "CAP_NET_ADMIN")] {
+        let lack = [format!("--inh-caps=-{right}"), format!("--bounding-set=-{right}")];
+        let mut command = Command::new("setpriv");
+        let output =
+            command.args(lack).arg(env!("CARGO_BIN_EXE_sluice")).args(["lab", "--name", &lab.name]).output();
+        let said = one_line(&output.unwrap());
+        assert!(
+            said.contains(&format!("this root lacks {name} for it")) && said.contains("--privileged"),
+            "{said}"
+        );
+        lab.assert_nothing_left();
+    }
+}
+
+#[test]
+fn of_labs_that_begin_at_once_one_gets_the_name_and_the_others_are_told() {
+    let lab = Lab::new("once");
+    let all: Vec<Child> = (0..4)
+        .map(|_| lab.command(&[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    let outputs: Vec<Output> = all.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let (done, refused): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
+    assert_eq!(done.len(), 1, "{outputs:#?}");
+    for output in refused {
+        let said = one_line(output);
+        assert!(said.contains("running already, as process") && said.contains("down`"), "{said}");
+    }
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn a_shape_that_there_is_not_is_told_with_those_that_there_are() {
+    for (flag, value, possible) in [
+        ("--topology", "ring", "routed, bridge, vxlan"),
+        ("--family", "5", "4, 6, dual"),
+        ("--backend", "ebtables", "auto, iptables-nft, iptables-legacy"),
+        ("--name", "a-b", "letters and digits"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sluice")).args(["lab", flag, value]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = text(&output.stderr);
+        assert!(said.contains(possible) && said.contains(value), "{said}");
+    }
 }
 
 #[test]

@@ -10,12 +10,14 @@ mod links;
 mod listed;
 mod settings;
 
+use std::fmt;
 use std::path::PathBuf;
 
 pub use links::{Link, LinkKind, MarkRule};
 pub use settings::{bound_queues, setting};
 
 use crate::config::BackendChoice;
+use crate::nfnetlink::Nfnetlink;
 use crate::probe::{Capabilities, builds_bridge_rules, probe_for};
 use crate::tool::{ToolError, find};
 
@@ -63,9 +65,36 @@ pub struct Tool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
     /// What was to be read.
-    pub what: &'static str,
+    pub what: Source,
     /// Why it was not.
     pub why: String,
+}
+
+/// Where a survey is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// nft's own list.
+    Ruleset,
+    /// Rules of iptables, of either variant.
+    Iptables,
+    /// ipset's list.
+    Ipsets,
+    /// Interfaces and routing rules.
+    Links,
+    /// Who reads netfilter's queues.
+    Queues,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ruleset => "the nft ruleset",
+            Self::Iptables => "the rules of iptables",
+            Self::Ipsets => "ipsets",
+            Self::Links => "interfaces and routing rules",
+            Self::Queues => "who reads netfilter's queues",
+        })
+    }
 }
 
 /// Tables, chains and the rules among them that matter here.
@@ -184,26 +213,33 @@ pub async fn survey(choice: BackendChoice) -> Survey {
         ..Survey::default()
     };
     let mut unread = Vec::new();
-    let mut note = |what: &'static str, outcome: Result<(), ToolError>| {
+    let mut note = |what: Source, outcome: Result<(), ToolError>| {
         if let Err(error) = outcome {
             unread.push(Unread { what, why: printable(&error) });
         }
     };
-    if let Some(nft) = find(&["nft"]) {
-        note("the nft ruleset", listed::read(&nft, &mut survey.filter).await);
-    }
-    note("the rules of the older iptables", iptables::read_legacy(&mut survey.filter).await);
-    note("the rules of iptables", iptables::read_marks(&mut survey.filter).await);
+    let listed = match find(&["nft"]) {
+        Some(nft) => listed::read(&nft, &mut survey.filter).await,
+        // Where the kernel has nf_tables, others may have given it rules.
+        None if Nfnetlink::kernel_has_nf_tables() => {
+            Err(ToolError::Missing { program: "nft".into(), remedy: "apt-get install nftables".into() })
+        }
+        None => Ok(()),
+    };
+    note(Source::Ruleset, listed);
+    note(Source::Iptables, iptables::read_legacy(&mut survey.filter).await);
+    note(Source::Iptables, iptables::read_marks(&mut survey.filter).await);
     if let Some(ipset) = find(&["ipset"]) {
-        note("ipsets", names(&ipset, &mut survey.ipsets).await);
+        note(Source::Ipsets, names(&ipset, &mut survey.ipsets).await);
     }
     match links::read().await {
         Ok((links, mark_rules)) => (survey.links, survey.mark_rules) = (links, mark_rules),
-        Err(error) => {
-            unread.push(Unread { what: "interfaces and routing rules", why: printable(&error) });
-        }
+        Err(error) => unread.push(Unread { what: Source::Links, why: printable(&error) }),
     }
-    survey.bound_queues = settings::bound_queues();
+    match settings::queues_read() {
+        Ok(queues) => survey.bound_queues = queues,
+        Err(error) => unread.push(Unread { what: Source::Queues, why: printable(&error) }),
+    }
     survey.listening = settings::listening();
     survey.unread = unread;
     survey

@@ -1,7 +1,7 @@
 //! The kernel's settings and tables under /proc, of the network namespace of the calling thread.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
 /// Settings are short; something else under the same name is not read whole.
 const LONGEST_SETTING: u64 = 4 << 10;
@@ -27,10 +27,21 @@ fn read(path: &str, limit: u64) -> Option<String> {
 }
 
 /// The numbers of the netfilter queues that a program reads, in the network namespace of the calling thread; none
-/// where the kernel does not tell, as it does to root only. Source: the first column of
-/// /proc/net/netfilter/nfnetlink_queue (`seq_show` in nfnetlink_queue.c).
+/// where the kernel does not tell, as it does to root only.
 pub fn bound_queues() -> Vec<u16> {
-    queues(&table("netfilter/nfnetlink_queue"))
+    queues_read().unwrap_or_default()
+}
+
+/// The same, or why the kernel does not tell. One without queues has none that is read. Source: the first column of
+/// /proc/net/netfilter/nfnetlink_queue (`seq_show` in nfnetlink_queue.c).
+pub(super) fn queues_read() -> io::Result<Vec<u16>> {
+    let mut text = Vec::new();
+    match File::open("/proc/thread-self/net/netfilter/nfnetlink_queue") {
+        Ok(file) => file.take(LONGEST_TABLE).read_to_end(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    Ok(queues(&String::from_utf8_lossy(&text)))
 }
 
 fn queues(text: &str) -> Vec<u16> {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use crate::rights::{NET_ADMIN, Rights, SYS_ADMIN};
 use interrupt::Interrupted;
 
 /// Arguments of `sluice lab`.
@@ -100,10 +101,20 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// A container's root may less than a host's.
 fn require_root() -> anyhow::Result<()> {
     anyhow::ensure!(
         nix::unistd::geteuid().is_root(),
         "the lab makes network namespaces and needs root for it: run it with sudo"
+    );
+    let own = Rights::own();
+    let needed = [(SYS_ADMIN, "CAP_SYS_ADMIN"), (NET_ADMIN, "CAP_NET_ADMIN")];
+    let lacking: Vec<&str> =
+        needed.into_iter().filter(|(right, _)| !own.has(*right)).map(|(_, name)| name).collect();
+    anyhow::ensure!(
+        lacking.is_empty(),
+        "the lab makes network namespaces, and this root lacks {} for it: run it on the host, or in a container with --privileged",
+        lacking.join(" and ")
     );
     Ok(())
 }

@@ -4,11 +4,20 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// An error of the lab. Each names the namespace, file or object it is about.
+/// An error of the lab. Each names the namespace, file or object it is about, in one line that a person can act on; what
+/// programs were given and have printed is in the fields.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// A program of the system is missing or could not be started.
-    #[error("start `{program}` (is it installed, and are you root?)")]
+    /// A program of the system that is missing.
+    #[error("`{program}` is not installed: apt-get install {package}")]
+    NotInstalled {
+        /// The program.
+        program: &'static str,
+        /// Debian's package of it.
+        package: &'static str,
+    },
+    /// A program of the system could not be started.
+    #[error("start `{program}`")]
     Spawn {
         /// The program.
         program: String,
@@ -17,7 +26,7 @@ pub enum LabError {
         cause: io::Error,
     },
     /// `ip` or `nft` refused its input.
-    #[error("`{program}` in {place} refused:\n{stderr}input was:\n{input}")]
+    #[error("`{program}` in {place} refused: {}", complaint(.stderr, .input))]
     Refused {
         /// The program.
         program: &'static str,
@@ -82,7 +91,7 @@ pub enum LabError {
         path: PathBuf,
     },
     /// Something that was waited for did not come.
-    #[error("{what} did not happen within {limit:?}\n{context}")]
+    #[error("{what} did not happen within {limit:?}: {}", shown(.context.lines().next().unwrap_or_default()))]
     TimedOut {
         /// What was waited for.
         what: String,
@@ -92,7 +101,7 @@ pub enum LabError {
         context: String,
     },
     /// The process ended while it was needed.
-    #[error("sluice on {node} ended with {status}\n{stderr}")]
+    #[error("sluice on {node} ended with {status}: {}", last_words(.stderr))]
     Exited {
         /// Its node.
         node: String,
@@ -120,4 +129,77 @@ pub enum LabError {
         /// The series asked for.
         series: String,
     },
+}
+
+/// What of a line is shown to a person.
+const SHOWN: usize = 500;
+
+/// The first line of what a program said, and the line of its script that this is about, where it tells (ip-batch
+/// counts: `Command failed -:3`).
+fn complaint(stderr: &str, input: &str) -> String {
+    let said = stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+    let number =
+        stderr.lines().find_map(|line| line.strip_prefix("Command failed -:")?.trim().parse::<usize>().ok());
+    match number.and_then(|number| input.lines().nth(number.checked_sub(1)?)) {
+        Some(line) => format!("{} (in `{}`)", shown(said), shown(line)),
+        None => shown(said),
+    }
+}
+
+/// The last line of a log, which says why its process has ended.
+fn last_words(log: &str) -> String {
+    let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it did not say why");
+    shown(last.strip_prefix("sluice: ").unwrap_or(last))
+}
+
+fn shown(line: &str) -> String {
+    line.trim().chars().filter(|c| !c.is_control()).take(SHOWN).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_refused_is_one_line_with_the_line_of_its_script() {
+        let error = |program, stderr: &str, input: &str| LabError::Refused {
+            program,
+            place: "slu-1-1-node1".to_owned(),
+            stderr: stderr.to_owned(),
+            input: input.to_owned(),
+        };
+        let of_ip = error(
+            "ip",
+            "Error: Unknown device type.\nCommand failed -:2\n",
+            "link set lo up\nlink add x type y\n",
+        );
+        assert_eq!(
+            of_ip.to_string(),
+            "`ip` in slu-1-1-node1 refused: Error: Unknown device type. (in `link add x type y`)"
+        );
+        let of_nft = error("nft", "/dev/stdin:1:1-2: Error: syntax error\ntable\n^^\n", "table\n");
+        assert_eq!(
+            of_nft.to_string(),
+            "`nft` in slu-1-1-node1 refused: /dev/stdin:1:1-2: Error: syntax error"
+        );
+        for number in ["0", "3", "x", ""] {
+            let stderr = format!("no\nCommand failed -:{number}\n");
+            assert_eq!(error("ip", &stderr, "a\nb\n").to_string(), "`ip` in slu-1-1-node1 refused: no");
+        }
+        assert!(error("ip", "", "").to_string().ends_with("it does not say why"));
+    }
+
+    #[test]
+    fn of_a_process_that_has_ended_its_last_words_are_shown() {
+        let ended = |stderr: &str| LabError::Exited {
+            node: "node1".to_owned(),
+            status: "exit status: 2".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        assert_eq!(
+            ended("INFO started\nsluice: this node lacks ipset: apt-get install ipset\n\n").to_string(),
+            "sluice on node1 ended with exit status: 2: this node lacks ipset: apt-get install ipset"
+        );
+        assert!(ended("").to_string().ends_with("it did not say why"));
+    }
 }

@@ -4,13 +4,14 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::error::LabError;
+use crate::programs::find;
 use crate::shape::Family;
 
 /// Runs the lines of `script` with one `ip -batch`, in `netns` or in the caller's namespace.
 ///
 /// Nothing is rolled back when a line fails: the error carries `ip`'s own message and the whole script.
 pub fn ip_batch(netns: Option<&str>, script: &str) -> Result<(), LabError> {
-    let mut command = Command::new("ip");
+    let mut command = Command::new(find("ip")?);
     if let Some(name) = netns {
         command.args(["-n", name]);
     }
@@ -20,15 +21,15 @@ pub fn ip_batch(netns: Option<&str>, script: &str) -> Result<(), LabError> {
 
 /// Runs the lines of `script` with one `bridge -batch` in `netns`.
 pub(crate) fn bridge_batch(netns: &str, script: &str) -> Result<(), LabError> {
-    let mut command = Command::new("bridge");
+    let mut command = Command::new(find("bridge")?);
     command.args(["-n", netns, "-batch", "-"]);
     feed(command, "bridge", Some(netns), script)
 }
 
 /// Loads `script` with `nft -f -` in `netns`, as one transaction.
 pub fn nft_script(netns: &str, script: &str) -> Result<(), LabError> {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", netns, "nft", "-f", "-"]);
+    let mut command = Command::new(find("ip")?);
+    command.args(["netns", "exec", netns]).arg(find("nft")?).args(["-f", "-"]);
     feed(command, "nft", Some(netns), script)
 }
 
@@ -38,8 +39,8 @@ pub(crate) fn iptables_script(netns: &str, family: Family, script: &str) -> Resu
         Family::V4 => "iptables-nft-restore",
         Family::V6 => "ip6tables-nft-restore",
     };
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", netns, program, "--noflush"]);
+    let mut command = Command::new(find("ip")?);
+    command.args(["netns", "exec", netns]).arg(find(program)?).arg("--noflush");
     feed(command, program, Some(netns), script)
 }
 

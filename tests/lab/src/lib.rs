@@ -16,6 +16,7 @@ mod manifests;
 mod metrics;
 mod netns;
 mod process;
+mod programs;
 mod server;
 mod services;
 mod shape;

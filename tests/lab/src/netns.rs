@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 
 use crate::error::LabError;
 use crate::iproute::{ip_batch, nft_script};
+use crate::programs;
 
 const RUN_NETNS: &str = "/run/netns";
 const SCHEME: &str = "slu-";
@@ -104,7 +105,8 @@ impl Netns {
     /// the program's. It gets a process group of its own: a terminal's Ctrl-C reaches only the caller.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         use std::os::unix::process::CommandExt;
-        let mut command = Command::new("ip");
+        // Nobody has a namespace who had no `ip`.
+        let mut command = Command::new(programs::find("ip").unwrap_or_else(|_| "ip".into()));
         command.args(["netns", "exec", &self.name]).arg(program).process_group(0);
         command
     }

@@ -1,6 +1,6 @@
 //! Bridges: what goes from one port of a bridge to another passes the node's rules only with rules of the bridge.
 
-use redirect::survey::{Link, LinkKind};
+use redirect::survey::{Link, LinkKind, Source};
 
 use super::facts::Facts;
 use super::finding::{Finding, fail, ok, shortened, warn};
@@ -26,7 +26,12 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             [] => "no bridge".to_owned(),
             named => format!("{}: empty, or not pods' by the name", shortened(named)),
         };
-        return vec![ok("bridges", found)];
+        let unknown = facts.unknown(
+            "bridges",
+            &[Source::Links],
+            "pods may share a bridge that hides their connections",
+        );
+        return vec![unknown.unwrap_or_else(|| ok("bridges", found))];
     }
     for_pods.into_iter().flat_map(|(bridge, ports)| of_pods(facts, bridge, ports)).collect()
 }

@@ -5,9 +5,11 @@ use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
 use redirect::GateBackend;
-use redirect::survey::{Place, Survey, setting};
+use redirect::survey::{Place, Source, Survey, setting};
 
+use super::finding::{Finding, warn};
 use crate::config::Config;
+use crate::rights::Rights;
 
 /// Settings that are looked at, by their path under /proc/sys.
 const SETTINGS: [&str; 21] = [
@@ -36,20 +38,14 @@ const SETTINGS: [&str; 21] = [
 /// Settings of each interface.
 const PER_INTERFACE: [&str; 3] = ["rp_filter", "route_localnet", "send_redirects"];
 
-/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_SYS_RESOURCE (include/uapi/linux/capability.h).
-pub(super) const NET_ADMIN: u8 = 12;
-pub(super) const NET_RAW: u8 = 13;
-pub(super) const SYS_ADMIN: u8 = 21;
-pub(super) const SYS_RESOURCE: u8 = 24;
-
 /// What a node is.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) survey: Survey,
     pub(super) config: Config,
     pub(super) settings: BTreeMap<String, String>,
-    /// This process's effective capabilities, bit by bit.
-    pub(super) capabilities: u64,
+    /// What this process may do.
+    pub(super) rights: Rights,
     /// The most descriptors this process may have open.
     pub(super) descriptors: Option<u64>,
     /// Whether settings of the network can be written.
@@ -74,7 +70,7 @@ impl Facts {
             survey,
             config,
             settings,
-            capabilities: effective_capabilities().unwrap_or_default(),
+            rights: Rights::own(),
             descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
             settings_writable: fs::OpenOptions::new()
                 .write(true)
@@ -95,7 +91,7 @@ impl Facts {
 
     /// Whether this process has a capability.
     pub(super) fn may(&self, capability: u8) -> bool {
-        self.capabilities >> capability & 1 == 1
+        self.rights.has(capability)
     }
 
     /// Whether a program reads the gate's first queue.
@@ -108,6 +104,28 @@ impl Facts {
         let filter = &self.survey.filter;
         filter.tables.iter().any(|table| is_ours(&table.family, &table.name))
             || filter.chains.iter().any(|chain| chain.place.chain == "SLUICE-PREROUTING")
+    }
+
+    /// In place of a good finding: it rests on what could not be read.
+    pub(super) fn unknown(
+        &self,
+        name: &'static str,
+        sources: &[Source],
+        consequence: &'static str,
+    ) -> Option<Finding> {
+        let mut unread: Vec<String> = Vec::new();
+        for source in
+            self.survey.unread.iter().map(|unread| unread.what).filter(|what| sources.contains(what))
+        {
+            let source = source.to_string();
+            if !unread.contains(&source) {
+                unread.push(source);
+            }
+        }
+        (!unread.is_empty()).then(|| {
+            let found = format!("not known: {} cannot be read", unread.join(" and "));
+            warn(name, found, consequence, "run as root on the node, with the tools installed")
+        })
     }
 
     /// What `sluice run` would choose here.
@@ -130,11 +148,4 @@ pub(super) fn shown(place: &Place) -> String {
     let Place { family, table, chain, legacy } = place;
     let variant = if *legacy { " (iptables-legacy)" } else { "" };
     format!("{family} {table} {chain}{variant}")
-}
-
-/// Source: proc(5), /proc/pid/status, CapEff.
-fn effective_capabilities() -> Option<u64> {
-    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }

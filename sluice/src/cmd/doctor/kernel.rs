@@ -2,8 +2,9 @@
 
 use redirect::GateBackend;
 
-use super::facts::{Facts, NET_ADMIN, NET_RAW};
+use super::facts::Facts;
 use super::finding::{Finding, fail, ok, warn};
+use crate::rights::{NET_ADMIN, NET_RAW};
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = rights(facts);

@@ -1,5 +1,7 @@
 //! An agent that runs here, or what an earlier one has left.
 
+use redirect::survey::Source;
+
 use super::facts::Facts;
 use super::finding::{Finding, fail, ok, warn};
 
@@ -10,6 +12,9 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let rules = facts.survey.mark_rules.iter().filter(|rule| rule.ours).count();
     let mut findings = vec![match (table, read) {
         (true, true) => ok("leftovers", "an agent works here: its rules stand and its queue is read"),
+        (true, false) if facts.unknown("leftovers", &[Source::Queues], "").is_some() => {
+            ok("leftovers", "the rules of Sluice stand; whether an agent works here is not known")
+        }
         (true, false) => warn(
             "leftovers",
             "the rules of Sluice stand, and nobody reads their queue",
@@ -22,7 +27,12 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             "something took the table away; these do nothing by themselves",
             "start the agent; or `sluice cleanup`, which removes all of it",
         ),
-        (false, _) => ok("leftovers", "no rule of Sluice is on this node"),
+        (false, _) => {
+            let sources = [Source::Ruleset, Source::Iptables, Source::Links];
+            let unknown =
+                facts.unknown("leftovers", &sources, "rules of an earlier Sluice may hold pods closed");
+            unknown.unwrap_or_else(|| ok("leftovers", "no rule of Sluice is on this node"))
+        }
     }];
     let port = facts.config.redirect.listener_port;
     if facts.survey.listening.contains(&port) && !(table && read) {

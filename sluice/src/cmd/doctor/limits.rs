@@ -1,7 +1,8 @@
 //! What runs out: conntrack entries, descriptors, pipes, the listener's queue.
 
-use super::facts::{Facts, SYS_ADMIN, SYS_RESOURCE};
+use super::facts::Facts;
 use super::finding::{Finding, ok, warn};
+use crate::rights::{SYS_ADMIN, SYS_RESOURCE};
 
 /// Below this many entries a handful of busy pods fills the table.
 const SMALL_TABLE: i64 = 32_768;
@@ -21,9 +22,9 @@ fn conntrack(facts: &Facts) -> Vec<Finding> {
     let Some(max) = facts.number("net/netfilter/nf_conntrack_max") else {
         return vec![warn(
             "conntrack.size",
-            "there is no net.netfilter.nf_conntrack_max",
+            "there is no net.netfilter.nf_conntrack_max: conntrack is not loaded, or does not show its settings here",
             "how many connections fit is not known",
-            "modprobe nf_conntrack",
+            "modprobe nf_conntrack, and run sluice doctor in the node's own network namespace",
         )];
     };
     let mut findings = vec![if max < SMALL_TABLE {
@@ -60,12 +61,15 @@ fn descriptors(facts: &Facts) -> Option<Finding> {
     let connections = limit.saturating_sub(facts.config.proxy.reserved_descriptors) / 2;
     let found = format!("{limit} descriptors: {connections} TCP connections at a time");
     Some(if connections < FEW_CONNECTIONS {
-        let consequence = "more are refused (overload)";
+        let reserved = facts.config.proxy.reserved_descriptors;
         warn(
             NAME,
             found,
-            consequence,
-            "raise the hard limit: LimitNOFILE= of the container runtime's unit, or ulimit -Hn",
+            "more are refused (overload)",
+            format!(
+                "raise the hard limit: LimitNOFILE= of the container runtime's unit, or ulimit -Hn; \
+                 proxy.reserved_descriptors keeps {reserved} of them back"
+            ),
         )
     } else {
         ok(NAME, found)

@@ -1,7 +1,7 @@
 //! Mark bits: who else writes those of Sluice, and where routing looks at them.
 
 use redirect::Marks;
-use redirect::survey::MarkWrite;
+use redirect::survey::{MarkWrite, Source};
 
 use super::facts::{Facts, ours, shown};
 use super::finding::{Finding, fail, ok, shortened, warn};
@@ -13,7 +13,9 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = writes(facts, bits);
     findings.extend(routing(facts, bits));
     if findings.is_empty() {
-        findings.push(ok("marks", format!("nobody else uses the bits {bits:#x}")));
+        let sources = [Source::Ruleset, Source::Iptables, Source::Links];
+        let unknown = facts.unknown("marks", &sources, "others may write Sluice's bits, or route by them");
+        findings.push(unknown.unwrap_or_else(|| ok("marks", format!("nobody else uses the bits {bits:#x}"))));
     }
     findings
 }

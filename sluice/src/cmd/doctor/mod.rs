@@ -7,6 +7,7 @@
 mod bridges;
 mod facts;
 mod finding;
+mod interfaces;
 mod kernel;
 mod leftovers;
 mod limits;
@@ -97,6 +98,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = kernel::check(facts);
     findings.extend(settings::check(facts));
     findings.extend(bridges::check(facts));
+    findings.extend(interfaces::check(facts));
     findings.extend(limits::check(facts));
     findings.extend(others::check(facts));
     findings.extend(rules::check(facts));

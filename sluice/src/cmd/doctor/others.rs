@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use redirect::survey::Source;
+
 use super::facts::{Facts, ours, shown};
 use super::finding::{Finding, State, fail, ok, shortened, warn};
 
@@ -109,7 +111,10 @@ const ENFORCERS: [Traces; 8] = [
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = ENFORCERS.iter().filter_map(|known| enforcer(facts, known)).collect();
     if findings.is_empty() {
-        findings.push(ok("enforcers", "no other enforcer has left a trace"));
+        let sources = [Source::Ruleset, Source::Iptables, Source::Ipsets, Source::Links];
+        let unknown =
+            facts.unknown("enforcers", &sources, "another enforcer may be here, and both would decide");
+        findings.push(unknown.unwrap_or_else(|| ok("enforcers", "no other enforcer has left a trace")));
     }
     findings.extend(firewalls(facts));
     findings
@@ -190,7 +195,11 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(ok("firewalls", "no chain of INPUT or FORWARD drops by default"));
+        let sources = [Source::Ruleset, Source::Iptables];
+        let unknown = facts.unknown("firewalls", &sources, "a firewall may drop what policies allow");
+        findings.push(
+            unknown.unwrap_or_else(|| ok("firewalls", "no chain of INPUT or FORWARD drops by default")),
+        );
     }
     findings
 }

@@ -1,10 +1,13 @@
 //! Hooks, queues and detours of others around the rules of Sluice.
 
 use redirect::GateBackend;
-use redirect::survey::{Base, Chain, DetourKind};
+use redirect::survey::{Base, Chain, DetourKind, Source};
 
 use super::facts::{Facts, ours, shown};
 use super::finding::{Finding, fail, ok, shortened, warn};
+
+/// Where rules of others are read from.
+const RULES: [Source; 2] = [Source::Ruleset, Source::Iptables];
 
 /// Where Sluice stands alone: prerouting behind the translation of destinations, and behind the gate.
 const INTERCEPT: (&str, i32) = ("prerouting", -90);
@@ -28,9 +31,14 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
             .collect()
     };
     let mut findings = Vec::new();
+    let none_in_the_way = || {
+        let unknown = facts.unknown("hooks", &RULES, "chains of others may stand in the way of Sluice's");
+        unknown
+            .unwrap_or_else(|| ok("hooks", format!("{} base chains of others, none in the way", bases.len())))
+    };
     if facts.backend().and_then(GateBackend::iptables).is_some() {
         // Rules of iptables take SYNs before translation, and decide behind all of it.
-        return vec![ok("hooks", format!("{} base chains of others, none in the way", bases.len()))];
+        return vec![none_in_the_way()];
     }
     let late = which(&|base| base.kind == "nat" && base.hook == INTERCEPT.0 && base.priority >= INTERCEPT.1);
     if !late.is_empty() {
@@ -54,7 +62,7 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(ok("hooks", format!("{} base chains of others, none in the way", bases.len())));
+        findings.push(none_in_the_way());
     }
     findings
 }
@@ -103,7 +111,10 @@ fn detours(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(ok("detours", "nobody else diverts, untracks or offloads packets"));
+        let unknown = facts.unknown("detours", &RULES, "packets of pods may pass by Sluice's rules");
+        findings.push(
+            unknown.unwrap_or_else(|| ok("detours", "nobody else diverts, untracks or offloads packets")),
+        );
     }
     findings
 }
@@ -127,6 +138,10 @@ fn queue(facts: &Facts) -> Finding {
             "packets come to the gate that are not for it, or its own go to another program",
             "set redirect.queue to a number that nobody uses",
         );
+    }
+    let sources = [Source::Ruleset, Source::Iptables, Source::Queues];
+    if let Some(unknown) = facts.unknown(NAME, &sources, "another program may read the gate's queue") {
+        return unknown;
     }
     match (facts.queue_is_read(), facts.has_our_table()) {
         (true, false) => fail(

@@ -15,9 +15,10 @@ use lab::{
 use proxy::DenyAction;
 use serde_json::json;
 
-use super::facts::{Facts, SYS_ADMIN};
+use super::facts::Facts;
 use super::finding::{Finding, fail, ok, warn};
 use crate::cmd::lab::interrupt::Interrupt;
+use crate::rights::SYS_ADMIN;
 
 const NAME: &str = "self-test";
 const PORT: u16 = 80;

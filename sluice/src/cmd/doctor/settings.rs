@@ -4,6 +4,7 @@ use redirect::survey::LinkKind;
 
 use super::facts::Facts;
 use super::finding::{Finding, fail, ok, shortened, warn};
+use crate::rights::NET_ADMIN;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![forwarding(facts), accepted_marks(facts), cookies(facts)];
@@ -142,6 +143,10 @@ fn accounting(facts: &Facts) -> Finding {
         Some(0) if facts.settings_writable => {
             ok(NAME, "net.netfilter.nf_conntrack_acct=0; sluice run turns it on")
         }
+        // Whoever has no right to the network is not who runs the agent.
+        Some(0) if !facts.may(NET_ADMIN) => {
+            ok(NAME, "net.netfilter.nf_conntrack_acct=0; sluice run turns it on where it may write settings")
+        }
         Some(0) => warn(
             NAME,
             "net.netfilter.nf_conntrack_acct=0, and it cannot be written from here",
@@ -150,9 +155,9 @@ fn accounting(facts: &Facts) -> Finding {
         ),
         None => warn(
             NAME,
-            "there is no net.netfilter.nf_conntrack_acct",
-            "conntrack is not loaded yet, or not there",
-            "modprobe nf_conntrack",
+            "there is no net.netfilter.nf_conntrack_acct: conntrack is not loaded, or does not show its settings here",
+            "records of UDP and SCTP flows may have no packets and bytes",
+            "modprobe nf_conntrack, and run sluice doctor in the node's own network namespace",
         ),
         value => ok(NAME, format!("net.netfilter.nf_conntrack_acct={}", shown(value))),
     }

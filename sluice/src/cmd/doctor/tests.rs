@@ -1,19 +1,20 @@
 //! Each finding by what leads to it. The real reading is tried in namespaces by `sluice/tests/doctor.rs`.
 
 use redirect::survey::{
-    Base, Chain, Detour, DetourKind, Link, LinkKind, MarkRule, MarkWrite, Place, QueueUse, Table, Tool,
-    Unread,
+    Base, Chain, Detour, DetourKind, Link, LinkKind, MarkRule, MarkWrite, Place, QueueUse, Source, Table,
+    Tool, Unread,
 };
-use redirect::{IptablesVariant, MissingPart};
+use redirect::{BackendChoice, IptablesVariant, MissingPart};
 
-use super::facts::{Facts, NET_ADMIN, NET_RAW};
+use super::facts::Facts;
 use super::finding::{Finding, State};
 use super::{Report, judge, text};
+use crate::rights::{NET_ADMIN, NET_RAW, Rights};
 
 /// A node on which nothing is wrong.
 fn sound() -> Facts {
     let mut facts = Facts {
-        capabilities: 1 << NET_ADMIN | 1 << NET_RAW,
+        rights: Rights(1 << NET_ADMIN | 1 << NET_RAW),
         descriptors: Some(1 << 20),
         settings_writable: true,
         ..Facts::default()
@@ -29,6 +30,7 @@ fn sound() -> Facts {
     found.nft_ct = true;
     found.nft_route_chain = true;
     found.policy_routing = true;
+    found.ctnetlink = true;
     found.ipv6 = true;
     facts.survey.bridge_rules = true;
     facts.survey.tools = vec![Tool { name: "nft", path: Some("/usr/sbin/nft".into()) }];
@@ -110,7 +112,12 @@ fn a_node_without_nft_is_fit_when_iptables_has_all_parts_and_told_what_it_lacks_
 fn check(expected: &[(&'static str, State)], change: impl FnOnce(&mut Facts)) {
     let mut facts = sound();
     change(&mut facts);
-    assert_eq!(wrong(&facts), expected, "{:#?}", judge(&facts));
+    let findings = judge(&facts);
+    assert_eq!(wrong(&facts), expected, "{findings:#?}");
+    for finding in findings.iter().filter(|finding| finding.state != State::Ok) {
+        let told = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        assert!(told(&finding.consequence) && told(&finding.remedy), "{finding:#?}");
+    }
 }
 
 #[test]
@@ -120,8 +127,8 @@ fn a_sound_node_has_nothing_but_good_findings() {
 
 #[test]
 fn rights_tools_and_parts_of_the_kernel_that_are_missing_are_failures() {
-    check(&[("rights.net-admin", State::Fail)], |facts| facts.capabilities = 1 << NET_RAW);
-    check(&[("rights.net-raw", State::Warn)], |facts| facts.capabilities = 1 << NET_ADMIN);
+    check(&[("rights.net-admin", State::Fail)], |facts| facts.rights = Rights(1 << NET_RAW));
+    check(&[("rights.net-raw", State::Warn)], |facts| facts.rights = Rights(1 << NET_ADMIN));
     check(&[("tools.nft", State::Fail), ("kernel.parts", State::Fail)], |facts| {
         facts.survey.tools.clear();
         facts.survey.capabilities.nft_version = None;
@@ -137,8 +144,90 @@ fn rights_tools_and_parts_of_the_kernel_that_are_missing_are_failures() {
         &[("tools.iptables", State::Fail), ("kernel.parts", State::Fail), ("kernel.parts", State::Fail)],
         |facts| facts.survey.capabilities.nft_queue = false,
     );
-    check(&[("survey", State::Warn)], |facts| {
-        facts.survey.unread = vec![Unread { what: "the nft ruleset", why: "no answer".to_owned() }];
+}
+
+/// Good findings rest on what was read.
+#[test]
+fn what_could_not_be_read_is_never_as_it_should_be() {
+    let unread = |what: Source| vec![Unread { what, why: "no answer".to_owned() }];
+    for (source, unknown) in [
+        (Source::Ruleset, &["enforcers", "firewalls", "hooks", "detours", "queue", "marks", "leftovers"][..]),
+        (Source::Iptables, &["enforcers", "firewalls", "hooks", "detours", "queue", "marks", "leftovers"]),
+        (Source::Ipsets, &["enforcers"]),
+        (Source::Links, &["bridges", "enforcers", "marks", "leftovers"]),
+        (Source::Queues, &["queue"]),
+    ] {
+        let expected: Vec<_> = ["survey"].iter().chain(unknown).map(|name| (*name, State::Warn)).collect();
+        check(&expected, |facts| facts.survey.unread = unread(source));
+    }
+    // What was found all the same is told as ever.
+    check(
+        &[
+            ("survey", State::Warn),
+            ("enforcers", State::Fail),
+            ("marks", State::Warn),
+            ("leftovers", State::Warn),
+        ],
+        |facts| {
+            facts.survey.unread = unread(Source::Links);
+            facts.survey.filter.chains = vec![chain("filter", "CILIUM_FORWARD", None)];
+            facts.survey.links =
+                vec![link("br0", LinkKind::Bridge, None), link("veth1", LinkKind::Veth, Some("br0"))];
+        },
+    );
+}
+
+#[test]
+fn names_of_pods_interfaces_that_fit_something_else_are_told() {
+    let links = || {
+        vec![
+            link("cali1", LinkKind::Veth, None),
+            link("cni0", LinkKind::Bridge, None),
+            link("eth0", LinkKind::Other, None),
+            link("cali.vxlan", LinkKind::Vxlan, None),
+        ]
+    };
+    for (pattern, expected) in [
+        ("cali1*", &[][..]),
+        ("cni0", &[]),
+        ("nothing*", &[]),
+        ("eth0", &[("pod-interfaces", State::Warn)]),
+        ("cali*", &[("pod-interfaces", State::Warn)]),
+    ] {
+        check(expected, |facts| {
+            facts.survey.links = links();
+            facts.config.redirect.pod_interfaces = vec![pattern.to_owned()];
+        });
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_of_conntrack_is_a_failure_with_either_kind_of_rules() {
+    check(&[("kernel.parts", State::Fail)], |facts| facts.survey.capabilities.ctnetlink = false);
+    check(&[("kernel.parts", State::Fail)], |facts| {
+        facts.config.redirect.backend = BackendChoice::IptablesLegacy;
+        facts.survey.capabilities.iptables.insert(IptablesVariant::Legacy, Vec::new());
+        facts.survey.capabilities.ctnetlink = false;
+    });
+    let mut facts = sound();
+    facts.survey.capabilities.ctnetlink = false;
+    let told = judge(&facts).into_iter().find(|finding| finding.state == State::Fail).unwrap();
+    assert_eq!(told.found, "no netlink of conntrack (CONFIG_NF_CT_NETLINK)");
+    assert_eq!(told.remedy.as_deref(), Some("modprobe nf_conntrack_netlink"));
+}
+
+#[test]
+fn where_conntrack_does_not_show_its_settings_that_is_what_is_told() {
+    check(&[("settings.nf_conntrack_acct", State::Warn), ("conntrack.size", State::Warn)], |facts| {
+        for name in ["nf_conntrack_acct", "nf_conntrack_max", "nf_conntrack_count"] {
+            facts.settings.remove(&format!("net/netfilter/{name}"));
+        }
+    });
+    // It is root's agent that turns it on, not who looks.
+    check(&[("rights.net-admin", State::Fail)], |facts| {
+        facts.rights = Rights(1 << NET_RAW);
+        facts.settings_writable = false;
+        set(facts, "net/netfilter/nf_conntrack_acct", "0");
     });
 }
 
@@ -347,7 +436,7 @@ fn an_agent_that_works_here_is_told_from_what_one_has_left() {
 #[test]
 fn what_is_wrong_has_a_consequence_and_a_remedy_and_the_text_shows_both() {
     let mut facts = sound();
-    facts.capabilities = 0;
+    facts.rights = Rights(0);
     facts.survey.links = vec![link("cilium_host", LinkKind::Veth, None)];
     facts.descriptors = Some(1024);
     let findings = judge(&facts);

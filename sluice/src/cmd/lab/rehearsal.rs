@@ -161,8 +161,12 @@ fn start_sluices(cluster: &Cluster, backend: Backend, interrupt: &Interrupt) -> 
         loop {
             match sluice.wait_ready(READY_STEP) {
                 Ok(()) => break,
-                Err(LabError::TimedOut { .. }) if begin.elapsed() < patiently(READY_LIMIT) => {
-                    interrupt.check()?
+                Err(LabError::TimedOut { what, context, .. }) => {
+                    interrupt.check()?;
+                    let limit = patiently(READY_LIMIT);
+                    if begin.elapsed() >= limit {
+                        return Err(LabError::TimedOut { what, limit, context }.into());
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -176,7 +180,11 @@ fn stop(sluices: &mut [Sluice]) -> anyhow::Result<()> {
     for sluice in sluices {
         let code = sluice.wait_exit(STOP_LIMIT)?;
         if code != 0 {
-            bail!("sluice run ended with {code} when told to stop:\n{}", sluice.stderr());
+            let log = sluice.stderr();
+            bail!(
+                "sluice run ended with {code} when told to stop: {}",
+                log.lines().last().unwrap_or_default()
+            );
         }
     }
     Ok(())

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 /// The name of a lab that was given none.
 pub(super) const DEFAULT_NAME: &str = "lab";
 const FOLDER: &str = "/run/sluice-lab";
+/// Where it is. It is locked while a lab is taken, because the folder itself comes and goes with the labs.
+const PARENT: &str = "/run";
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The name of a lab: letters and digits, so that no name is the beginning of another's namespaces.
@@ -107,25 +109,31 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Takes the lab. One that was killed is removed first; one that runs, or was kept, is an error.
+    /// Takes the lab. One that was killed is removed first; one that runs, or was kept, is an error. Of several that begin
+    /// at once, one gets it.
     pub(super) fn take(name: &LabName) -> anyhow::Result<Self> {
+        let _alone = alone()?;
         let folder = name.folder();
         if folder.exists() {
             match name.load() {
                 Some(state) if state.kept => {
-                    bail!("the lab is up already; remove it with `{}`", name.command("down"))
+                    bail!(
+                        "the lab is up already; remove it with `{}`, or give this one a --name",
+                        name.command("down")
+                    )
                 }
                 Some(state) if state.is_running() => {
-                    bail!("the lab is running already, as process {}", state.pid)
+                    bail!(
+                        "the lab is running already, as process {}; wait for it, end it with `{}`, or give this one a --name",
+                        state.pid,
+                        name.command("down")
+                    )
                 }
                 _ => name.remove_all()?,
             };
         }
-        DirBuilder::new()
-            .mode(0o755)
-            .recursive(true)
-            .create(FOLDER)
-            .with_context(|| format!("make {FOLDER}"))?;
+        // The last lab's end, or what was just removed, may have taken it along.
+        make_parent()?;
         let made = DirBuilder::new().mode(0o755).create(&folder);
         made.with_context(|| format!("make {}", folder.display()))?;
         let claim = Self { folder, kept: false };
@@ -220,6 +228,18 @@ impl State {
     fn is_running(&self) -> bool {
         start_time(self.pid) == Some(self.started)
     }
+}
+
+fn make_parent() -> anyhow::Result<()> {
+    let made = DirBuilder::new().mode(0o755).recursive(true).create(FOLDER);
+    made.with_context(|| format!("make {FOLDER}"))
+}
+
+/// Nobody else takes a lab while this is held. It goes with its process, whatever ends that.
+fn alone() -> anyhow::Result<File> {
+    let parent = File::open(PARENT).with_context(|| format!("open {PARENT}"))?;
+    parent.lock().with_context(|| format!("lock {PARENT}"))?;
+    Ok(parent)
 }
 
 /// Removes the folder of all labs when the last one is gone.
