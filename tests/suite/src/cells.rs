@@ -31,8 +31,8 @@ pub struct Shape {
 
 impl Shape {
     /// Every shape that is tried, in the table's order: all of them with the backend that a node chooses, those of
-    /// routed pods with each other one, and one of each with pods that share a bridge, where the bridge's own rules
-    /// are the same whatever holds the others.
+    /// routed pods with each other one, and both families of the other topologies, where the bridge's own rules are the
+    /// same whatever holds the others.
     pub fn all() -> Vec<Self> {
         let families = |topology, backend| Families::ALL.map(|families| Self { topology, families, backend });
         let mut all: Vec<Self> =
@@ -43,6 +43,8 @@ impl Shape {
         let dual = |topology, backend| Self { topology, families: Families::Dual, backend };
         all.push(dual(Topology::Bridge, Backend::IptablesLegacy));
         all.push(dual(Topology::Vxlan, Backend::IptablesNft));
+        all.push(dual(Topology::Bridge, Backend::IptablesNft));
+        all.push(dual(Topology::Vxlan, Backend::IptablesLegacy));
         all
     }
 

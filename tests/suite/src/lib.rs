@@ -1,6 +1,7 @@
 //! What the datapath tests share: clusters with Sluice on their nodes, connections seen from both ends, and
 //! a look at the packets between them. A panic here is a test's failure report.
 
+pub mod attempts;
 pub mod carried;
 pub mod cells;
 pub mod ends;

@@ -5,10 +5,10 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
-use lab::{Cluster, Families, Family, PodSpec, ServiceSpec, Topology, Transport, ask, patiently};
+use lab::{Backend, Cluster, Families, Family, PodSpec, ServiceSpec, Topology, Transport, ask, patiently};
 use serde_json::Value;
 use suite::carried::Carried;
-use suite::enforced::{Enforced, LIMIT, told};
+use suite::enforced::{Enforced, LIMIT, is_from, told};
 use suite::flows::ANSWER;
 
 /// `near` is closed to everybody, and `client` may open nothing; the own node is what neither can refuse.
@@ -123,36 +123,47 @@ fn service_of(record: &Value) -> (&str, IpAddr) {
 }
 
 /// A node port is open at each address, and the record names the Service and the address that was dialled.
-fn node_ports(cluster: &Enforced, family: Family) {
+fn node_ports(cluster: &Enforced, family: Family, backend: Backend) {
     let (plain, external) = (cluster.pod("shop/plain"), cluster.external());
     let listener = plain.listen_in(family, 8000).unwrap();
     for address in cluster.node("node1").unwrap().addresses_in(family) {
         let mut carried = Carried::open(external, &listener, SocketAddr::new(address, 30080));
-        assert_eq!(carried.peer, carried.local, "{address}");
         carried.exchange(1_000, 70_000).unwrap();
-        let local = carried.local;
+        let (local, peer) = (carried.local, carried.peer);
         carried.close();
-        assert_eq!(service_of(&cluster.last_record("node1", local)), ("plain", address));
+        if backend == Backend::Auto {
+            assert_eq!(peer, local, "{address}");
+            assert_eq!(service_of(&cluster.last_record("node1", local)), ("plain", address));
+        } else {
+            // The kernel carries these, and does to them what kube-proxy says.
+            let record = cluster.sluice("node1").wait_record(|record| is_from(record, local), LIMIT).unwrap();
+            assert_eq!(record["destination"]["k8s"]["uid"], plain.uid(), "{record}");
+        }
     }
 }
 
-fn a_node_is_one_node(topology: Topology) {
-    let cluster = enforced(topology, POLICIES, "");
+fn a_node_is_one_node(topology: Topology, backend: Backend) {
+    let cluster = enforced(topology, POLICIES, &backend.config());
     for family in [Family::V4, Family::V6] {
         nodes_as_destinations(&cluster, family);
         nodes_as_sources(&cluster, family);
-        node_ports(&cluster, family);
+        node_ports(&cluster, family, backend);
     }
 }
 
 #[test]
 fn a_node_of_routed_pods_is_one_node_by_each_of_its_addresses() {
-    a_node_is_one_node(Topology::Routed);
+    a_node_is_one_node(Topology::Routed, Backend::Auto);
 }
 
 #[test]
 fn a_node_of_bridged_pods_across_an_overlay_is_one_node_by_each_of_its_addresses() {
-    a_node_is_one_node(Topology::Vxlan);
+    a_node_is_one_node(Topology::Vxlan, Backend::Auto);
+}
+
+#[test]
+fn a_node_is_one_node_by_each_of_its_addresses_with_rules_of_iptables() {
+    a_node_is_one_node(Topology::Routed, Backend::IptablesNft);
 }
 
 /// `near` is open to agents, who are closed themselves, were they pods with an address of their own.

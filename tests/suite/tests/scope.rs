@@ -7,7 +7,10 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lab::{Cluster, ClusterBuilder, PodSpec, Server, UdpServer, ask, greeting_peer, wait_until};
+use lab::{
+    Backend, Cluster, ClusterBuilder, Families, Family, PodSpec, Server, UdpServer, ask, greeting_peer,
+    wait_until,
+};
 use serde_json::Value;
 use suite::carried::Carried;
 use suite::enforced::{Enforced, LIMIT, is_from, told};
@@ -38,29 +41,37 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(config: &str) -> Self {
-        let enforced = Enforced::start(builder(), &[("closed.yaml", &isolating("closed"))], config);
+    /// `redirect` is what the configuration's mapping of that name has beside the backend.
+    fn new(backend: Backend, rest: &str, redirect: &str) -> Self {
+        let config = format!("{rest}redirect: {{backend: {backend}{redirect}}}\n");
+        let builder = builder().families(Families::Dual);
+        let enforced = Enforced::start(builder, &[("closed.yaml", &isolating("closed"))], &config);
         let (mut tcp, mut udp) = (Vec::new(), Vec::new());
-        for pod in PODS.map(|name| enforced.pod(name)) {
-            for port in [PORT, OTHER_PORT] {
-                tcp.push(pod.serve(port).unwrap());
-                udp.push(pod.serve_udp(port).unwrap());
+        for family in Families::Dual.each() {
+            for pod in PODS.map(|name| enforced.pod(name)) {
+                for port in [PORT, OTHER_PORT] {
+                    tcp.push(Server::start(pod.listen_on(pod.at_in(*family, port)).unwrap()).unwrap());
+                    udp.push(pod.serve_udp_on(pod.at_in(*family, port)).unwrap());
+                }
             }
+            let external = enforced.external();
+            tcp.push(Server::start(external.listen_on(external.at_in(*family, PORT)).unwrap()).unwrap());
         }
-        let external = enforced.external();
-        tcp.push(external.serve(PORT).unwrap());
         Self { enforced, _tcp: tcp, _udp: udp }
     }
 
-    fn at(&self, to: &str, port: u16) -> SocketAddr {
-        if to == "external" { self.enforced.external().at(port) } else { self.enforced.pod(to).at(port) }
+    fn at(&self, family: Family, to: &str, port: u16) -> SocketAddr {
+        match to {
+            "external" => self.enforced.external().at_in(family, port),
+            pod => self.enforced.pod(pod).at_in(family, port),
+        }
     }
 
     /// Connects by TCP and by UDP. What each led to, and whether each was recorded.
-    fn seen(&self, from: &str, to: &str, port: u16) -> [(&'static str, bool); 2] {
+    fn seen(&self, family: Family, from: &str, to: &str, port: u16) -> [(&'static str, bool); 2] {
         let pod = self.enforced.pod(from);
-        let to = self.at(to, port);
-        let socket = pod.bound((pod.address(), 0)).unwrap();
+        let to = self.at(family, to, port);
+        let socket = pod.bound((pod.address_in(family), 0)).unwrap();
         let client = socket.local_addr().unwrap().as_socket().unwrap();
         let tcp = match socket.connect_timeout(&to.into(), LIMIT) {
             Ok(()) => {
@@ -70,7 +81,7 @@ impl Scene {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
             Err(error) => panic!("{from} to {to}: {error}"),
         };
-        let socket = pod.udp((pod.address(), 0)).unwrap();
+        let socket = pod.udp((pod.address_in(family), 0)).unwrap();
         socket.connect(to).unwrap();
         let datagrams = socket.local_addr().unwrap();
         let udp = match ask(&socket, b"HELLO\n", LIMIT) {
@@ -88,7 +99,7 @@ impl Scene {
         let marker = self.enforced.pod("default/client");
         let socket = marker.bound((marker.address(), 0)).unwrap();
         let own = socket.local_addr().unwrap().as_socket().unwrap();
-        socket.connect_timeout(&self.at("default/closed", PORT).into(), LIMIT).unwrap_err();
+        socket.connect_timeout(&self.at(Family::V4, "default/closed", PORT).into(), LIMIT).unwrap_err();
         let mut found = false;
         let ended = wait_until(LIMIT, || {
             let records = sluice.records().unwrap();
@@ -102,16 +113,17 @@ impl Scene {
 
     #[track_caller]
     fn check(&self, cases: &[(&str, &str, u16, &'static str, bool)]) {
-        for (from, to, port, outcome, recorded) in cases {
-            let wanted = [(*outcome, *recorded); 2];
-            assert_eq!(self.seen(from, to, *port), wanted, "{from} to {to}:{port}");
+        for family in Families::Dual.each() {
+            for (from, to, port, outcome, recorded) in cases {
+                let wanted = [(*outcome, *recorded); 2];
+                assert_eq!(self.seen(*family, from, to, *port), wanted, "{family:?} {from} to {to}:{port}");
+            }
         }
     }
 }
 
-#[test]
-fn with_interception_isolated_only_connections_of_isolated_pods_are_held_and_recorded() {
-    let scene = Scene::new("interception: isolated\n");
+fn only_isolated_pods_are_in_scope(backend: Backend) {
+    let scene = Scene::new(backend, "interception: isolated\n", "");
     scene.check(&[
         ("default/client", "default/plain", PORT, "connected", false),
         ("default/client", "shop/cart", PORT, "connected", false),
@@ -120,9 +132,8 @@ fn with_interception_isolated_only_connections_of_isolated_pods_are_held_and_rec
     ]);
 }
 
-#[test]
-fn with_a_selector_pods_of_its_namespaces_are_in_scope_and_of_others_only_isolated_ones() {
-    let scene = Scene::new("interception: {namespaceSelector: {matchLabels: {team: shop}}}\n");
+fn pods_of_some_namespaces_are_in_scope(backend: Backend) {
+    let scene = Scene::new(backend, "interception: {namespaceSelector: {matchLabels: {team: shop}}}\n", "");
     scene.check(&[
         ("default/client", "default/plain", PORT, "connected", false),
         ("default/client", "shop/cart", PORT, "connected", true),
@@ -131,9 +142,8 @@ fn with_a_selector_pods_of_its_namespaces_are_in_scope_and_of_others_only_isolat
     ]);
 }
 
-#[test]
-fn ports_and_ranges_are_passed_by_unless_an_end_is_isolated() {
-    let scene = Scene::new(&format!("redirect: {{bypass: {{ports: [{OTHER_PORT}]}}}}\n"));
+fn some_ports_and_ranges_are_passed_by(backend: Backend) {
+    let scene = Scene::new(backend, "", &format!(", bypass: {{ports: [{OTHER_PORT}]}}"));
     scene.check(&[
         ("default/client", "default/plain", PORT, "connected", true),
         ("default/client", "default/plain", OTHER_PORT, "connected", false),
@@ -141,17 +151,53 @@ fn ports_and_ranges_are_passed_by_unless_an_end_is_isolated() {
         ("default/closed", "default/plain", OTHER_PORT, "connected", true),
     ]);
     drop(scene);
-    let scene = Scene::new("redirect: {bypass: {cidrs: [203.0.113.0/24, 10.244.1.0/24]}}\n");
-    let pod = scene.enforced.pod("default/client");
-    let mut outside = pod.connect(scene.at("external", PORT), LIMIT).unwrap();
-    let client = outside.local_addr().unwrap();
-    greeting_peer(&mut outside, LIMIT).unwrap();
-    assert!(!scene.recorded(client, "tcp"));
+    let ranges = "203.0.113.0/24, 10.244.1.0/24, \"2001:db8:113::/64\", \"fd00:10:244:1::/64\"";
+    let scene = Scene::new(backend, "", &format!(", bypass: {{cidrs: [{ranges}]}}"));
+    for family in Families::Dual.each() {
+        let pod = scene.enforced.pod("default/client");
+        let mut outside = pod.connect(scene.at(*family, "external", PORT), LIMIT).unwrap();
+        let client = outside.local_addr().unwrap();
+        greeting_peer(&mut outside, LIMIT).unwrap();
+        assert!(!scene.recorded(client, "tcp"));
+    }
     scene.check(&[
         ("default/client", "default/plain", PORT, "connected", false),
         ("default/client", "default/closed", PORT, "refused", true),
         ("default/closed", "default/plain", PORT, "connected", true),
     ]);
+}
+
+macro_rules! with_each_backend {
+    ($($check:ident: $nft:ident, $iptables_nft:ident, $iptables_legacy:ident;)*) => {$(
+        #[test]
+        fn $nft() {
+            $check(Backend::Auto);
+        }
+
+        #[test]
+        fn $iptables_nft() {
+            $check(Backend::IptablesNft);
+        }
+
+        #[test]
+        fn $iptables_legacy() {
+            $check(Backend::IptablesLegacy);
+        }
+    )*};
+}
+with_each_backend! {
+    only_isolated_pods_are_in_scope:
+        with_interception_isolated_only_connections_of_isolated_pods_are_held_and_recorded,
+        with_interception_isolated_and_iptables_nft_only_connections_of_isolated_pods_are_held,
+        with_interception_isolated_and_iptables_legacy_only_connections_of_isolated_pods_are_held;
+    pods_of_some_namespaces_are_in_scope:
+        with_a_selector_pods_of_its_namespaces_are_in_scope_and_of_others_only_isolated_ones,
+        with_a_selector_and_iptables_nft_pods_of_its_namespaces_are_in_scope,
+        with_a_selector_and_iptables_legacy_pods_of_its_namespaces_are_in_scope;
+    some_ports_and_ranges_are_passed_by:
+        ports_and_ranges_are_passed_by_unless_an_end_is_isolated,
+        ports_and_ranges_are_passed_by_with_iptables_nft_too,
+        ports_and_ranges_are_passed_by_with_iptables_legacy_too;
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lab::{
-    Backend, Cluster, ClusterBuilder, Families, Family, Netns, Pod, PodSpec, ServiceSpec, Topology,
-    Transport, UdpServer, ask, patiently,
+    Backend, Cluster, ClusterBuilder, Families, Family, KubeProxy, Netns, Pod, PodSpec, ServiceSpec,
+    Topology, Transport, UdpServer, ask, patiently, wait_until,
 };
 use serde_json::Value;
 use suite::carried::{Carried, accept};
@@ -45,18 +45,36 @@ fn builder(shape: Shape) -> ClusterBuilder {
         )
     };
     let pod = |name: &str, node: &str| PodSpec::new(&format!("shop/{name}")).on(node).label("name", name);
+    // Beside rules of iptables' nf_tables variant, kube-proxy has its own there too, in the same tables.
+    let kube_proxy = match shape.backend {
+        Backend::IptablesNft => KubeProxy::Iptables,
+        Backend::Auto | Backend::IptablesLegacy => KubeProxy::Nftables,
+    };
+    let local = |name: &str, port| {
+        let spec = ServiceSpec::new(&format!("shop/{name}-local")).selector("name", name);
+        spec.port("http", 80, 8000).node_port(port).local_traffic()
+    };
     Cluster::builder()
         .nodes(2)
         .topology(shape.topology)
         .families(shape.families)
+        .kube_proxy(kube_proxy)
         .pod(pod("client", "node1").label("role", "client"))
         .pod(pod("stranger", "node1"))
         .pod(pod("near", "node1").label("app", "server"))
-        .pod(pod("far", "node2").label("app", "server"))
-        .pod(pod("plain", "node1"))
+        .pod(pod("far", "node2").label("app", "server").host_port(8082, 8000))
+        .pod(pod("plain", "node1").host_port(8080, 8000))
         .service(served("near"))
         .service(served("far").port("denied", 82, 8000).node_port(30082))
-        .service(service("plain").port("http", 80, 8000).node_port(30080))
+        .service(
+            service("plain")
+                .port("http", 80, 8000)
+                .node_port(30080)
+                .port_of(Transport::Udp, "udp", 53, 8000)
+                .node_port(30053),
+        )
+        .service(local("plain", 30081))
+        .service(local("far", 30083))
 }
 
 /// A cluster of one shape, with Sluice on both nodes.
@@ -78,7 +96,7 @@ impl Scene {
     }
 }
 
-const ROWS: [Row<Scene>; 19] = [
+const ROWS: [Row<Scene>; 22] = [
     everywhere("allowed, on one node", |scene| scene.in_each(|c, f| allowed(c, f, "shop/near"))),
     everywhere("allowed, across nodes", |scene| scene.in_each(|c, f| allowed(c, f, "shop/far"))),
     everywhere("denied in connect(), on one node", |scene| scene.in_each(|c, f| denied(c, f, "shop/near"))),
@@ -88,9 +106,18 @@ const ROWS: [Row<Scene>; 19] = [
     everywhere("Services, across nodes", |scene| scene.in_each(|c, f| service(c, f, "shop/far"))),
     everywhere("a pod through its own Service", |scene| scene.in_each(hairpin)),
     everywhere("processes of the own node", |scene| scene.in_each(own_node)),
+    everywhere("node-local DNS that conntrack does not see", |scene| scene.in_each(node_local_dns)),
     everywhere("probes of the own node, not of others", |scene| scene.in_each(probes)),
     everywhere("out of the cluster", |scene| scene.in_each(outwards)),
     everywhere("NodePorts from outside", |scene| scene.in_each(|c, f| node_ports(c, f, scene.shape.backend))),
+    everywhere("NodePorts with externalTrafficPolicy: Local", |scene| {
+        scene.in_each(|c, f| {
+            own_ports(c, f, scene.shape.backend, [("node1", 30081), ("node2", 30083)], Some("-local"))
+        });
+    }),
+    everywhere("hostPorts", |scene| {
+        scene.in_each(|c, f| own_ports(c, f, scene.shape.backend, [("node1", 8080), ("node2", 8082)], None));
+    }),
     everywhere("UDP: allowed, denied, Services", |scene| scene.in_each(datagrams)),
     everywhere("SCTP: allowed, denied, Services", |scene| scene.in_each(associations)),
     everywhere("ICMP: isolated pods hear no echo requests", |scene| scene.in_each(echoes)),
@@ -175,6 +202,12 @@ fn denied(cluster: &Enforced, family: Family, server: &str) {
     assert_pods(&record, family, stranger, server);
     assert_eq!(record["sluice"]["ingress"]["policies"], serde_json::json!(["NetworkPolicy/shop/server"]));
     assert!(accept(&listener, Duration::ZERO).is_none(), "the server hears nothing");
+    if server.node() != "node1" {
+        let own = cluster.last_record("node1", local);
+        assert_eq!(told(&own), "connection-failed refused");
+        assert_eq!(own["network"]["community_id"], record["network"]["community_id"]);
+        assert_eq!(own["sluice"]["ingress"]["reason"], "other-node", "{own}");
+    }
 }
 
 fn closed_port(cluster: &Enforced, family: Family) {
@@ -198,9 +231,12 @@ fn service(cluster: &Enforced, family: Family, server: &str) {
     assert_pods(&record, family, client, cluster.pod(server));
     assert_eq!(record["destination"]["service"]["ip"], to.ip().to_string());
     assert_eq!(record["destination"]["port"], 8000);
-    let (_, outcome) = dial(stranger, stranger.address_in(family), to);
+    let (local, outcome) = dial(stranger, stranger.address_in(family), to);
     assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
     assert!(accept(&listener, Duration::ZERO).is_none());
+    let record = cluster.last_record(cluster.pod(server).node(), local);
+    assert_eq!(told(&record), "connection-denied policy-denied");
+    assert_pods(&record, family, stranger, cluster.pod(server));
 }
 
 fn hairpin(cluster: &Enforced, family: Family) {
@@ -211,6 +247,18 @@ fn hairpin(cluster: &Enforced, family: Family) {
     let carried = Carried::accept(stream.unwrap(), &listener);
     assert_ne!(carried.peer.ip(), near.address_in(family));
     assert_eq!(carry(cluster, carried)["sluice"]["hairpin"], true);
+    let _answering = near.serve_udp_on((family.unspecified(), 8000)).unwrap();
+    let datagrams = near.udp_to(cluster.cluster_ip_in(family, "shop/near", 53).unwrap()).unwrap();
+    let local = datagrams.local_addr().unwrap();
+    assert_ne!(ask(&datagrams, b"HELLO\n", ANSWER).unwrap().ip(), local.ip());
+    let record = started(cluster, "node1", local);
+    assert_eq!(record["sluice"]["hairpin"], true, "{record}");
+}
+
+/// The first record of a connection or flow that came about.
+fn started(cluster: &Enforced, node: &str, client: SocketAddr) -> Value {
+    let is_first = |record: &Value| is_from(record, client) && told(record) == "connection-started -";
+    cluster.sluice(node).wait_record(is_first, LIMIT).unwrap()
 }
 
 fn own_node(cluster: &Enforced, family: Family) {
@@ -222,7 +270,58 @@ fn own_node(cluster: &Enforced, family: Family) {
         let carried = Carried::accept(stream.unwrap(), &listener);
         assert_eq!(carried.peer.ip(), client.address_in(family));
         assert_eq!(carry(cluster, carried)["destination"]["k8s"]["node"], name);
+        let _answering = node.serve_udp_on(node.at_in(family, 9101)).unwrap();
+        let datagrams = client.udp_to(node.at_in(family, 9101)).unwrap();
+        let local = datagrams.local_addr().unwrap();
+        assert_eq!(ask(&datagrams, b"HELLO\n", ANSWER).unwrap(), local);
+        assert_eq!(started(cluster, "node1", local)["destination"]["k8s"]["node"], name);
     }
+}
+
+/// A cache of the node's own, on an address of its own, with the rules that such caches bring: nothing that is from or for
+/// it is tracked.
+fn node_local_dns(cluster: &Enforced, family: Family) {
+    let (client, node) = (cluster.pod("shop/client"), cluster.node("node1").unwrap());
+    let (ip, keyword, rest) = match family {
+        Family::V4 => (IpAddr::from([169, 254, 20, 10]), "ip", "/32 dev lo scope host"),
+        Family::V6 => ("fd00:169:254::10".parse().unwrap(), "ip6", "/128 dev lo nodad"),
+    };
+    node.ip(&format!("address add {ip}{rest}\n")).unwrap();
+    let untracked = |rules: &[&str]| -> String {
+        rules.iter().map(|rule| format!("{keyword} {rule} notrack\n")).collect()
+    };
+    let (to, from) = (
+        format!("daddr {ip} meta l4proto {{ tcp, udp }} th dport 53"),
+        format!("saddr {ip} meta l4proto {{ tcp, udp }} th sport 53"),
+    );
+    node.nft(&format!(
+        "table inet nodelocaldns {{\n chain in {{\n type filter hook prerouting priority raw\n {} }}\n \
+         chain out {{\n type filter hook output priority raw\n {} }}\n}}\n",
+        untracked(&[&to]),
+        untracked(&[&to, &from])
+    ))
+    .unwrap();
+    let to = SocketAddr::new(ip, 53);
+    let _answering = node.serve_udp_on(to).unwrap();
+    let listener = node.listen_on(to).unwrap();
+    // The node's addresses are read every second.
+    let is_known = || {
+        let datagrams = client.udp_to(to).unwrap();
+        let local = datagrams.local_addr().unwrap();
+        assert_eq!(ask(&datagrams, b"HELLO\n", ANSWER).unwrap(), local);
+        started(cluster, "node1", local)["destination"]["k8s"]["node"] == "node1"
+    };
+    assert!(wait_until(LIMIT, is_known), "an address of the node's own is the node");
+    let (_, stream) = dial(client, client.address_in(family), to);
+    let carried = Carried::accept(stream.unwrap(), &listener);
+    assert_eq!(carried.peer.ip(), client.address_in(family));
+    assert_eq!(carry(cluster, carried)["destination"]["k8s"]["node"], "node1");
+    drop(listener);
+    let (local, outcome) = dial(client, client.address_in(family), to);
+    assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
+    assert_eq!(told(&cluster.last_record("node1", local)), "connection-failed refused");
+    node.nft("delete table inet nodelocaldns\n").unwrap();
+    node.ip(&format!("address del {ip}{rest}\n")).unwrap();
 }
 
 fn probes(cluster: &Enforced, family: Family) {
@@ -272,15 +371,95 @@ fn node_ports(cluster: &Enforced, family: Family, backend: Backend) {
         if name == "node1" && backend == Backend::Auto {
             assert_eq!(carried.peer, carried.local, "no masquerade where the pod is");
         }
+        let local = carried.local;
         carried.close();
+        match backend {
+            Backend::Auto if name == "node1" => {
+                let dialled = Some(("plain", node.at_in(family, 30080)));
+                assert_dialled(&cluster.last_record("node1", local), plain, dialled);
+            }
+            // Who was dialled is known at its end where kube-proxy masquerades.
+            Backend::IptablesNft | Backend::IptablesLegacy if name == "node1" => {
+                assert_dialled(&started(cluster, "node1", local), plain, None);
+            }
+            _ => {}
+        }
     }
-    let tap = SynCount::start(cluster.pod("shop/far"));
+    let _answering = plain.serve_udp_on((family.unspecified(), 8000)).unwrap();
+    for name in ["node1", "node2"] {
+        let to = cluster.node(name).unwrap().at_in(family, 30053);
+        let datagrams = external.udp_to(to).unwrap();
+        ask(&datagrams, b"HELLO\n", ANSWER).unwrap();
+        if name == "node1" {
+            assert_dialled(&started(cluster, "node1", datagrams.local_addr().unwrap()), plain, None);
+        }
+    }
+    let far = cluster.pod("shop/far");
+    let tap = SynCount::start(far);
     for name in ["node1", "node2"] {
         let to = cluster.node(name).unwrap().at_in(family, 30082);
-        assert!(external.connect(to, LIMIT).is_err());
+        let (local, outcome) = dial(external, external.address_in(family), to);
+        assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused, "{name}");
+        if name == "node2" {
+            let record = cluster.last_record("node2", local);
+            assert_eq!(told(&record), "connection-denied policy-denied");
+            assert_dialled(&record, far, None);
+        }
     }
     assert_eq!(tap.count(), 0);
-    cluster.pod("shop/far").nft("delete table inet tap\n").unwrap();
+    far.nft("delete table inet tap\n").unwrap();
+}
+
+/// The record is about the pod behind a port of a node, and names the Service where there is one to name.
+fn assert_dialled(record: &Value, pod: &Pod, service: Option<(&str, SocketAddr)>) {
+    assert_eq!(record["destination"]["k8s"]["uid"], pod.uid(), "{record}");
+    assert_eq!(record["destination"]["port"], 8000, "{record}");
+    if let Some((name, dialled)) = service {
+        let told = &record["destination"]["service"];
+        assert_eq!(
+            (&told["name"], &told["ip"]),
+            (&name.into(), &dialled.ip().to_string().into()),
+            "{record}"
+        );
+        assert_eq!(told["port"], dialled.port(), "{record}");
+    }
+}
+
+/// Ports of nodes that lead to the node's own pods and keep their clients' addresses: to `plain`, whom nobody isolates, and
+/// to `far`, who is closed to the outside. `service` is what their Services' names end in.
+fn own_ports(
+    cluster: &Enforced,
+    family: Family,
+    backend: Backend,
+    [open, closed]: [(&str, u16); 2],
+    service: Option<&str>,
+) {
+    let external = cluster.external();
+    let (plain, far) = (cluster.pod("shop/plain"), cluster.pod("shop/far"));
+    let listener = plain.listen_in(family, 8000).unwrap();
+    let to = cluster.node(open.0).unwrap().at_in(family, open.1);
+    let (_, stream) = dial(external, external.address_in(family), to);
+    let mut carried = Carried::accept(stream.unwrap(), &listener);
+    assert_eq!(carried.peer, carried.local, "the pod sees its client");
+    carried.exchange(1_000, 70_000).unwrap();
+    let local = carried.local;
+    carried.close();
+    let name = service.map(|end| format!("plain{end}"));
+    let record = match backend {
+        Backend::Auto => cluster.last_record(open.0, local),
+        Backend::IptablesNft | Backend::IptablesLegacy => started(cluster, open.0, local),
+    };
+    assert_dialled(&record, plain, name.as_deref().map(|name| (name, to)));
+    let tap = SynCount::start(far);
+    let to = cluster.node(closed.0).unwrap().at_in(family, closed.1);
+    let (local, outcome) = dial(external, external.address_in(family), to);
+    assert_eq!(outcome.unwrap_err(), ErrorKind::ConnectionRefused);
+    let record = cluster.last_record(closed.0, local);
+    assert_eq!(told(&record), "connection-denied policy-denied");
+    assert_dialled(&record, far, None);
+    assert_eq!(record["sluice"]["ingress"]["policies"], serde_json::json!(["NetworkPolicy/shop/server"]));
+    assert_eq!(tap.count(), 0);
+    far.nft("delete table inet tap\n").unwrap();
 }
 
 fn datagrams(cluster: &Enforced, family: Family) {
@@ -431,9 +610,19 @@ fn revocation(cluster: &Enforced, family: Family) {
             (Carried::open(client, &listener, cluster.pod(server).at_in(family, 8000)), server)
         })
         .into();
+    let servers = ["shop/near", "shop/far"].map(|server| cluster.pod(server));
+    let _answering = servers.map(|server| server.serve_udp_on((family.unspecified(), 8000)).unwrap());
+    let flows = servers.map(|server| client.udp_to(server.at_in(family, 8000)).unwrap());
+    for flow in &flows {
+        ask(flow, b"HELLO\n", ANSWER).unwrap();
+    }
     cluster.apply("policy.yaml", &POLICY.replace("role: client", "role: nobody"));
     for (carried, server) in &mut kept {
         assert!(carried.is_reset(), "{server}");
+    }
+    let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    for flow in &flows {
+        assert!(wait_until(LIMIT, || ask(flow, b"HELLO\n", ANSWER).is_err_and(is_refused)));
     }
     cluster.apply("policy.yaml", POLICY);
 }
@@ -484,6 +673,8 @@ cells! {
     every_row_holds_with_iptables_legacy_and_both_families: Routed, Dual, IptablesLegacy;
     every_row_holds_with_iptables_legacy_and_bridged_pods: Bridge, Dual, IptablesLegacy;
     every_row_holds_with_iptables_nft_across_an_overlay: Vxlan, Dual, IptablesNft;
+    every_row_holds_with_iptables_nft_and_bridged_pods: Bridge, Dual, IptablesNft;
+    every_row_holds_with_iptables_legacy_across_an_overlay: Vxlan, Dual, IptablesLegacy;
 }
 
 #[test]

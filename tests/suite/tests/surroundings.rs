@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lab::{
-    Cluster, ClusterBuilder, Families, Family, KubeProxy, Netns, PodSpec, ServiceSpec, Topology, Transport,
-    ask,
+    Backend, Cluster, ClusterBuilder, Families, Family, KubeProxy, Netns, PodSpec, ServiceSpec, Topology,
+    Transport, ask,
 };
 use serde_json::Value;
 use suite::carried::{Carried, accept};
@@ -211,8 +211,9 @@ fn firewall(exception: &str) -> String {
     )
 }
 
-fn behind_a_firewall(topology: Topology) {
-    let cluster = enforced(topology, KubeProxy::Nftables);
+fn behind_a_firewall(topology: Topology, backend: Backend) {
+    let builder = builder(topology, KubeProxy::Nftables);
+    let cluster = Enforced::start(builder, &[("policy.yaml", POLICY)], &backend.config());
     for node in cluster.nodes() {
         node.nft(&firewall("meta mark and 0x2 == 0x2 accept")).unwrap();
     }
@@ -234,12 +235,17 @@ fn behind_a_firewall(topology: Topology) {
 
 #[test]
 fn a_firewall_that_lets_the_proxys_mark_in_is_no_obstacle_for_routed_pods() {
-    behind_a_firewall(Topology::Routed);
+    behind_a_firewall(Topology::Routed, Backend::Auto);
+}
+
+#[test]
+fn a_firewall_that_lets_the_proxys_mark_in_is_no_obstacle_with_rules_of_iptables() {
+    behind_a_firewall(Topology::Routed, Backend::IptablesNft);
 }
 
 #[test]
 fn a_firewall_that_lets_the_proxys_mark_in_is_no_obstacle_for_bridged_pods_across_an_overlay() {
-    behind_a_firewall(Topology::Vxlan);
+    behind_a_firewall(Topology::Vxlan, Backend::Auto);
 }
 
 #[test]
@@ -301,9 +307,9 @@ fn ask_from(netns: &Netns, from: SocketAddr, to: SocketAddr) -> std::io::Result<
 }
 
 /// One address goes from pod to pod: the first may reach the server, the second may not, and so on.
-fn pods_come_and_go(topology: Topology) {
+fn pods_come_and_go(topology: Topology, backend: Backend) {
     let builder = builder(topology, KubeProxy::Nftables).families(Families::V4);
-    let cluster = Enforced::start(builder, &[("policy.yaml", POLICY)], "");
+    let cluster = Enforced::start(builder, &[("policy.yaml", POLICY)], &backend.config());
     let near = cluster.pod("near");
     let listener = near.listen(8000).unwrap();
     let mut kept = Carried::open(cluster.pod("client"), &listener, near.at(8000));
@@ -350,10 +356,15 @@ fn pods_come_and_go(topology: Topology) {
 
 #[test]
 fn routed_pods_come_and_go_under_traffic() {
-    pods_come_and_go(Topology::Routed);
+    pods_come_and_go(Topology::Routed, Backend::Auto);
 }
 
 #[test]
 fn bridged_pods_come_and_go_under_traffic() {
-    pods_come_and_go(Topology::Bridge);
+    pods_come_and_go(Topology::Bridge, Backend::Auto);
+}
+
+#[test]
+fn routed_pods_come_and_go_under_traffic_with_rules_of_iptables() {
+    pods_come_and_go(Topology::Routed, Backend::IptablesLegacy);
 }
