@@ -11,9 +11,14 @@ const SETTING: &str = "/proc/sys/net/netfilter/nf_conntrack_acct";
 /// What a person calls it.
 pub(crate) const NAME: &str = "net.netfilter.nf_conntrack_acct";
 
+/// Whether it is on, in the network namespace of the calling thread.
+pub(crate) fn is_on() -> bool {
+    fs::read_to_string(SETTING).is_ok_and(|value| value.trim() == "1")
+}
+
 /// Turns it on in the network namespace of the calling thread. True when it was off.
 pub(crate) fn enable() -> io::Result<bool> {
-    if fs::read_to_string(SETTING)?.trim() == "1" {
+    if is_on() {
         return Ok(false);
     }
     fs::write(SETTING, "1").map(|()| true)

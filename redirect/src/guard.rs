@@ -131,23 +131,26 @@ impl Guard {
         let outcome = self.kernel.set_pods(pods).await;
         self.applied = outcome.is_ok();
         match outcome {
-            Ok(()) => self.report.send_modify(|health| {
-                health.applied_version = version;
-                health.installed = true;
-                health.last_error = None;
-            }),
+            Ok(()) => {
+                self.report.send_modify(|health| health.applied_version = version);
+                // That the rest is back, only a look at everything can tell.
+                if !self.report.borrow().installed {
+                    self.look().await;
+                }
+            }
             Err(error) => self.failed(&error),
         }
     }
 
     async fn look(&mut self) {
-        match self.repair().await {
-            Ok(repaired) => {
-                for difference in &repaired {
-                    tracing::warn!(what = difference.name(), "interception repaired");
-                }
-                self.settle(repaired.len());
-            }
+        let mut repaired = Vec::new();
+        let outcome = self.repair(&mut repaired).await;
+        for difference in &repaired {
+            tracing::warn!(what = difference.name(), "interception repaired");
+        }
+        self.count(repaired.len());
+        match outcome {
+            Ok(()) => self.settle(),
             Err(error) => self.failed(&error),
         }
     }
@@ -158,20 +161,25 @@ impl Guard {
         match self.kernel.follow_bridges().await {
             // Bridges are a part: that the rest is back, only a look at everything can tell.
             Ok(_) if !self.applied || !self.report.borrow().installed => self.look().await,
-            Ok(repaired) => self.settle(repaired.len()),
+            Ok(repaired) => {
+                self.count(repaired.len());
+                self.settle();
+            }
             Err(error) => self.failed(&error),
         }
     }
 
-    /// Puts back what differs, and says what it was.
-    async fn repair(&mut self) -> Result<Vec<Difference>, InstallError> {
-        let mut repaired = self.kernel.repair_routes().await?;
+    /// Puts back what differs, and adds to `repaired` what it was. What somebody does to routing is told last: nothing
+    /// else waits for it.
+    async fn repair(&mut self, repaired: &mut Vec<Difference>) -> Result<(), InstallError> {
+        let routes = self.kernel.repair_routes().await;
         repaired.extend(self.kernel.follow_bridges().await?);
         self.looks = (self.looks + 1) % LOOKS_PER_LINKS;
         if self.looks == 0 {
             self.kernel.follow_pod_links().await?;
         }
-        let differences = self.kernel.differences().await?;
+        let mut differences = self.kernel.differences().await?;
+        differences.extend(self.kernel.turned_back());
         if !differences.is_empty() {
             self.kernel.replace().await?;
             // What a failed application left undone is no stranger's doing.
@@ -179,10 +187,19 @@ impl Guard {
                 repaired.extend(differences);
             }
         }
-        Ok(repaired)
+        repaired.extend(routes?);
+        Ok(())
     }
 
-    fn settle(&mut self, repaired: usize) {
+    fn count(&self, repaired: usize) {
+        if repaired > 0 {
+            self.report.send_modify(|health| {
+                health.repairs += u64::try_from(repaired).unwrap_or(u64::MAX);
+            });
+        }
+    }
+
+    fn settle(&mut self) {
         self.applied = true;
         let version = self.wanted.borrow().0;
         // A version that has come meanwhile is applied by the next turn, not by this one.
@@ -190,7 +207,6 @@ impl Guard {
         let unseen = self.kernel.obstacles().to_vec();
         self.report.send_if_modified(|health| {
             let before = health.clone();
-            health.repairs += u64::try_from(repaired).unwrap_or(u64::MAX);
             health.installed = true;
             health.last_error = None;
             health.unseen = unseen;

@@ -1,12 +1,13 @@
 //! Owns the installed state of one network namespace: installs it whole, changes its sets, and tells what has
 //! come to differ from what was installed.
 //!
-//! Order of installation: gate, routes, table. The table is what sends packets, so it comes last.
+//! Order of installation: routes, gate, table. The table is what sends packets, so it comes last.
 
 mod differences;
 mod surroundings;
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use crate::bridge_settings::Setting;
 use crate::cleanup;
 use crate::config::BackendChoice;
 use crate::gate::Iptables;
+use crate::kept::Kept;
 use crate::links::{LinkWatch, Links};
 use crate::listing::{Listing, list_bridge_table, list_table, mangle_exists, quieted};
 use crate::nfnetlink::{Family, Nfnetlink};
@@ -29,6 +31,10 @@ use crate::xtables::{Noted, Seen, Xtables, noted, remove_all};
 
 /// How often an installation is repeated to find a moment in which nobody else changes the ruleset.
 const QUIET_ATTEMPTS: u32 = 5;
+
+/// Addresses of nobody, for questions.
+const NOBODY: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 /// Why the interception could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +80,8 @@ pub(crate) struct Kernel {
     stuck: Vec<Setting>,
     /// Whether this kernel has rules for bridges; asked when the first bridge of pods is found.
     has_bridge_rules: Option<bool>,
+    /// Settings as they were after the installation.
+    kept: Kept,
     installed: Option<Installed>,
     /// The ruleset's generation at which everything was last seen to be as installed.
     generation: Option<u32>,
@@ -119,6 +127,7 @@ impl Kernel {
             obstacles: Vec::new(),
             stuck: Vec::new(),
             has_bridge_rules: None,
+            kept: Kept::default(),
             installed: None,
             generation: None,
         };
@@ -194,7 +203,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts everything in place anew.
+    /// Puts everything in place anew. Routes are kept by [`repair_routes`](Self::repair_routes): what somebody does to them
+    /// must not keep the rest away.
     pub(crate) async fn replace(&mut self) -> Result<(), InstallError> {
         self.generation = None;
         if self.installed.is_none() {
@@ -203,8 +213,11 @@ impl Kernel {
         self.find_pod_links().await;
         self.count_datagrams();
         self.show_bridged_frames_to_nobody();
+        self.kept = Kept::now(&self.spec);
+        if self.installed.is_none() {
+            self.ensure_routes().await?;
+        }
         if let Some(xtables) = &self.xtables {
-            self.routes.ensure(RouteSpec::of(&self.spec)).await?;
             self.replace_bridges().await?;
             let seen = xtables.install(&mut self.spec).await?;
             let bridges = list_bridge_table().await.filter(|_| !self.spec.bridges.is_empty());
@@ -213,7 +226,6 @@ impl Kernel {
             return Ok(());
         }
         let gates = self.replace_gates().await?;
-        self.routes.ensure(RouteSpec::of(&self.spec)).await?;
         let (shape, generation) = self.replace_table().await?;
         let bridges = list_bridge_table().await.filter(|_| !self.spec.bridges.is_empty());
         self.installed = Some(Installed { shape, bridges, gates, xtables: None });
@@ -276,10 +288,32 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts back routing rules and routes that are missing.
+    /// Puts back routing rules and routes that are missing, and sees that packets follow them.
     pub(crate) async fn repair_routes(&self) -> Result<Vec<Difference>, InstallError> {
-        let repaired = self.routes.ensure(RouteSpec::of(&self.spec)).await?;
+        let repaired = self.ensure_routes().await?;
         Ok(repaired.into_iter().map(Difference::Route).collect())
+    }
+
+    async fn ensure_routes(&self) -> Result<Vec<&'static str>, InstallError> {
+        let want = RouteSpec::of(&self.spec);
+        let done = self.routes.ensure(want).await?;
+        self.routes.verify(want, &self.destinations()).await?;
+        Ok(done)
+    }
+
+    /// Where the proxy's packets go: to a pod in each family, as far as one is known. Else to an address for
+    /// documentation (RFC 5737, RFC 3849), which no node has.
+    fn destinations(&self) -> Vec<IpAddr> {
+        let mut of_pods =
+            self.spec.pods.isolated.iter().chain(&self.spec.pods.observed).map(IpAddr::to_canonical);
+        let four = of_pods.clone().find(IpAddr::is_ipv4).unwrap_or(NOBODY.0.into());
+        let six = of_pods.find(IpAddr::is_ipv6).unwrap_or(NOBODY.1.into());
+        if self.spec.ipv6 { vec![four, six] } else { vec![four] }
+    }
+
+    /// Settings that were as this process wants them, and were turned back by somebody.
+    pub(crate) fn turned_back(&self) -> impl Iterator<Item = Difference> + use<> {
+        self.kept.turned_back(Kept::now(&self.spec)).map(Difference::Setting)
     }
 
     async fn replace_gates(&mut self) -> Result<Vec<Vec<String>>, InstallError> {

@@ -18,6 +18,8 @@ mod datagrams;
 mod first_packet;
 mod gate;
 mod guard;
+mod ipv6;
+mod kept;
 mod kernel;
 mod links;
 mod listing;

@@ -7,13 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, IpVersion};
 
 use crate::pods::LocalPods;
-use crate::routes::{RouteError, Routes};
+use crate::routes::{RouteError, Routes, towards};
 
 /// `RT_TABLE_MAIN`, linux/rtnetlink.h.
 const MAIN: u32 = 254;
@@ -48,15 +47,7 @@ pub(crate) async fn find(
 /// The interface by which the kernel would send to this address, when that is its last hop. An address without
 /// a way is no pod's yet.
 async fn way_to(handle: &Handle, address: IpAddr) -> Option<u32> {
-    let mut request = RouteMessage::default();
-    let (family, length, destination) = match address {
-        IpAddr::V4(address) => (AddressFamily::Inet, 32, RouteAddress::Inet(address)),
-        IpAddr::V6(address) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(address)),
-    };
-    request.header.address_family = family;
-    request.header.destination_prefix_length = length;
-    request.attributes.push(RouteAttribute::Destination(destination));
-    let mut answers = Box::pin(handle.route().get(request).execute());
+    let mut answers = Box::pin(handle.route().get(towards(address)).execute());
     let route = answers.try_next().await.ok()??;
     let is_last_hop = route.header.kind == RouteType::Unicast && !has_gateway(&route);
     interfaces(&route).next().filter(|_| is_last_hop)

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +13,7 @@ use rtnetlink::IpVersion;
 
 use crate::config::BackendChoice;
 use crate::gate::Iptables;
+use crate::ipv6;
 use crate::listing::mangle_exists;
 use crate::nfnetlink::{Family, Nfnetlink};
 use crate::routes::Routes;
@@ -230,7 +230,7 @@ pub async fn probe_for(choice: BackendChoice) -> Capabilities {
 }
 
 async fn probe_nft() -> Capabilities {
-    let mut found = Capabilities { ipv6: has_ipv6(), ..Capabilities::default() };
+    let mut found = Capabilities { ipv6: ipv6::is_on(), ..Capabilities::default() };
     if let Ok(routes) = Routes::open() {
         found.policy_routing =
             routes.has_rules(IpVersion::V4).await && (!found.ipv6 || routes.has_rules(IpVersion::V6).await);
@@ -265,11 +265,6 @@ async fn probe_nft() -> Capabilities {
     found.nft_route_chain = hooked_builds("route", "output", "accept").await;
     found.iptables_nfqueue = has_nfqueue(Family::V4).await && (!found.ipv6 || has_nfqueue(Family::V6).await);
     found
-}
-
-/// Whether the loopback device speaks IPv6; false with `ipv6.disable=1` and with `disable_ipv6` set.
-fn has_ipv6() -> bool {
-    fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|value| value.trim() == "0")
 }
 
 fn unique() -> String {

@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -35,6 +37,29 @@ pub enum RouteError {
         /// Its answer.
         cause: io::Error,
     },
+    /// Something else stands in the table.
+    #[error(
+        "routing table {table} holds {found}, which is not Sluice's: give redirect.route_table the number of a table that nobody uses"
+    )]
+    Occupied {
+        /// The table.
+        table: u32,
+        /// The first such route.
+        found: String,
+    },
+    /// The rule and the route are in place, and lead nowhere: somebody's rule comes before.
+    #[error(
+        "the proxy's packets for {address} are not delivered to this node ({found}): an `ip rule` before \
+         redirect.rule_priority {priority} leads them elsewhere; take it away, or give Sluice's a lower number"
+    )]
+    Diverted {
+        /// What was asked for, a pod where one is known.
+        address: IpAddr,
+        /// What the kernel does instead.
+        found: String,
+        /// The priority of our rule.
+        priority: u32,
+    },
     /// The exchange itself failed.
     #[error("{action}")]
     Exchange {
@@ -49,6 +74,10 @@ pub enum RouteError {
 fn hint(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::NetworkDown => " (is lo down? `ip link set lo up`)",
+        // A route by lo of a family that is turned off there (net/ipv6/route.c, fib6_nh_init).
+        _ if cause.raw_os_error() == Some(EACCES) => {
+            " (is IPv6 turned off? `sysctl net.ipv6.conf.lo.disable_ipv6`; without it, start Sluice again)"
+        }
         io::ErrorKind::PermissionDenied => " (needs CAP_NET_ADMIN: run as root)",
         _ => "",
     }
@@ -78,6 +107,7 @@ impl RouteError {
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
+const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 
 /// What must be there.
@@ -131,7 +161,8 @@ impl Routes {
         &self.handle
     }
 
-    /// Adds what is missing and removes rules of ours that are not wanted. Says what it did.
+    /// Adds what is missing and removes rules of ours that are not wanted. Says what it did. A route of somebody else in
+    /// our table is no route of ours that may be replaced, and an error.
     pub(crate) async fn ensure(&self, want: RouteSpec) -> Result<Vec<&'static str>, RouteError> {
         let mut done = Vec::new();
         for version in want.versions() {
@@ -144,7 +175,11 @@ impl Routes {
                     done.push("stale routing rule");
                 }
             }
-            if !self.routes(version.clone(), want.table).await?.iter().any(is_local_default) {
+            let routes = self.routes(version.clone(), want.table).await?;
+            if let Some(foreign) = routes.iter().find(|route| !is_local_default(route)) {
+                return Err(RouteError::Occupied { table: want.table, found: described(foreign) });
+            }
+            if routes.is_empty() {
                 self.add_route(version.clone(), want.table).await?;
                 done.push("route");
             }
@@ -154,6 +189,25 @@ impl Routes {
             }
         }
         Ok(done)
+    }
+
+    /// Asks the kernel where it would send a packet of the proxy to each of these addresses: to this node, else something
+    /// stands before our rule.
+    pub(crate) async fn verify(&self, want: RouteSpec, to: &[IpAddr]) -> Result<(), RouteError> {
+        for address in to {
+            let mut request = towards(*address);
+            request.attributes.push(RouteAttribute::Mark(want.mark));
+            let mut answers = Box::pin(self.handle.route().get(request).execute());
+            let found = match answers.try_next().await {
+                Ok(Some(route)) if route.header.kind == RouteType::Local => continue,
+                Ok(Some(route)) => described(&route),
+                Ok(None) => "nowhere".to_owned(),
+                Err(rtnetlink::Error::NetlinkError(message)) => message.to_io().to_string(),
+                Err(error) => return Err(RouteError::of("ask for a route", error)),
+            };
+            return Err(RouteError::Diverted { address: *address, found, priority: want.priority });
+        }
+        Ok(())
     }
 
     /// Removes our rules and routes in both families; `want` adds those that look like ours without bearing
@@ -285,6 +339,38 @@ fn done_or(
     match outcome.map_err(|error| RouteError::of(action, error)) {
         Err(error) if error.number() == Some(already) => Ok(()),
         outcome => outcome,
+    }
+}
+
+/// The question for the way to one address.
+pub(crate) fn towards(address: IpAddr) -> RouteMessage {
+    let (family, length, destination) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, 32, RouteAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(address)),
+    };
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
+    request.header.destination_prefix_length = length;
+    request.attributes.push(RouteAttribute::Destination(destination));
+    request
+}
+
+/// A route for people: what it does, and by which interface.
+fn described(route: &RouteMessage) -> String {
+    let kind = match route.header.kind {
+        RouteType::Unicast => "a route",
+        RouteType::Local => "a local route",
+        RouteType::BlackHole => "a blackhole",
+        RouteType::Unreachable | RouteType::Prohibit => "a refusal",
+        _ => "another kind of route",
+    };
+    let interface = route
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None });
+    match interface {
+        Some(index) => format!("{kind} by interface {index}"),
+        None => kind.to_owned(),
     }
 }
 

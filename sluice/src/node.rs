@@ -33,6 +33,11 @@ pub(crate) fn check() -> Result<(), String> {
             "net.ipv6.conf.all.seg6_enabled=1 lets a pod write the way of its packets into them: the rules see where \
              they go first, and not whom they reach; set it to 0",
         ),
+        (
+            read("net/ipv6/conf/all/rpl_seg_enabled") == Some(1),
+            "net.ipv6.conf.all.rpl_seg_enabled=1 lets a pod write the way of its packets into them: the rules see \
+             where they go first, and not whom they reach; set it to 0",
+        ),
     ]
     .into_iter()
     .filter_map(|(found, problem)| found.then_some(problem))

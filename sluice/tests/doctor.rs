@@ -143,6 +143,7 @@ fn settings_that_break_connections_are_found() {
         ("net.ipv4.ip_forward", "0"),
         ("net.ipv4.conf.all.accept_source_route", "1"),
         ("net.ipv6.conf.all.seg6_enabled", "1"),
+        ("net.ipv6.conf.all.rpl_seg_enabled", "1"),
         ("net.ipv4.conf.lo.route_localnet", "1"),
         ("net.core.somaxconn", "128"),
         ("net.netfilter.nf_conntrack_acct", "0"),
@@ -158,6 +159,7 @@ fn settings_that_break_connections_are_found() {
     assert_found(&report, "settings.ip_forward", "warn", "=0");
     assert_found(&report, "settings.routes_in_packets", "fail", "accept_source_route=1");
     assert_found(&report, "settings.routes_in_packets", "fail", "seg6_enabled=1");
+    assert_found(&report, "settings.routes_in_packets", "fail", "rpl_seg_enabled=1");
     assert_found(&report, "settings.route_localnet", "warn", "on lo");
     assert_found(&report, "settings.nf_conntrack_acct", "ok", "sluice run turns it on");
     assert_found(&report, "limits.somaxconn", "warn", "somaxconn=128");

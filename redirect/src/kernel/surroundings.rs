@@ -7,6 +7,7 @@ use super::{Difference, InstallError, Kernel};
 use crate::accounting;
 use crate::bridge_settings::{self, Setting};
 use crate::bridges::PodBridge;
+use crate::ipv6;
 use crate::links::Links;
 use crate::probe::builds_bridge_rules;
 
@@ -54,14 +55,16 @@ impl Kernel {
     fn look_for_obstacles(&self) -> Vec<String> {
         let (pods, patterns) = (&self.spec.pods, &self.spec.pod_interfaces);
         let found = self.links.pod_bridges(pods, patterns);
-        let Some(PodBridge { name, .. }) = found.first() else { return Vec::new() };
+        let by_ipv6 = if self.spec.ipv6 { None } else { ipv6::passes_unseen() };
+        let Some(PodBridge { name, .. }) = found.first() else { return by_ipv6.into_iter().collect() };
         let settings = self.settings_in_the_way(&found).map(|setting| {
             let setting = setting.name();
             format!(
                 "bridge {name} of pods: with {setting}=1 connections between its pods pass unseen; set it to 0 on the node"
             )
         });
-        let mut obstacles: Vec<String> = settings.chain(self.links.obstacles(pods, patterns)).collect();
+        let mut obstacles: Vec<String> =
+            settings.chain(self.links.obstacles(pods, patterns)).chain(by_ipv6).collect();
         if self.spec.bridges.is_empty() {
             obstacles.push(format!(
                 "bridge {name} of pods: this kernel has no nftables for bridges (CONFIG_NF_TABLES_BRIDGE), and \

@@ -71,7 +71,8 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
         isolated: args.isolated.into_iter().collect(),
         observed: args.observed.into_iter().collect(),
         passed: Default::default(),
-        ranges: args.pod_cidrs.into_iter().collect(),
+        // One within another is none of its own; sets of nft take no two that overlap.
+        ranges: ipnet::IpNet::aggregate(&args.pod_cidrs).into_iter().collect(),
     };
     let mut spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
     spec.upstream_ports = proxy.upstream_ports.first..=proxy.upstream_ports.last;

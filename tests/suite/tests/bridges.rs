@@ -197,6 +197,10 @@ fn settings_that_hide_bridged_traffic_are_turned_off_kept_off_and_put_back_by_cl
     node.sysctl(SETTINGS[0], "1").unwrap();
     assert!(wait_until(LIMIT, || values(node) == ["0", "0"]));
     cluster.wait_metric("node1", "sluice_ruleset_repairs_total", 1.0);
+    for setting in REDIRECTS {
+        node.sysctl(setting, "1").unwrap();
+        assert!(wait_until(LIMIT, || read(node, REDIRECTS) == ["0", "0"]), "{setting}");
+    }
     assert_denied_and_allowed(&cluster);
     cluster.kill("node1");
     let node = cluster.node("node1").unwrap();

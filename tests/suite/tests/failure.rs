@@ -627,6 +627,7 @@ fn settings_of_the_node_under_which_nothing_can_be_carried_or_seen_are_told_and_
         ("net.ipv4.tcp_syncookies", "2", "1"),
         ("net.ipv4.conf.all.accept_source_route", "1", "0"),
         ("net.ipv6.conf.all.seg6_enabled", "1", "0"),
+        ("net.ipv6.conf.all.rpl_seg_enabled", "1", "0"),
     ] {
         node.sysctl(key, bad).unwrap();
         let told =

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::rights::Rights;
 
 /// Settings that are looked at, by their path under /proc/sys.
-const SETTINGS: [&str; 21] = [
+const SETTINGS: [&str; 22] = [
     "kernel/osrelease",
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
@@ -25,6 +25,7 @@ const SETTINGS: [&str; 21] = [
     "net/ipv4/conf/all/send_redirects",
     "net/ipv4/conf/all/accept_source_route",
     "net/ipv6/conf/all/seg6_enabled",
+    "net/ipv6/conf/all/rpl_seg_enabled",
     "net/core/somaxconn",
     "net/netfilter/nf_conntrack_acct",
     "net/netfilter/nf_conntrack_max",

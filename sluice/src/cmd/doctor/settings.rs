@@ -73,9 +73,10 @@ fn cookies(facts: &Facts) -> Finding {
 /// The setting for all interfaces and an interface's own must both be on (ip-sysctl.rst).
 fn routes_in_packets(facts: &Facts) -> Vec<Finding> {
     const NAME: &str = "settings.routes_in_packets";
-    const SETTINGS: [(&str, &str); 2] = [
+    const SETTINGS: [(&str, &str); 3] = [
         ("net/ipv4/conf/all/accept_source_route", "net.ipv4.conf.all.accept_source_route"),
         ("net/ipv6/conf/all/seg6_enabled", "net.ipv6.conf.all.seg6_enabled"),
+        ("net/ipv6/conf/all/rpl_seg_enabled", "net.ipv6.conf.all.rpl_seg_enabled"),
     ];
     let on: Vec<_> = SETTINGS.into_iter().filter(|(path, _)| facts.number(path) == Some(1)).collect();
     if on.is_empty() {
