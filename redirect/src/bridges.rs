@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::owners;
 use crate::ruleset::{Script, TABLE};
 use crate::spec::RedirectSpec;
 
@@ -66,6 +67,7 @@ pub(crate) fn table(spec: &RedirectSpec) -> String {
     for bridge in &spec.quieted {
         script.line(1, &format!("chain {QUIETED}{bridge} {{ }}"));
     }
+    owners::write(&mut script, spec);
     to_the_node(&mut script, spec);
     between_ports(&mut script);
     from_the_node(&mut script);
@@ -76,6 +78,7 @@ pub(crate) fn table(spec: &RedirectSpec) -> String {
 /// The lookup in the map ends the rule for a frame from any other port (net/netfilter/nft_lookup.c).
 fn to_the_node(script: &mut Script, spec: &RedirectSpec) {
     script.chain("to_the_node", Some(("filter", "prerouting", PRIORITY)));
+    owners::write_jumps(script, spec, TAGS);
     script.rule(&format!("icmpv6 type {DISCOVERY} accept"), "neighbours speak for themselves");
     let up = "ether daddr set iifname map @own_address meta pkttype set host accept";
     let group = "{ 224.0.0.0/4, 255.255.255.255 }";

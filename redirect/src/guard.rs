@@ -15,6 +15,8 @@ use crate::spec::RedirectSpec;
 const LOOK: Duration = Duration::from_millis(200);
 /// How many looks it is from one question for the pods' interfaces to the next.
 const LOOKS_PER_LINKS: u32 = 10;
+/// And to the next for what stands behind the ports of bridges.
+const LOOKS_PER_OWNERS: u32 = 5;
 
 /// The installer of the interception.
 #[derive(Debug)]
@@ -177,6 +179,9 @@ impl Guard {
         self.looks = (self.looks + 1) % LOOKS_PER_LINKS;
         if self.looks == 0 {
             self.kernel.follow_pod_links().await?;
+        }
+        if self.looks % LOOKS_PER_OWNERS == 0 {
+            self.kernel.follow_owners().await?;
         }
         let mut differences = self.kernel.differences().await?;
         differences.extend(self.kernel.turned_back());

@@ -3,7 +3,7 @@
 
 use crate::accounting;
 use crate::bridge_settings::{self, Setting};
-use crate::ruleset::RedirectSpec;
+use crate::spec::RedirectSpec;
 
 /// What holds.
 #[derive(Clone, Copy, Debug, Default)]

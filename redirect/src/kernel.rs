@@ -211,6 +211,7 @@ impl Kernel {
             self.take_over_notes().await?;
         }
         self.find_pod_links().await;
+        self.find_owners().await;
         self.count_datagrams();
         self.show_bridged_frames_to_nobody();
         self.kept = Kept::now(&self.spec);

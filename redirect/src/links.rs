@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::Handle;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -24,7 +24,9 @@ use tokio::io::unix::AsyncFd;
 
 use crate::bridges::{HardwareAddr, PodBridge};
 use crate::kernel::InstallError;
+use crate::other_ends::{self, Port, address_of};
 use crate::overlays::Overlays;
+use crate::owners::Owners;
 use crate::pods::LocalPods;
 use crate::routes::Routes;
 
@@ -34,12 +36,20 @@ const GATHER: Duration = Duration::from_millis(5);
 /// linux/rtnetlink.h: links, and addresses of both families.
 const GROUPS: [u32; 3] = [1, 5, 9];
 
-/// The bridges of these pods on this node, asked for in the network namespace of the calling thread. `interfaces`
-/// are names of devices that lead to pods, with an optional `*` at the end.
-pub async fn pod_bridges(pods: &LocalPods, interfaces: &[String]) -> Result<Vec<PodBridge>, InstallError> {
+/// The bridges of these pods on this node, and who speaks there with which address, asked for in the network namespace of
+/// the calling thread. `interfaces` are names of devices that lead to pods, with an optional `*` at the end.
+pub async fn pod_bridges(
+    pods: &LocalPods,
+    interfaces: &[String],
+) -> Result<(Vec<PodBridge>, Owners), InstallError> {
     let routes = Routes::open()?;
-    let links = Links::read(routes.handle()).await.map_err(|error| InstallError::Links(Box::new(error)))?;
-    Ok(links.pod_bridges(pods, interfaces))
+    let failed = |error| InstallError::Links(Box::new(error));
+    let links = Links::read(routes.handle()).await.map_err(failed)?;
+    let bridges = links.pod_bridges(pods, interfaces);
+    let owners = other_ends::find(routes.handle(), links.ports_of(&bridges), &Owners::default())
+        .await
+        .map_err(failed)?;
+    Ok((bridges, owners))
 }
 
 /// The devices of a network namespace and their addresses, as far as bridges are concerned.
@@ -61,6 +71,10 @@ struct Link {
     /// What the device takes its packets out of, where it is a tunnel.
     tunnel: Option<Tunnel>,
     is_up: bool,
+    /// The number of the other end of a pair.
+    peer: Option<u32>,
+    /// The number of the namespace that holds the other end.
+    namespace: Option<i32>,
 }
 
 /// How the packets of a tunnel come.
@@ -99,6 +113,20 @@ impl Links {
             .collect();
         found.sort();
         found
+    }
+
+    /// The ports of these bridges that lead to other namespaces.
+    pub(crate) fn ports_of(&self, bridges: &[PodBridge]) -> Vec<Port> {
+        let is_port = |link: &&Link| bridges.iter().any(|bridge| bridge.ports.contains_key(&link.name));
+        let port = |link: &Link| {
+            Some(Port {
+                index: link.index,
+                name: link.name.clone(),
+                peer: link.peer?,
+                namespace: link.namespace?,
+            })
+        };
+        self.links.iter().filter(is_port).filter_map(port).collect()
     }
 
     /// What the tunnels that are up are reached by. The kernel makes some of itself, which are down and take nothing.
@@ -164,6 +192,8 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
+                LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::LinkNetNsId(number) => link.namespace = Some(*number),
                 LinkAttribute::Address(bytes) => {
                     link.address = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(HardwareAddr);
                 }
@@ -210,16 +240,7 @@ impl Link {
 
 /// An interface's own address with the length of its link's range. Link-local ranges tell nothing.
 fn range_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
+    let address = address_of(message)?;
     let is_link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let range = IpNet::new(address, message.header.prefix_len).ok()?.trunc();
     (!is_link_local).then_some((message.header.index, range))

@@ -8,6 +8,7 @@ use crate::bypass::Bypassed;
 use crate::config::{FailMode, Icmp, RedirectConfig};
 use crate::marks::{Marks, MarksError};
 use crate::overlays::Overlays;
+use crate::owners::Owners;
 use crate::pods::{LocalPods, SetElements};
 use crate::xtables::IptablesVariant;
 
@@ -152,6 +153,8 @@ pub struct RedirectSpec {
     pub pods: LocalPods,
     /// The bridges that pods are ports of. The installer finds them.
     pub bridges: Vec<PodBridge>,
+    /// Who may speak there with which address. The installer finds it.
+    pub owners: Owners,
     /// Those of them that told of shorter ways before. Known to the installer.
     pub quieted: BTreeSet<String>,
     /// Whether the node's settings that hide bridged traffic are turned off.
@@ -194,6 +197,7 @@ impl RedirectSpec {
             bypass: Bypassed::of(&config.bypass),
             pods,
             bridges: Vec::new(),
+            owners: Owners::default(),
             quieted: BTreeSet::new(),
             bridge_settings: config.bridge_settings,
             pod_links: BTreeSet::new(),

@@ -12,7 +12,7 @@ use std::path::Path;
 use netns::Netns;
 use redirect::{
     Bypass, CreatedBases, FailMode, GateBackend, HardwareAddr, Icmp, IptablesVariant, LocalPods, Overlays,
-    PodBridge, RedirectConfig, RedirectSpec, probe, ruleset,
+    Owners, PodBridge, RedirectConfig, RedirectSpec, probe, ruleset,
 };
 
 fn addresses(list: &[&str]) -> BTreeSet<IpAddr> {
@@ -33,6 +33,7 @@ fn spec(change: impl FnOnce(&mut RedirectConfig, &mut RedirectSpec)) -> Redirect
     RedirectSpec {
         created: spec.created,
         bridges: spec.bridges,
+        owners: spec.owners,
         quieted: spec.quieted,
         passes: spec.passes,
         pod_links: spec.pod_links,
@@ -60,6 +61,18 @@ fn bridge(name: &str, ports: &[&str]) -> PodBridge {
     let address = |last| HardwareAddr([2, 0, 0, 0, 0, last]);
     let ports = ports.iter().zip(1..).map(|(port, last)| ((*port).to_owned(), address(last)));
     PodBridge { name: name.to_owned(), ports: ports.collect() }
+}
+
+/// One port with an address of each family, and one behind which nothing but a link-local address was found yet.
+fn owners() -> Owners {
+    let bound = || BTreeSet::from(["veth1".to_owned()]);
+    let of = |port: &str, list: &[&str]| (port.to_owned(), addresses(list));
+    Owners {
+        addresses: [of("veth1", &["10.244.0.5", "fd00::5", "fe80::5"]), of("veth2", &["fe80::6"])].into(),
+        bound4: bound(),
+        bound6: bound(),
+        node: addresses(&["10.244.0.1", "fd00::1"]),
+    }
 }
 
 /// The table of specs and the file each must give.
@@ -101,6 +114,7 @@ fn cases() -> Vec<(&'static str, RedirectSpec)> {
             "bridges",
             spec(|_, spec| {
                 spec.bridges = vec![bridge("cni0", &["veth1", "veth2"]), bridge("cni1", &[])];
+                spec.owners = owners();
                 spec.quieted = ["cni0".to_owned()].into();
                 spec.created = CreatedBases { call_iptables: true, send_redirects: true, ..spec.created };
             }),

@@ -3,13 +3,17 @@
 
 use std::io;
 
-use super::{Difference, InstallError, Kernel};
+use super::{Difference, InstallError, Kernel, chain};
 use crate::accounting;
 use crate::bridge_settings::{self, Setting};
-use crate::bridges::PodBridge;
+use crate::bridges::{self, PodBridge};
 use crate::ipv6;
 use crate::links::Links;
+use crate::listing::list_bridge_table;
+use crate::other_ends;
+use crate::owners::Owners;
 use crate::probe::builds_bridge_rules;
+use crate::tool::nft;
 
 /// What it means when conntrack does not count.
 const NOT_COUNTED: &str = "records of UDP and SCTP flows have no packets and bytes";
@@ -77,6 +81,34 @@ impl Kernel {
     /// Why bridged traffic could pass unseen.
     pub(crate) fn obstacles(&self) -> &[String] {
         &self.obstacles
+    }
+
+    /// Follows the addresses of the pods of bridges. Nobody tells of their changes.
+    pub(crate) async fn follow_owners(&mut self) -> Result<(), InstallError> {
+        let before = self.spec.owners.clone();
+        self.find_owners().await;
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        if before != self.spec.owners {
+            nft(&["-f", "-"], &bridges::table(&self.spec)).await?;
+            installed.bridges = list_bridge_table().await;
+        }
+        Ok(())
+    }
+
+    /// What cannot be asked for stays as it is, as with the pods' interfaces.
+    pub(super) async fn find_owners(&mut self) {
+        if self.spec.bridges.is_empty() {
+            self.spec.owners = Owners::default();
+            return;
+        }
+        let ports = self.links.ports_of(&self.spec.bridges);
+        let found = other_ends::find(self.routes.handle(), ports, &self.spec.owners).await;
+        match found {
+            Ok(owners) => self.spec.owners = owners,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot find the addresses of pods on bridges")
+            }
+        }
     }
 
     pub(super) async fn read_links(&mut self) -> Result<(), InstallError> {

@@ -77,7 +77,8 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let mut spec = RedirectSpec::new(&config, gate, ipv6, pods)?;
     spec.upstream_ports = proxy.upstream_ports.first..=proxy.upstream_ports.last;
     if args.backend.is_none() {
-        spec.bridges = runtime.block_on(redirect::pod_bridges(&spec.pods, &spec.pod_interfaces))?;
+        (spec.bridges, spec.owners) =
+            runtime.block_on(redirect::pod_bridges(&spec.pods, &spec.pod_interfaces))?;
     }
     print!("{}", text(&redirect::ruleset(&spec)));
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! Packets that no honest stack sends, byte by byte, and an ear for what of them arrives. Whoever may open a raw socket in
 //! a pod can send these.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use lab::Netns;
@@ -212,6 +212,18 @@ pub fn sctp(from: SocketAddr, to: SocketAddr, tag: u32, chunks: &[&[u8]]) -> Vec
     chunks.iter().for_each(|chunk| packet.extend(*chunk));
     let checksum = crc32c(&packet);
     packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+    packet
+}
+
+/// A neighbour advertisement, unasked for and overriding: `target` is said to be at `hardware` (RFC 4861, section 4.4).
+pub fn advertisement(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, hardware: [u8; 6]) -> Vec<u8> {
+    const ICMPV6: u8 = 58;
+    const OVERRIDE: u8 = 0x20;
+    let message = [&[136, 0, 0, 0, OVERRIDE, 0, 0, 0][..], &target.octets(), &[2, 1], &hardware].concat();
+    let ends = [from, to].map(IpAddr::from);
+    let mut packet = six(ends, &[], ICMPV6, &with_checksum(message, 2, ICMPV6, ends));
+    // Nobody believes one that has passed a router.
+    packet[7] = 255;
     packet
 }
 

@@ -172,10 +172,7 @@ fn strange_sources(cluster: &Enforced, family: Family, near: IpAddr) -> Vec<IpAd
         Family::V6 => &["::", "::1", "ff02::1", "fe80::1", "fe80::77", "::ffff:10.244.1.2"],
     };
     sources.extend(odd.iter().map(|source| source.parse::<IpAddr>().unwrap()));
-    // Pods of one bridge are not told apart by where they send from.
-    if !cluster.topology().is_bridged() {
-        sources.extend([near, cluster.pod("client").address_in(family)]);
-    }
+    sources.extend([near, cluster.pod("client").address_in(family)]);
     sources
 }
 
