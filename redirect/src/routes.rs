@@ -161,8 +161,8 @@ impl Routes {
         &self.handle
     }
 
-    /// Adds what is missing and removes rules of ours that are not wanted. Says what it did. A route of somebody else in
-    /// our table is no route of ours that may be replaced, and an error.
+    /// Adds what is missing and removes rules of ours that are not wanted. Says what it did. A default
+    /// route of somebody else in our route's place is not ours to replace, and an error; other routes are theirs.
     pub(crate) async fn ensure(&self, want: RouteSpec) -> Result<Vec<&'static str>, RouteError> {
         let mut done = Vec::new();
         for version in want.versions() {
@@ -176,10 +176,11 @@ impl Routes {
                 }
             }
             let routes = self.routes(version.clone(), want.table).await?;
-            if let Some(foreign) = routes.iter().find(|route| !is_local_default(route)) {
-                return Err(RouteError::Occupied { table: want.table, found: described(foreign) });
-            }
-            if routes.is_empty() {
+            if !routes.iter().any(is_local_default) {
+                let is_default = |route: &&RouteMessage| route.header.destination_prefix_length == 0;
+                if let Some(foreign) = routes.iter().find(is_default) {
+                    return Err(RouteError::Occupied { table: want.table, found: described(foreign) });
+                }
                 self.add_route(version.clone(), want.table).await?;
                 done.push("route");
             }

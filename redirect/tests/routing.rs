@@ -72,7 +72,7 @@ fn what_leads_the_proxy_s_packets_elsewhere_is_told_and_keeps_nothing_else_from_
 #[test]
 fn a_table_with_routes_of_others_is_left_alone_and_nothing_is_installed() {
     let ns = node();
-    ns.run("ip route add 198.51.100.0/24 dev pods table 1093");
+    ns.run("ip route add default dev pods table 1093");
     let error = ns.block_on(|| async {
         let capabilities = probe().await;
         let gate = capabilities.gate_backend().unwrap();
@@ -82,7 +82,7 @@ fn a_table_with_routes_of_others_is_left_alone_and_nothing_is_installed() {
     });
     assert!(error.contains("redirect.route_table"), "{error}");
     let routes = ns.run("ip route show table 1093");
-    assert!(routes.starts_with("198.51.100.0/24 dev pods") && routes.lines().count() == 1, "{routes}");
+    assert!(routes.starts_with("default dev pods") && routes.lines().count() == 1, "{routes}");
     assert!(!ns.run("nft list ruleset").contains("sluice"));
 }
 
