@@ -83,7 +83,7 @@ fn where_the_table_is_somebody_else_s_it_does_not_start_and_leaves_theirs_alone(
     let node = stage.cluster.node("node1").unwrap();
     node.ip("route add default dev lo table 1093\n").unwrap();
     let mut sluice = node.start_sluice(&stage.options).unwrap();
-    assert_eq!(sluice.wait_exit(LIMIT).unwrap(), 1);
+    assert_eq!(sluice.wait_exit(LIMIT).unwrap(), 2, "{}", sluice.stderr());
     assert!(sluice.stderr().contains("redirect.route_table"), "{}", sluice.stderr());
     let routes = node.command("ip").args(["route", "show", "table", "1093"]).output().unwrap();
     let routes = String::from_utf8_lossy(&routes.stdout).into_owned();
@@ -133,7 +133,8 @@ fn counting_that_somebody_turns_off_is_turned_on_again_and_put_back_by_cleanup()
         .sluice()
         .stderr()
         .contains("what=\"net.netfilter.nf_conntrack_acct\"")));
-    assert_eq!(stage.sluice().metric("sluice_ruleset_repairs_total").unwrap(), 1.0);
+    let repaired = || stage.sluice().metric("sluice_ruleset_repairs_total").unwrap() == 1.0;
+    assert!(wait_until(LIMIT, repaired));
     let socket = client.udp_to(plain.at(9000)).unwrap();
     let from = socket.local_addr().unwrap();
     assert_eq!(ask(&socket, b"HELLO\n", ANSWER).unwrap(), from);
