@@ -180,7 +180,7 @@ impl Guard {
         if self.looks == 0 {
             self.kernel.follow_pod_links().await?;
         }
-        if self.looks % LOOKS_PER_OWNERS == 0 {
+        if self.looks.is_multiple_of(LOOKS_PER_OWNERS) {
             self.kernel.follow_owners().await?;
         }
         let mut differences = self.kernel.differences().await?;
