@@ -85,6 +85,7 @@ test-kernels: setup-kernels ## Debian's kernels 5.10, 6.1 and 6.12 in emulated m
 	$(NEXTEST) --no-run
 	tests/kernels/run.sh iptables bullseye
 	tests/kernels/run.sh legacy bullseye
+	tests/kernels/run.sh conntrack bullseye
 	tests/kernels/run.sh bare bullseye
 	tests/kernels/run.sh whole $(KERNELS)
 	$(NEXTEST) -E 'package(suite) and test(the_table_of_kernels)'

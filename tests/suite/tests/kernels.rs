@@ -12,9 +12,10 @@ use suite::cells;
 const RELEASES: [(&str, &str); 3] =
     [("bullseye", "(bullseye)"), ("bookworm", "(bookworm)"), ("trixie", "(trixie)")];
 /// Kernels without some of their modules, each with jobs of its own.
-const LESSER: [(&str, &str); 3] = [
+const LESSER: [(&str, &str); 4] = [
     ("bullseye-iptables", "(bullseye) without nft's tproxy and queue"),
     ("bullseye-legacy", "(bullseye) without nf_tables"),
+    ("bullseye-conntrack", "(bullseye) without conntrack's netlink"),
     ("bullseye-bare", "(bullseye) without any tproxy and queue"),
 ];
 
