@@ -14,8 +14,8 @@ pub(crate) fn is_on() -> bool {
 /// Why, where the rules are without IPv6, connections by it pass unseen; `None` when the node forwards none.
 pub(crate) fn passes_unseen() -> Option<String> {
     // What is not forwarded ends on the node itself, to which every pod may speak.
-    let forwards = read("all", "forwarding").is_some_and(|value| value != "0");
-    let interface = interfaces().find(|name| is_enabled(name)).filter(|_| forwards)?;
+    read("all", "forwarding").filter(|value| value != "0")?;
+    let interface = interfaces().find(|name| is_enabled(name))?;
     Some(if is_on() {
         format!(
             "IPv6 is on, on {interface} too, and was off when Sluice started: connections by it pass unseen; start \

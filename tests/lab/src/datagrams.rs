@@ -79,8 +79,13 @@ impl Drop for UdpServer {
 /// Sends `request` from a connected socket and returns who the server took it for. Errors: what the socket
 /// gave, ECONNREFUSED for an ICMP error, `WouldBlock` for silence.
 pub fn ask(socket: &UdpSocket, request: &[u8], limit: Duration) -> io::Result<SocketAddr> {
-    socket.set_read_timeout(Some(patiently(limit)))?;
     socket.send(request)?;
+    hear(socket, limit)
+}
+
+/// Waits for one answer of a [`UdpServer`] and returns who the server took the socket for. Errors: as of [`ask`].
+pub fn hear(socket: &UdpSocket, limit: Duration) -> io::Result<SocketAddr> {
+    socket.set_read_timeout(Some(patiently(limit)))?;
     let mut buffer = [0; 128];
     let length = socket.recv(&mut buffer)?;
     let line = String::from_utf8_lossy(&buffer[..length]).into_owned();

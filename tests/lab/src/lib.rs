@@ -27,7 +27,7 @@ mod wait;
 mod wiring;
 
 pub use cluster::{Cluster, External, Node, Pod};
-pub use datagrams::{UdpServer, ask};
+pub use datagrams::{UdpServer, ask, hear};
 pub use error::LabError;
 pub use iproute::{ip_batch, nft_script};
 pub use netns::{Netns, remove_namespaces};

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use lab::{Cluster, ClusterBuilder, Pod, PodSpec, ServiceSpec, Transport, ask, patiently};
+use lab::{Cluster, ClusterBuilder, Netns, Pod, PodSpec, ServiceSpec, Transport, ask, patiently};
 use serde_json::Value;
 
 use crate::enforced::{Enforced, is_from};
@@ -61,13 +61,19 @@ pub fn enforced(config: &str) -> Enforced {
     let cluster = builder().build().expect("a working lab");
     cluster.write_policy("policy.yaml", POLICY).expect("a working lab");
     for node in cluster.nodes() {
-        for (timeout, limit) in [("udp_timeout", 1), ("udp_timeout_stream", 2)] {
-            let limit = patiently(Duration::from_secs(limit)).as_secs();
-            node.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), &limit.to_string())
-                .expect("a working lab");
-        }
+        forget_after(node, [1, 2]);
     }
     Enforced::on(cluster, &["node1", "node2"], config)
+}
+
+/// Makes conntrack give up a flow that nobody has answered, and one that somebody has, after so many seconds; later where
+/// the machine is slow.
+pub fn forget_after(node: &Netns, seconds: [u64; 2]) {
+    for (timeout, limit) in ["udp_timeout", "udp_timeout_stream"].iter().zip(seconds) {
+        let limit = patiently(Duration::from_secs(limit)).as_secs();
+        node.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), &limit.to_string())
+            .expect("a working lab");
+    }
 }
 
 /// A socket of the pod's that is connected to `to`, and its own address.

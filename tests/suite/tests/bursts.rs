@@ -4,11 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-use lab::{Cluster, Family, PodSpec, ServiceSpec, Transport, UdpServer, patiently, wait_until};
+use lab::{Cluster, Family, PodSpec, ServiceSpec, Transport, UdpServer, hear, wait_until};
 use suite::enforced::{Enforced, LIMIT, told};
-use suite::flows::{ANSWER, counted, ended, greeting};
+use suite::flows::{ANSWER, counted, ended, forget_after, greeting};
 
 const NODE: &str = "node1";
 /// Longer than the test waits for the pods to be told of.
@@ -57,26 +56,8 @@ fn cluster() -> Cluster {
         .map(str::to_owned)
         .collect();
     cluster.write_policy("cluster.yaml", &known.join("---\n")).unwrap();
-    // Flows that are over soon, but not while the machine is slow.
-    let node = cluster.node(NODE).unwrap();
-    for (timeout, limit) in [("udp_timeout", 2), ("udp_timeout_stream", 3)] {
-        let limit = patiently(Duration::from_secs(limit)).as_secs().to_string();
-        node.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), &limit).unwrap();
-    }
+    forget_after(cluster.node(NODE).unwrap(), [2, 3]);
     cluster
-}
-
-/// The answers that have come, each the address that the server took the client for.
-fn answers(socket: &UdpSocket) -> Vec<SocketAddr> {
-    socket.set_read_timeout(Some(patiently(ANSWER))).unwrap();
-    let mut buffer = [0; 128];
-    (0..HELD)
-        .map_while(|_| {
-            let length = socket.recv(&mut buffer).ok()?;
-            let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            line.trim_end().strip_prefix(lab::GREETING)?.parse().ok()
-        })
-        .collect()
 }
 
 fn what_is_held_together_is_one_flow(config: &str, by_pods: Seen) {
@@ -142,7 +123,7 @@ fn what_is_held_together_is_one_flow(config: &str, by_pods: Seen) {
         };
         let peers = way.server.peers();
         assert!(peers.iter().all(is_meant), "{name}: {local} was taken for {peers:?}");
-        let mut answered = answers(socket);
+        let mut answered: Vec<SocketAddr> = (0..HELD).map_while(|_| hear(socket, ANSWER).ok()).collect();
         answered.sort();
         let mut peers_answered = peers.clone();
         peers_answered.sort();
